@@ -1,1 +1,16 @@
-//! In construction.
+//! Torc's storage engine: one log-structured merge tree store a shard.
+//!
+//! A write goes `commit` → `wal` → `memtable` → (flush) → `table`; a read asks memtables,
+//! the record cache and then tables, newest first. The engine never sees a node, a socket or a
+//! clock: the world is [`torc_env::Env`], and everything of a store lives on one thread.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(missing_docs))]
+
+pub mod error;
+pub mod options;
+pub mod record;
+
+pub use error::{JobError, OpenError, ReadError, WriteError};
+pub use options::{Fsync, Options};
+pub use record::{Entry, EntryRef, Kind, Record};

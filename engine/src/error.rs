@@ -1,0 +1,157 @@
+//! What can go wrong outside the program: disk faults and limits. Absence is a value, not an error.
+
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+/// Why a read has no answer. Never to be taken for "absent".
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// Bytes on disk are not what was written there.
+    #[error("{}: corrupt at offset {offset}: {detail}", path.display())]
+    Corrupt {
+        /// The file, relative to the data directory.
+        path: PathBuf,
+        /// Where in it, in bytes.
+        offset: u64,
+        /// What was expected and what was found.
+        detail: String,
+    },
+    /// The device refused.
+    #[error("{}: cannot read at offset {offset}", path.display())]
+    Io {
+        /// The file, relative to the data directory.
+        path: PathBuf,
+        /// Where in it, in bytes.
+        offset: u64,
+        /// What the device said.
+        source: io::Error,
+    },
+    /// The store was closed.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// Why a background job (flush, compaction) gave up. Its inputs are untouched.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// An input cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// An output cannot be written.
+    #[error("{}: cannot write", path.display())]
+    Write {
+        /// The file, relative to the data directory.
+        path: PathBuf,
+        /// What the device said.
+        source: io::Error,
+    },
+}
+
+impl JobError {
+    /// Whether the only trouble is a full disk, which passes.
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, JobError::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    }
+}
+
+/// Why an update is not acknowledged.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The disk is nearly full: values are refused, deletions are not. Nothing was written.
+    #[error("the disk is nearly full")]
+    DiskFull,
+    /// More work is queued than the store may hold. Nothing was written; later it may be.
+    #[error("overloaded: {what}")]
+    Overloaded {
+        /// Which bound was met.
+        what: &'static str,
+    },
+    /// A write or sync of the log or manifest failed. The store writes nothing more until it is
+    /// opened again.
+    #[error("the store is poisoned: {cause}")]
+    Poisoned {
+        /// The first failure.
+        cause: Rc<str>,
+        /// Whether this update had been handed to the device before.
+        in_doubt: bool,
+    },
+    /// Key or value is above its limit. Nothing was written.
+    #[error("record of {bytes} bytes is above the limit of {bytes_max}")]
+    TooLarge {
+        /// Size of key and value.
+        bytes: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// The current state of the key cannot be read, so nothing was decided and nothing written.
+    #[error("cannot read the current state: {0}")]
+    Read(Rc<ReadError>),
+    /// The store was closed before this update was handed to the device.
+    #[error("the store is closed")]
+    Closed,
+}
+
+impl WriteError {
+    /// Whether the update may have become (or may yet become) part of the store all the same.
+    pub fn in_doubt(&self) -> bool {
+        matches!(self, WriteError::Poisoned { in_doubt: true, .. })
+    }
+}
+
+/// Why a store cannot be opened. Nothing was deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The device refused. An unreadable log is not an empty one.
+    #[error("{}: cannot {doing}", path.display())]
+    Io {
+        /// The file or directory, relative to the data directory.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// What the device said.
+        source: io::Error,
+    },
+    /// The manifest, or a file that it lists, is damaged or missing.
+    #[error("{}: corrupt at offset {offset}: {detail}", path.display())]
+    Corrupt {
+        /// The file, relative to the data directory.
+        path: PathBuf,
+        /// Where in it, in bytes.
+        offset: u64,
+        /// What was expected and what was found.
+        detail: String,
+    },
+    /// Written by a newer version of the program.
+    #[error("{}: format version {found}, this program knows up to {known}", path.display())]
+    Version {
+        /// The file, relative to the data directory.
+        path: PathBuf,
+        /// The version in the file.
+        found: u16,
+        /// The newest version that this program reads.
+        known: u16,
+    },
+}
+
+impl From<ReadError> for OpenError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Corrupt {
+                path,
+                offset,
+                detail,
+            } => OpenError::Corrupt {
+                path,
+                offset,
+                detail,
+            },
+            ReadError::Io { path, source, .. } => OpenError::Io {
+                path,
+                doing: "read",
+                source,
+            },
+            ReadError::Closed => unreachable!("an opening store is not closed"),
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! What the engine stores: one record a key, ordered by (token, key) within a tree.
+//!
+//! The engine never looks into a value and never merges two: of two records of one key the one
+//! with the higher sequence number wins, whole.
+
+use bytes::Bytes;
+use torc_env::Token;
+
+/// Whether a record holds something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// A live value.
+    Value,
+    /// A deletion. Kept, and returned by reads, until compaction may purge it.
+    Tombstone,
+}
+
+/// The state of a key, as the layer above wrote it. A tombstone may carry a value too (its
+/// causal history, for instance).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Value or tombstone.
+    pub kind: Kind,
+    /// The writer's time stamp. The engine only compares it with purge floors.
+    pub stamp: u64,
+    /// Milliseconds since 1970-01-01 UTC from which on this record counts as deleted; 0 = never.
+    /// Reads return an expired record until compaction purges it: whoever reads decides with the
+    /// clock that it trusts.
+    pub expires_at_ms: u64,
+    /// Opaque to the engine.
+    pub value: Bytes,
+}
+
+/// A record with its place and age.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// `Token::of(tree, key)`. Recomputed from the key wherever it is not at hand; not stored.
+    pub token: Token,
+    /// The key.
+    pub key: Bytes,
+    /// Order of writing within the store: of two records of one key, the higher one is current.
+    pub seqno: u64,
+    /// What is stored.
+    pub record: Record,
+}
+
+/// A borrowed [`Entry`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryRef<'a> {
+    /// See [`Entry::token`].
+    pub token: Token,
+    /// The key.
+    pub key: &'a [u8],
+    /// See [`Entry::seqno`].
+    pub seqno: u64,
+    /// See [`Record::kind`].
+    pub kind: Kind,
+    /// See [`Record::stamp`].
+    pub stamp: u64,
+    /// See [`Record::expires_at_ms`].
+    pub expires_at_ms: u64,
+    /// See [`Record::value`].
+    pub value: &'a [u8],
+}
+
+impl Entry {
+    /// This entry, borrowed.
+    pub fn as_ref(&self) -> EntryRef<'_> {
+        EntryRef {
+            token: self.token,
+            key: &self.key,
+            seqno: self.seqno,
+            kind: self.record.kind,
+            stamp: self.record.stamp,
+            expires_at_ms: self.record.expires_at_ms,
+            value: &self.record.value,
+        }
+    }
+}
+
+impl EntryRef<'_> {
+    /// An owned copy. Two allocations.
+    pub fn to_entry(&self) -> Entry {
+        Entry {
+            token: self.token,
+            key: Bytes::copy_from_slice(self.key),
+            seqno: self.seqno,
+            record: Record {
+                kind: self.kind,
+                stamp: self.stamp,
+                expires_at_ms: self.expires_at_ms,
+                value: Bytes::copy_from_slice(self.value),
+            },
+        }
+    }
+}
