@@ -4,3 +4,4 @@
 #![cfg_attr(not(test), warn(missing_docs))]
 
 pub mod api;
+pub mod quorum;
