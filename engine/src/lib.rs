@@ -8,9 +8,11 @@
 #![cfg_attr(not(test), warn(missing_docs))]
 
 pub mod error;
+mod memtable;
 pub mod options;
 pub mod record;
 
 pub use error::{JobError, OpenError, ReadError, WriteError};
+pub use memtable::Sealed;
 pub use options::{Fsync, Options};
-pub use record::{Entry, EntryRef, Kind, Record};
+pub use record::{Entry, EntryRef, Kind, Record, ScanFrom};

@@ -94,3 +94,29 @@ impl EntryRef<'_> {
         }
     }
 }
+
+/// Where a scan begins, in the order (token, key) of a tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ScanFrom {
+    /// At the first key of this token or a later one.
+    Token(Token),
+    /// Behind this key.
+    After(Token, Bytes),
+}
+
+impl ScanFrom {
+    /// The token at which to start looking.
+    pub fn token(&self) -> Token {
+        match self {
+            ScanFrom::Token(token) | ScanFrom::After(token, _) => *token,
+        }
+    }
+
+    /// Whether the scan has not yet begun at this place.
+    pub fn is_after(&self, token: Token, key: &[u8]) -> bool {
+        match self {
+            ScanFrom::Token(first) => token < *first,
+            ScanFrom::After(last_token, last_key) => (token, key) <= (*last_token, last_key),
+        }
+    }
+}
