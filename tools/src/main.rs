@@ -1,2 +1,97 @@
-//! In construction.
-fn main() {}
+//! `torc`: server, client, admin, load and simulation in one binary.
+//!
+//! This crate only turns command lines into calls and answers into text; what a subcommand means
+//! is in the library crates.
+
+#![forbid(unsafe_code)]
+
+mod commands;
+mod config;
+mod endpoint;
+mod failure;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use commands::{admin, dev, kv, server, sim};
+use failure::Failure;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A distributed key-value store for bare-metal Linux and NVMe.
+#[derive(Parser, Debug)]
+#[command(name = "torc", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run one node in the foreground; SIGTERM drains and stops it
+    Server(server::Server),
+    /// Run a cluster on loopback: nothing to configure, Ctrl-C stops all of it
+    Dev(dev::Dev),
+    /// Read a key
+    Get(kv::Get),
+    /// Write a key
+    Put(kv::Put),
+    /// Delete a key
+    Delete(kv::Delete),
+    /// List keys
+    Scan(kv::Scan),
+    /// Read and write many keys in one request
+    Batch(kv::Batch),
+    /// Show the nodes of the cluster
+    Status(admin::Common),
+    /// Show the ring, or the replicas of one key
+    Ring(admin::Ring),
+    /// Create, change, list and drop keyspaces
+    #[command(subcommand)]
+    Keyspace(admin::Keyspace),
+    /// Change the membership of nodes
+    #[command(subcommand)]
+    Node(admin::Node),
+    /// Compare the endpoint's node with its peers and make them equal
+    Repair(admin::Maintenance),
+    /// Flush and compact the endpoint's node
+    Compact(admin::Maintenance),
+    /// Verify every checksum on the endpoint's node
+    Scrub(admin::Maintenance),
+    /// Simulate a cluster under faults, reproducibly
+    Sim(sim::Sim),
+}
+
+fn main() -> ExitCode {
+    let outcome = run(&Cli::parse().command);
+    match outcome {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("torc: {failure}");
+            ExitCode::from(failure.exit())
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Server(args) => server::server(args)?,
+        Command::Dev(args) => return dev::dev(args),
+        Command::Get(args) => kv::get(args)?,
+        Command::Put(args) => kv::put(args)?,
+        Command::Delete(args) => kv::delete(args)?,
+        Command::Scan(args) => kv::scan(args)?,
+        Command::Batch(args) => kv::batch(args)?,
+        Command::Status(args) => admin::status(args)?,
+        Command::Ring(args) => admin::ring(args)?,
+        Command::Keyspace(command) => admin::keyspace(command)?,
+        Command::Node(command) => admin::node(command)?,
+        Command::Repair(args) => admin::maintenance("repair", args)?,
+        Command::Compact(args) => admin::maintenance("compact", args)?,
+        Command::Scrub(args) => admin::maintenance("scrub", args)?,
+        Command::Sim(args) => sim::sim(args)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,7 @@
+//! One module for each group of subcommands.
+
+pub mod admin;
+pub mod dev;
+pub mod kv;
+pub mod server;
+pub mod sim;

@@ -1,0 +1,278 @@
+//! `torc status|ring|keyspace|node|repair|compact|scrub`: what an operator asks and orders.
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use crate::endpoint::{Endpoint, Request, add_query};
+use crate::failure::Failure;
+
+/// What every admin command takes.
+#[derive(Args, Debug, Clone)]
+pub struct Common {
+    /// HTTP endpoint of any node
+    #[arg(
+        long,
+        env = "TORC_ENDPOINT",
+        default_value = "http://127.0.0.1:7480",
+        value_name = "URL"
+    )]
+    pub endpoint: String,
+    /// Print the server's JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `torc status`
+pub fn status(args: &Common) -> Result<(), Failure> {
+    let status = Endpoint::new(&args.endpoint)?.get_json("/admin/status")?;
+    if args.json {
+        println!("{status}");
+        return Ok(());
+    }
+    let nodes = status
+        .get("nodes")
+        .and_then(Value::as_array)
+        .map_or(&[][..], Vec::as_slice);
+    let columns = ["name", "state", "shards", "rack", "internode", "http", "id"];
+    print_table(&columns, nodes);
+    for (name, value) in status.as_object().into_iter().flatten() {
+        if !value.is_array() && !value.is_object() {
+            println!("{name}: {}", plain(value));
+        }
+    }
+    Ok(())
+}
+
+/// `torc ring`
+#[derive(Args, Debug)]
+pub struct Ring {
+    /// Only the range and the replicas of this key
+    #[arg(long)]
+    pub key: Option<String>,
+    /// Keyspace [default: default]
+    #[arg(long, value_name = "NAME")]
+    pub keyspace: Option<String>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Prints who owns what share of the ring, or who holds one key.
+pub fn ring(args: &Ring) -> Result<(), Failure> {
+    let mut query = String::new();
+    for (name, value) in [("key", &args.key), ("keyspace", &args.keyspace)] {
+        if let Some(value) = value {
+            add_query(&mut query, name, value);
+        }
+    }
+    let ring = Endpoint::new(&args.common.endpoint)?.get_json(&format!("/admin/ring{query}"))?;
+    if args.common.json {
+        println!("{ring}");
+        return Ok(());
+    }
+    for (name, value) in ring.as_object().into_iter().flatten() {
+        match value {
+            Value::Array(rows) if rows.iter().all(Value::is_object) && !rows.is_empty() => {
+                println!("{name}:");
+                let columns: Vec<&str> = rows[0]
+                    .as_object()
+                    .into_iter()
+                    .flatten()
+                    .map(|(name, _)| &**name)
+                    .collect();
+                print_table(&columns, rows);
+            }
+            other => println!("{name}: {}", plain(other)),
+        }
+    }
+    Ok(())
+}
+
+/// `torc keyspace`
+#[derive(Subcommand, Debug)]
+pub enum Keyspace {
+    /// List the keyspaces
+    List {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Create a keyspace, or change the given settings of one
+    Set {
+        /// Its name
+        name: String,
+        /// Replicas of each key
+        #[arg(long)]
+        n: Option<u8>,
+        /// `eventual` or `serial`
+        #[arg(long)]
+        mode: Option<String>,
+        /// `siblings` or `lww`
+        #[arg(long)]
+        conflict: Option<String>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Drop a keyspace and all its data
+    Drop {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+/// Lists, creates, changes or drops keyspaces.
+pub fn keyspace(command: &Keyspace) -> Result<(), Failure> {
+    match command {
+        Keyspace::List { common } => {
+            let document = Endpoint::new(&common.endpoint)?.get_json("/admin/keyspaces")?;
+            if common.json {
+                println!("{document}");
+                return Ok(());
+            }
+            let rows = document.get("keyspaces").and_then(Value::as_array);
+            print_table(
+                &["name", "n", "mode", "conflict"],
+                rows.map_or(&[][..], Vec::as_slice),
+            );
+            Ok(())
+        }
+        Keyspace::Set {
+            name,
+            n,
+            mode,
+            conflict,
+            common,
+        } => {
+            let mut body = json!({});
+            for (field, value) in [("mode", mode), ("conflict", conflict)] {
+                if let Some(value) = value {
+                    body[field] = json!(value);
+                }
+            }
+            if let Some(n) = n {
+                body["n"] = json!(n);
+            }
+            order(
+                common,
+                "PUT",
+                &format!("/admin/keyspaces/{name}"),
+                Some(body),
+            )
+        }
+        Keyspace::Drop { name, common } => {
+            order(common, "DELETE", &format!("/admin/keyspaces/{name}"), None)
+        }
+    }
+}
+
+/// `torc node`
+#[derive(Subcommand, Debug)]
+pub enum Node {
+    /// Take a node out of the ring
+    Decommission {
+        /// Name of the node
+        name: String,
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+/// Orders about the membership of nodes.
+pub fn node(command: &Node) -> Result<(), Failure> {
+    let Node::Decommission { name, common } = command;
+    order(
+        common,
+        "POST",
+        &format!("/admin/nodes/{name}/decommission"),
+        None,
+    )
+}
+
+/// `torc repair|compact|scrub`
+#[derive(Args, Debug)]
+pub struct Maintenance {
+    /// Return at once instead of when it is done
+    #[arg(long)]
+    pub detach: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Orders `action` (`repair`, `compact` or `scrub`) on the endpoint's node.
+pub fn maintenance(action: &str, args: &Maintenance) -> Result<(), Failure> {
+    let detach = if args.detach { "?detach=true" } else { "" };
+    order(
+        &args.common,
+        "POST",
+        &format!("/admin/{action}{detach}"),
+        None,
+    )
+}
+
+fn order(common: &Common, method: &str, path: &str, body: Option<Value>) -> Result<(), Failure> {
+    let request = Request {
+        method,
+        path: path.into(),
+        headers: vec![("Content-Type", "application/json".into())],
+        body: body
+            .map(|body| body.to_string().into_bytes())
+            .unwrap_or_default(),
+    };
+    let answer = Endpoint::new(&common.endpoint)?.expect(request, &[])?;
+    if answer.body.is_empty() {
+        return Ok(());
+    }
+    let document = answer.json()?;
+    if common.json {
+        println!("{document}");
+    } else {
+        for (name, value) in document.as_object().into_iter().flatten() {
+            println!("{name}: {}", plain(value));
+        }
+    }
+    Ok(())
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// Prints the given fields of each row, aligned. Fields that no row has are left out.
+fn print_table(columns: &[&str], rows: &[Value]) {
+    let columns: Vec<&str> = columns
+        .iter()
+        .copied()
+        .filter(|column| rows.iter().any(|row| row.get(*column).is_some()))
+        .collect();
+    let cells: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| {
+            columns
+                .iter()
+                .map(|column| row.get(*column).map_or_else(String::new, plain))
+                .collect()
+        })
+        .collect();
+    let width = |index: usize| {
+        let longest = cells
+            .iter()
+            .map(|row| row[index].chars().count())
+            .max()
+            .unwrap_or(0);
+        longest.max(columns[index].len())
+    };
+    let print = |row: &mut dyn Iterator<Item = &str>| {
+        let line: Vec<String> = row
+            .enumerate()
+            .map(|(index, cell)| format!("{cell:<0$}", width(index)))
+            .collect();
+        println!("{}", line.join("  ").trim_end());
+    };
+    print(&mut columns.iter().copied());
+    for row in &cells {
+        print(&mut row.iter().map(String::as_str));
+    }
+}
