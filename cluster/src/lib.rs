@@ -4,4 +4,8 @@
 #![cfg_attr(not(test), warn(missing_docs))]
 
 pub mod api;
+pub mod keyspace;
+pub mod membership;
 pub mod quorum;
+pub mod ring;
+pub mod topology;
