@@ -82,6 +82,10 @@ pub struct Space {
 
 /// An open file. Clones share it; it is closed when the last one is dropped and its last operation
 /// is done.
+#[expect(
+    clippy::len_without_is_empty,
+    reason = "a question to the disk, not to a collection"
+)]
 pub trait File: Clone + 'static {
     /// Reads up to `buf.len()` bytes at `offset` into `buf` and returns how many; fewer only at the
     /// end of the file. `offset` and `buf.len()` are whole sectors.

@@ -20,6 +20,7 @@ pub mod disk;
 pub mod id;
 pub mod job;
 pub mod map;
+pub mod mutation;
 pub mod time;
 
 use std::future::Future;
