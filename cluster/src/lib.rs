@@ -3,9 +3,13 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(missing_docs))]
 
+pub mod admission;
 pub mod api;
 pub mod keyspace;
+pub mod latency;
 pub mod membership;
+mod message;
+pub mod metrics;
 pub mod quorum;
 pub mod ring;
 pub mod topology;

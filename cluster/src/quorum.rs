@@ -9,7 +9,7 @@
 //!
 //! It does not know clocks, messages or keys.
 
-use torc_env::NodeId;
+use std::fmt;
 
 use crate::api::{Failure, FailureCode, Level};
 
@@ -171,31 +171,36 @@ pub enum Verdict {
     },
 }
 
+/// Names a node within one request: distinct for distinct nodes.
+pub trait Peer: Copy + PartialEq + fmt::Debug {}
+
+impl<P: Copy + PartialEq + fmt::Debug> Peer for P {}
+
 /// The state of one request.
 #[derive(Clone, Debug)]
-pub struct Tracker {
+pub struct Tracker<P: Peer> {
     requirement: Requirement,
-    parts: Vec<(NodeId, Part)>,
+    parts: Vec<(P, Part)>,
     /// Bit i: a hint for the i-th replica is durable on some other node.
     hinted: u32,
     /// Bit i: a hint for the i-th replica is on its way.
     hinting: u32,
     /// Nodes that took, or may have taken, a hint, with whether they certainly did.
-    holders: Vec<(NodeId, Part)>,
+    holders: Vec<(P, Part)>,
     sloppy: bool,
 }
 
-impl Tracker {
+impl<P: Peer> Tracker<P> {
     /// For a request to `replicas` (distinct, in preference order). `sloppy`: whether hints count.
     ///
     /// # Panics
     /// When there are more than [`REPLICAS_MAX`] replicas, or one twice: the ring never says so.
     pub fn new(
-        replicas: impl IntoIterator<Item = NodeId>,
+        replicas: impl IntoIterator<Item = P>,
         requirement: Requirement,
         sloppy: bool,
     ) -> Self {
-        let parts: Vec<(NodeId, Part)> = replicas
+        let parts: Vec<(P, Part)> = replicas
             .into_iter()
             .map(|node| (node, Part::Idle))
             .collect();
@@ -203,7 +208,7 @@ impl Tracker {
         for (index, (node, _)) in parts.iter().enumerate() {
             assert!(
                 parts[..index].iter().all(|(other, _)| other != node),
-                "replica {node} twice"
+                "replica {node:?} twice"
             );
         }
         Self {
@@ -217,30 +222,30 @@ impl Tracker {
     }
 
     /// The request was sent to a replica. Sent to another node, it changes nothing.
-    pub fn sent(&mut self, node: NodeId) {
+    pub fn sent(&mut self, node: P) {
         self.set(node, Part::Pending);
     }
 
     /// A replica of the request's range epoch did it. An ack of a node that is not a replica, or a
     /// second one of the same node, counts for nothing.
-    pub fn acked(&mut self, node: NodeId) {
+    pub fn acked(&mut self, node: P) {
         self.set(node, Part::Acked);
     }
 
     /// A replica has certainly not done it, and will not.
-    pub fn refused(&mut self, node: NodeId) {
+    pub fn refused(&mut self, node: P) {
         self.set(node, Part::Refused);
     }
 
     /// It is not known what a replica did.
-    pub fn lost(&mut self, node: NodeId) {
+    pub fn lost(&mut self, node: P) {
         self.set(node, Part::Lost);
     }
 
     /// A hint for the replica `target` was sent to `holder`. Returns whether it will count when
     /// acked: only under `sloppy`, on a node that is no replica and holds no other hint of this
     /// request.
-    pub fn hint_sent(&mut self, holder: NodeId, target: NodeId) -> bool {
+    pub fn hint_sent(&mut self, holder: P, target: P) -> bool {
         let Some(index) = self.index(target) else {
             return false;
         };
@@ -257,7 +262,7 @@ impl Tracker {
 
     /// The hint for `target` on `holder` is durable. Counts only after a [`Tracker::hint_sent`] that
     /// returned true.
-    pub fn hint_acked(&mut self, holder: NodeId, target: NodeId) {
+    pub fn hint_acked(&mut self, holder: P, target: P) {
         if self.settle_hint(holder, target, Part::Acked)
             && let Some(index) = self.index(target)
         {
@@ -266,7 +271,7 @@ impl Tracker {
     }
 
     /// The hint for `target` on `holder` was refused (`in_doubt` false) or may have been stored.
-    pub fn hint_failed(&mut self, holder: NodeId, target: NodeId, in_doubt: bool) {
+    pub fn hint_failed(&mut self, holder: P, target: P, in_doubt: bool) {
         let part = if in_doubt { Part::Lost } else { Part::Refused };
         self.settle_hint(holder, target, part);
     }
@@ -314,13 +319,13 @@ impl Tracker {
     }
 
     /// Whether this replica acked.
-    pub fn has_acked(&self, node: NodeId) -> bool {
+    pub fn has_acked(&self, node: P) -> bool {
         self.index(node)
             .is_some_and(|index| self.parts[index].1 == Part::Acked)
     }
 
     /// Replicas that have not acked, in preference order: those that need a hint or a repair.
-    pub fn missed(&self) -> impl Iterator<Item = NodeId> + '_ {
+    pub fn missed(&self) -> impl Iterator<Item = P> + '_ {
         self.parts
             .iter()
             .filter(|(_, part)| *part != Part::Acked)
@@ -328,7 +333,7 @@ impl Tracker {
     }
 
     /// The next replica that was not asked yet and whose answer would help.
-    pub fn next_idle(&self) -> Option<NodeId> {
+    pub fn next_idle(&self) -> Option<P> {
         let busy = self.mask(|part| matches!(part, Part::Acked | Part::Pending));
         self.parts
             .iter()
@@ -338,7 +343,7 @@ impl Tracker {
     }
 
     /// The next replica that was not asked yet, whether or not the pending ones would be enough.
-    pub fn next_spare(&self) -> Option<NodeId> {
+    pub fn next_spare(&self) -> Option<P> {
         let acked = self.mask(|part| part == Part::Acked);
         self.parts
             .iter()
@@ -347,7 +352,7 @@ impl Tracker {
             .map(|(_, (node, _))| *node)
     }
 
-    fn settle_hint(&mut self, holder: NodeId, target: NodeId, part: Part) -> bool {
+    fn settle_hint(&mut self, holder: P, target: P, part: Part) -> bool {
         let Some(index) = self.index(target) else {
             return false;
         };
@@ -363,7 +368,7 @@ impl Tracker {
         true
     }
 
-    fn set(&mut self, node: NodeId, part: Part) {
+    fn set(&mut self, node: P, part: Part) {
         if let Some(index) = self.index(node) {
             let old = &mut self.parts[index].1;
             // An ack is a promise on disk: nothing that arrives later takes it back.
@@ -373,7 +378,7 @@ impl Tracker {
         }
     }
 
-    fn index(&self, node: NodeId) -> Option<usize> {
+    fn index(&self, node: P) -> Option<usize> {
         self.parts.iter().position(|(other, _)| *other == node)
     }
 
@@ -401,6 +406,7 @@ fn count(mask: u32) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use torc_env::NodeId;
 
     const A: NodeId = NodeId(1);
     const B: NodeId = NodeId(2);
@@ -408,18 +414,18 @@ mod tests {
     const D: NodeId = NodeId(4);
     const E: NodeId = NodeId(5);
 
-    fn strict(need: u8) -> Tracker {
+    fn strict(need: u8) -> Tracker<NodeId> {
         tracker(need, false)
     }
 
-    fn tracker(need: u8, sloppy: bool) -> Tracker {
+    fn tracker(need: u8, sloppy: bool) -> Tracker<NodeId> {
         let requirement = Requirement::of(Level::Count(need), &[(), (), ()], &()).unwrap();
         Tracker::new([A, B, C], requirement, sloppy)
     }
 
     /// Plays a story of one step a line: `who what [for whom]`, and returns the verdict after
     /// each line.
-    fn play(tracker: &mut Tracker, story: &str) -> Vec<Verdict> {
+    fn play(tracker: &mut Tracker<NodeId>, story: &str) -> Vec<Verdict> {
         let node = |name: &str| match name {
             "a" => A,
             "b" => B,
