@@ -1,6 +1,6 @@
 //! Bounds on what a shard works on at one time: more is refused early, with a name.
 //!
-//! On the path: [`Node`](crate::node::Node) takes a [`Permit`] before it starts a request and
+//! On the path: `Node` takes a [`Permit`] before it starts a request and
 //! holds it until the answer. Classes have bounds of their own, so that a burst of client requests
 //! cannot make this node fail its duties as a replica, and repair cannot push either aside.
 //!
