@@ -8,9 +8,11 @@
 #![cfg_attr(not(test), warn(missing_docs))]
 
 pub mod error;
+mod le;
 mod memtable;
 pub mod options;
 pub mod record;
+pub mod table;
 
 pub use error::{JobError, OpenError, ReadError, WriteError};
 pub use memtable::Sealed;

@@ -1,0 +1,158 @@
+//! A run over a table's records in order, for scans and merges. Never fills a cache.
+
+use bytes::Bytes;
+use torc_env::{Disk, TokenRange};
+
+use super::block::Block;
+use super::reader::Table;
+use crate::error::ReadError;
+use crate::le;
+use crate::record::{Entry, ScanFrom};
+
+/// How much is read at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadAhead {
+    /// For a client's scan: 128 KiB, so that a page of results does not read much beyond itself.
+    Foreground,
+    /// For compaction and streaming: 1 MiB.
+    Background,
+}
+
+impl ReadAhead {
+    fn bytes(self) -> u64 {
+        match self {
+            ReadAhead::Foreground => 128 << 10,
+            ReadAhead::Background => 1 << 20,
+        }
+    }
+}
+
+/// An iterator that waits for the device. Holds one window of read-ahead and one decoded block.
+pub struct TableIter<D: Disk> {
+    table: Table<D>,
+    range: TokenRange,
+    /// Where to begin within the first block; `None` once begun.
+    from: Option<ScanFrom>,
+    window: Window,
+    ahead: ReadAhead,
+    /// The block to decode next.
+    next_block: usize,
+    current: Option<Current>,
+}
+
+/// Blocks in memory, not yet decoded.
+#[derive(Default)]
+struct Window {
+    bytes: Bytes,
+    /// Where `bytes` begin in the file.
+    start: u64,
+    /// The first block that is not in it.
+    end_block: usize,
+}
+
+struct Current {
+    block: Block,
+    index: usize,
+    at: usize,
+}
+
+impl<D: Disk> TableIter<D> {
+    pub(super) fn new(
+        table: Table<D>,
+        from: &ScanFrom,
+        range: TokenRange,
+        ahead: ReadAhead,
+    ) -> TableIter<D> {
+        let from = if from.token() < range.first {
+            ScanFrom::Token(range.first)
+        } else {
+            from.clone()
+        };
+        let next_block = table.block_of(from.token());
+        TableIter {
+            range,
+            from: Some(from),
+            window: Window {
+                end_block: next_block,
+                ..Window::default()
+            },
+            ahead,
+            next_block,
+            current: None,
+            table,
+        }
+    }
+
+    /// The next record, or `None` at the end of the range. Waits for the device once for each
+    /// window.
+    pub async fn next(&mut self) -> Result<Option<Entry>, ReadError> {
+        loop {
+            if let Some(current) = &mut self.current {
+                if current.at < current.block.len() {
+                    let entry = current
+                        .block
+                        .entry(current.at)
+                        .map_err(|mismatch| self.table.corrupt_block(current.index, mismatch))?;
+                    current.at += 1;
+                    if entry.token > self.range.last {
+                        self.end();
+                        return Ok(None);
+                    }
+                    return Ok(Some(entry));
+                }
+                self.current = None;
+            }
+            if self.next_block >= self.table.blocks() {
+                return Ok(None);
+            }
+            self.enter_block().await?;
+        }
+    }
+
+    /// Decodes the next block, reading a new window when it is not in memory.
+    async fn enter_block(&mut self) -> Result<(), ReadError> {
+        let index = self.next_block;
+        if index >= self.window.end_block {
+            self.read_window(index).await?;
+        }
+        let block = self
+            .table
+            .decode_block(index, &self.window.bytes, self.window.start)?;
+        let at = match self.from.take() {
+            Some(from) => block
+                .seek(&from)
+                .map_err(|mismatch| self.table.corrupt_block(index, mismatch))?,
+            None => 0,
+        };
+        self.next_block = index + 1;
+        self.current = Some(Current { block, index, at });
+        Ok(())
+    }
+
+    /// Reads as many blocks from `first` on as fit the read-ahead, at least one.
+    async fn read_window(&mut self, first: usize) -> Result<(), ReadError> {
+        let start = self.table.extent(first).offset;
+        let last_wanted = self.table.block_of(self.range.last);
+        let mut end = first + 1;
+        while end <= last_wanted && end < self.table.blocks() {
+            let extent = self.table.extent(end);
+            if extent.offset + extent.len - start > self.ahead.bytes() {
+                break;
+            }
+            end += 1;
+        }
+        let span = self.table.span(first, end);
+        debug_assert!(span.len > 0 && le::len64(end) > 0);
+        self.window = Window {
+            bytes: self.table.read_span(span).await?,
+            start: span.offset,
+            end_block: end,
+        };
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        self.current = None;
+        self.next_block = self.table.blocks();
+    }
+}

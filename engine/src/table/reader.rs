@@ -1,0 +1,302 @@
+//! An open table: its footer, filters and fences in memory, its blocks on the device.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use bytes::Bytes;
+use torc_env::{AlignedBuf, Disk, File, OpenMode, SECTOR_BYTES, Token, TokenRange};
+
+use super::block::Block;
+use super::fence::{Extent, Fences};
+use super::filter::Filters;
+use super::format::{FOOTER_BYTES, Footer, Mismatch, Section, checksum, footer_offset};
+use super::iter::{ReadAhead, TableIter};
+use super::{TableInfo, table_path};
+use crate::error::ReadError;
+use crate::le;
+use crate::record::{Record, ScanFrom};
+
+/// An open table. Clones share it.
+pub struct Table<D: Disk>(Rc<Inner<D::File>>);
+
+struct Inner<F> {
+    file: F,
+    path: PathBuf,
+    info: TableInfo,
+    fences: Fences,
+    filters: Option<Filters>,
+}
+
+/// What a get found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Order of writing; see [`crate::Entry::seqno`].
+    pub seqno: u64,
+    /// What is stored.
+    pub record: Record,
+}
+
+impl<D: Disk> Clone for Table<D> {
+    fn clone(&self) -> Self {
+        Table(self.0.clone())
+    }
+}
+
+impl<D: Disk> fmt::Debug for Table<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Table").field(&self.0.info).finish()
+    }
+}
+
+impl<D: Disk> Table<D> {
+    /// Opens the table `file_id` of the directory `dir`. Three reads: the length, the footer, and
+    /// what stands before it.
+    pub async fn open(disk: &D, dir: &Path, file_id: u64) -> Result<Table<D>, ReadError> {
+        Table::open_parts(disk, dir, file_id, true).await
+    }
+
+    /// Opens a table without its filters: all that a scan needs. A get then always reads.
+    pub(crate) async fn open_for_scan(
+        disk: &D,
+        dir: &Path,
+        file_id: u64,
+    ) -> Result<Table<D>, ReadError> {
+        Table::open_parts(disk, dir, file_id, false).await
+    }
+
+    async fn open_parts(
+        disk: &D,
+        dir: &Path,
+        file_id: u64,
+        with_filters: bool,
+    ) -> Result<Table<D>, ReadError> {
+        let path = table_path(dir, file_id);
+        let io_error = |source| ReadError::Io {
+            path: path.clone(),
+            offset: 0,
+            source,
+        };
+        let file = disk.open(&path, OpenMode::Read).await.map_err(io_error)?;
+        let file_bytes = file.len().await.map_err(io_error)?;
+        let corrupt = |offset, mismatch| corrupt(&path, offset, mismatch);
+
+        let footer_at = footer_offset(file_bytes);
+        let sector = le::len64(SECTOR_BYTES);
+        if file_bytes == 0 || !file_bytes.is_multiple_of(sector) {
+            let found = format!("{file_bytes} bytes");
+            let mismatch = Mismatch::new("a file of whole sectors", found);
+            return Err(corrupt(file_bytes, mismatch));
+        }
+        let bytes = read(&file, &path, footer_at, FOOTER_BYTES).await?;
+        let footer = Footer::decode(&bytes, file_id, file_bytes)
+            .map_err(|mismatch| corrupt(footer_at, mismatch))?;
+
+        // Filters come first; without them the read begins at the sector of the fences.
+        let start = if with_filters {
+            footer.data_end
+        } else {
+            footer.fences.offset / sector * sector
+        };
+        let tail_len = usize::try_from(footer_at - start).map_err(|_| {
+            corrupt(
+                start,
+                Mismatch::new("sections that fit memory", "larger ones"),
+            )
+        })?;
+        let tail = read(&file, &path, start, tail_len).await?;
+        let section = |section: Section| -> Result<&[u8], ReadError> {
+            // In bounds: the footer's layout was checked against the file.
+            let from = usize::try_from(section.offset - start).expect("inside the tail");
+            let len = usize::try_from(section.len).expect("inside the tail");
+            let bytes = &tail[from..from + len];
+            let found = checksum(file_id, section.offset, &[bytes]);
+            if found != section.checksum {
+                let mismatch = Mismatch::checksum(section.checksum, found);
+                return Err(corrupt(section.offset, mismatch));
+            }
+            Ok(bytes)
+        };
+        let malformed = |section: Section, expected: &str| {
+            corrupt(section.offset, Mismatch::new(expected, "another section"))
+        };
+        let filters = if with_filters {
+            let filters = Filters::decode(section(footer.filters)?);
+            Some(filters.map_err(|expected| malformed(footer.filters, expected))?)
+        } else {
+            None
+        };
+        let blocks = footer.info.blocks;
+        let fences = Fences::decode(section(footer.fences)?, blocks, footer.data_end)
+            .map_err(|expected| malformed(footer.fences, expected))?;
+        let mut info = footer.info;
+        (info.first_key, info.last_key) = decode_bounds(section(footer.bounds)?)
+            .ok_or_else(|| malformed(footer.bounds, "two keys with their lengths"))?;
+        Ok(Table(Rc::new(Inner {
+            file,
+            path,
+            info,
+            fences,
+            filters,
+        })))
+    }
+
+    /// What is known of the table.
+    pub fn info(&self) -> &TableInfo {
+        &self.0.info
+    }
+
+    /// The file, relative to the data directory.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// Bytes in memory: fences, filters, bounds.
+    pub fn memory_bytes(&self) -> usize {
+        let inner = &self.0;
+        size_of::<Inner<D::File>>()
+            + inner.fences.memory_bytes()
+            + inner.filters.as_ref().map_or(0, Filters::memory_bytes)
+            + inner.info.first_key.len()
+            + inner.info.last_key.len()
+    }
+
+    /// Whether the table may hold a key with this token. `false` is certain; `true` is wrong for
+    /// about one absent key in 256 (bottom level) or 65,536.
+    pub fn may_contain(&self, token: Token) -> bool {
+        let inner = &self.0;
+        let inside = inner.info.first_token <= token && token <= inner.info.last_token;
+        inside
+            && inner
+                .filters
+                .as_ref()
+                .is_none_or(|filters| filters.may_contain(token))
+    }
+
+    /// The record of a key, whose token must be the one that it was written with. At most one
+    /// device read, none when [`Table::may_contain`] says no. A value is copied out of its block
+    /// unless it is most of it, so that caching one does not pin the other.
+    pub async fn get(&self, token: Token, key: &[u8]) -> Result<Option<Found>, ReadError> {
+        if !self.may_contain(token) {
+            return Ok(None);
+        }
+        let Some(index) = self.0.fences.find(token) else {
+            return Ok(None);
+        };
+        let block = self.read_block(index).await?;
+        let extent = self.extent(index);
+        let corrupt = |mismatch| corrupt(&self.0.path, extent.offset, mismatch);
+        let Some(at) = block.find(token, key).map_err(corrupt)? else {
+            return Ok(None);
+        };
+        let mut record = block.record(at).map_err(corrupt)?;
+        if record.value.len() < block.body_bytes() / 2 {
+            record.value = Bytes::copy_from_slice(&record.value);
+        }
+        Ok(Some(Found {
+            seqno: block.seqno(at),
+            record,
+        }))
+    }
+
+    /// The records from `from` on whose tokens lie in `range`.
+    pub fn iter(&self, from: &ScanFrom, range: TokenRange, ahead: ReadAhead) -> TableIter<D> {
+        TableIter::new(self.clone(), from, range, ahead)
+    }
+
+    pub(super) fn blocks(&self) -> usize {
+        self.0.fences.len()
+    }
+
+    pub(super) fn extent(&self, index: usize) -> Extent {
+        self.0.fences.extent(index)
+    }
+
+    /// The block in which a record with `token` would be; the first one for lower tokens.
+    pub(super) fn block_of(&self, token: Token) -> usize {
+        self.0.fences.find(token).unwrap_or(0)
+    }
+
+    async fn read_block(&self, index: usize) -> Result<Block, ReadError> {
+        let span = self.span(index, index + 1);
+        let bytes = self.read_span(span).await?;
+        self.decode_block(index, &bytes, span.offset)
+    }
+
+    /// The whole sectors around the blocks `from..to`.
+    pub(super) fn span(&self, from: usize, to: usize) -> Extent {
+        let sector = le::len64(SECTOR_BYTES);
+        let last = self.extent(to - 1);
+        let start = self.extent(from).offset / sector * sector;
+        Extent {
+            offset: start,
+            len: (last.offset + last.len).next_multiple_of(sector) - start,
+        }
+    }
+
+    pub(super) async fn read_span(&self, span: Extent) -> Result<Bytes, ReadError> {
+        let len = usize::try_from(span.len).map_err(|_| {
+            let mismatch = Mismatch::new("blocks that fit memory", format!("{} bytes", span.len));
+            corrupt(&self.0.path, span.offset, mismatch)
+        })?;
+        read(&self.0.file, &self.0.path, span.offset, len).await
+    }
+
+    /// Decodes block `index` out of `bytes`, which were read at `start` and hold it whole.
+    pub(super) fn decode_block(
+        &self,
+        index: usize,
+        bytes: &Bytes,
+        start: u64,
+    ) -> Result<Block, ReadError> {
+        let extent = self.extent(index);
+        let from = usize::try_from(extent.offset - start).expect("inside what was read");
+        let to = from + usize::try_from(extent.len).expect("inside what was read");
+        let info = &self.0.info;
+        Block::decode(
+            &bytes.slice(from..to),
+            info.file_id,
+            extent.offset,
+            info.tree,
+        )
+        .map_err(|mismatch| corrupt(&self.0.path, extent.offset, mismatch))
+    }
+
+    pub(super) fn corrupt_block(&self, index: usize, mismatch: Mismatch) -> ReadError {
+        corrupt(&self.0.path, self.extent(index).offset, mismatch)
+    }
+}
+
+/// Reads `len` bytes, whole sectors, or fails.
+async fn read<F: File>(file: &F, path: &Path, offset: u64, len: usize) -> Result<Bytes, ReadError> {
+    let (result, buf) = file.read_at(offset, AlignedBuf::zeroed(len)).await;
+    match result {
+        Ok(found) if found == len => Ok(buf.into_bytes()),
+        Ok(found) => {
+            let mismatch = Mismatch::new(format!("{len} bytes"), format!("{found}"));
+            Err(corrupt(path, offset, mismatch))
+        }
+        Err(source) => Err(ReadError::Io {
+            path: path.to_owned(),
+            offset,
+            source,
+        }),
+    }
+}
+
+fn corrupt(path: &Path, offset: u64, mismatch: Mismatch) -> ReadError {
+    ReadError::Corrupt {
+        path: path.to_owned(),
+        offset,
+        detail: format!("expected {}, found {}", mismatch.expected, mismatch.found),
+    }
+}
+
+/// The bounds section: two lengths, two keys.
+fn decode_bounds(bytes: &[u8]) -> Option<(Bytes, Bytes)> {
+    let keys = bytes.get(16..)?;
+    let first_len = usize::try_from(le::u64_at(bytes, 0)).ok()?;
+    let last_len = usize::try_from(le::u64_at(bytes, 8)).ok()?;
+    let (first, last) = keys.split_at_checked(first_len)?;
+    (last.len() == last_len).then(|| (Bytes::copy_from_slice(first), Bytes::copy_from_slice(last)))
+}
