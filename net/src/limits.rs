@@ -27,8 +27,8 @@ pub const JSON_DEPTH_MAX: usize = 16;
 /// operations of a dozen fields each, twice over. Bounds the parser's memory.
 pub const JSON_MARKS_MAX: usize = 64 << 10;
 
-/// The most arguments of a RESP command: `MSET` of a thousand keys and then some.
-pub const RESP_ARGUMENTS_MAX: usize = 4 << 10;
+/// The most arguments of a RESP command: `MSET` of eight thousand keys.
+pub const RESP_ARGUMENTS_MAX: usize = 16 << 10;
 /// The longest inline RESP command, in bytes.
 pub const RESP_INLINE_BYTES_MAX: usize = 16 << 10;
 /// The most bytes of one RESP command's arguments together.
