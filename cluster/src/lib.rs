@@ -5,6 +5,8 @@
 
 pub mod admission;
 pub mod api;
+pub mod conflict;
+pub mod hlc;
 pub mod keyspace;
 pub mod latency;
 pub mod membership;
@@ -13,3 +15,4 @@ pub mod metrics;
 pub mod quorum;
 pub mod ring;
 pub mod topology;
+pub mod version;
