@@ -10,30 +10,30 @@
 /// The conflict policy of a keyspace; the same on every replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
-pub enum Policy {
+pub enum Conflict {
     /// Concurrent writes are all kept, until a write covers them.
     #[default]
     Siblings,
     /// Only the write with the highest dot is kept: highest stamp, then actor. A write that is
     /// acknowledged may be lost to a concurrent one whose node's clock is ahead, within the skew
     /// bound.
-    LastWrite,
+    Lww,
 }
 
-impl Policy {
+impl Conflict {
     /// The policy's name in keyspace definitions.
     pub fn name(self) -> &'static str {
         match self {
-            Policy::Siblings => "siblings",
-            Policy::LastWrite => "lww",
+            Conflict::Siblings => "siblings",
+            Conflict::Lww => "lww",
         }
     }
 
     /// The policy of that name.
-    pub fn from_name(name: &str) -> Option<Policy> {
+    pub fn from_name(name: &str) -> Option<Conflict> {
         match name {
-            "siblings" => Some(Policy::Siblings),
-            "lww" => Some(Policy::LastWrite),
+            "siblings" => Some(Conflict::Siblings),
+            "lww" => Some(Conflict::Lww),
             _ => None,
         }
     }
@@ -41,8 +41,8 @@ impl Policy {
     /// Of uncovered writes in ascending order of dots: the first one that stays.
     pub(crate) fn first_kept(self, dots: usize) -> usize {
         match self {
-            Policy::Siblings => 0,
-            Policy::LastWrite => dots.saturating_sub(1),
+            Conflict::Siblings => 0,
+            Conflict::Lww => dots.saturating_sub(1),
         }
     }
 
@@ -53,8 +53,8 @@ impl Policy {
     /// dot's all the same.
     pub(crate) fn joins_retries(self) -> bool {
         match self {
-            Policy::Siblings => true,
-            Policy::LastWrite => false,
+            Conflict::Siblings => true,
+            Conflict::Lww => false,
         }
     }
 
@@ -63,8 +63,8 @@ impl Policy {
     /// same.
     pub fn orders_by_time(self) -> bool {
         match self {
-            Policy::Siblings => false,
-            Policy::LastWrite => true,
+            Conflict::Siblings => false,
+            Conflict::Lww => true,
         }
     }
 }
@@ -75,8 +75,8 @@ mod tests {
 
     #[test]
     fn names_and_policies_belong_together() {
-        for policy in [Policy::Siblings, Policy::LastWrite] {
-            assert_eq!(Policy::from_name(policy.name()), Some(policy));
+        for conflict in [Conflict::Siblings, Conflict::Lww] {
+            assert_eq!(Policy::from_name(conflict.name()), Some(conflict));
         }
         assert_eq!(Policy::from_name("counter"), None);
     }

@@ -6,6 +6,7 @@
 use torc_env::TreeId;
 
 use crate::api::{KEYSPACE_NAME_BYTES_MAX, Level, TTL_SECONDS_MAX};
+pub use crate::conflict::Conflict;
 
 /// Most copies that a keyspace can ask for.
 pub const REPLICAS_MAX: u8 = 9;
@@ -20,15 +21,6 @@ pub enum Mode {
     Eventual,
     /// Each key is a register with linearizable reads and writes. Reserved: not served yet.
     Serial,
-}
-
-/// What becomes of concurrent values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Conflict {
-    /// All are kept and shown to the reader.
-    Siblings,
-    /// The one with the highest stamp stays.
-    Lww,
 }
 
 /// A keyspace, as an epoch of the topology defines it.

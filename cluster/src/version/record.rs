@@ -9,7 +9,7 @@ use bytes::Bytes;
 use torc_engine::record::{Kind, Record};
 
 use super::{DotClash, State, StateError};
-use crate::conflict::Policy;
+use crate::conflict::Conflict;
 use crate::hlc::stamp_of_millis;
 
 /// What became of a state that a replica was sent.
@@ -95,7 +95,7 @@ impl State {
 pub fn apply(
     stored: Option<&Record>,
     incoming: &Bytes,
-    policy: Policy,
+    conflict: Conflict,
 ) -> Result<Applied, ApplyError> {
     let theirs = State::decode(incoming).map_err(ApplyError::Incoming)?;
     let Some(record) = stored else {
@@ -105,7 +105,7 @@ pub fn apply(
         return Ok(Applied::Unchanged);
     }
     let ours = State::from_record(record).map_err(ApplyError::Stored)?;
-    let merged = ours.merge(&theirs, policy)?;
+    let merged = ours.merge(&theirs, conflict)?;
     if merged == ours {
         return Ok(Applied::Unchanged);
     }

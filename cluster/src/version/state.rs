@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use super::window::{Answered, Keyed, Window};
 use super::{Actor, Context, Dot};
-use crate::conflict::Policy;
+use crate::conflict::Conflict;
 
 /// Actors that a state's context names, 24 bytes each. Every boot of every replica that writes the
 /// key adds one, and repair prunes them; the bound only holds against a client that invents actors
@@ -64,7 +64,7 @@ pub struct Write<'a> {
     /// Civil time in milliseconds.
     pub now_ms: u64,
     /// The keyspace's policy.
-    pub policy: Policy,
+    pub conflict: Conflict,
     /// The most live siblings that a value may join.
     pub siblings_max: usize,
 }
@@ -172,7 +172,7 @@ impl State {
         );
 
         let stays = |sibling: &Sibling| {
-            write.policy == Policy::Siblings
+            write.conflict == Conflict::Siblings
                 && !write.context.covers(sibling.dot)
                 && !self.window.retry_is_covered(sibling.dot, write.context)
         };
@@ -223,7 +223,7 @@ impl State {
     ///
     /// # Errors
     /// [`DotClash`] when both sides hold different writes under one dot.
-    pub fn merge(&self, other: &State, policy: Policy) -> Result<State, DotClash> {
+    pub fn merge(&self, other: &State, conflict: Conflict) -> Result<State, DotClash> {
         let mut seen = self.seen.clone();
         seen.join(&other.seen);
         let mut siblings = Vec::with_capacity(self.siblings.len().max(other.siblings.len()));
@@ -259,10 +259,10 @@ impl State {
             seen,
             window,
         };
-        if policy.joins_retries() {
+        if conflict.joins_retries() {
             merged.join_retries(self, other);
         }
-        let dropped = policy.first_kept(merged.siblings.len());
+        let dropped = conflict.first_kept(merged.siblings.len());
         merged.siblings.drain(..dropped);
         merged.bound_actors();
         Ok(merged)
