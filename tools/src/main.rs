@@ -9,6 +9,7 @@ mod commands;
 mod config;
 mod endpoint;
 mod failure;
+mod load;
 
 use std::process::ExitCode;
 

@@ -1,0 +1,8 @@
+//! `torc load`: the load generator.
+
+mod keys;
+mod ledger;
+mod protocol;
+mod recorder;
+mod report;
+mod value;
