@@ -43,7 +43,9 @@ impl Keys {
 /// key keeps exactly one rank.
 fn scatter(rank: u64, count: u64) -> u64 {
     debug_assert!(rank < count);
-    let bits = (64 - (count - 1).leading_zeros()).max(2).next_multiple_of(2);
+    let bits = (64 - (count - 1).leading_zeros())
+        .max(2)
+        .next_multiple_of(2);
     let half = bits / 2;
     let mask = (1u64 << half) - 1;
     let mut value = rank;
@@ -77,9 +79,17 @@ impl Zipf {
     /// # Panics
     /// When there is no key or the exponent is not above zero.
     pub fn new(count: u64, exponent: f64) -> Self {
-        assert!(count > 0 && exponent > 0.0, "zipf needs keys and a positive exponent");
-        let mut zipf =
-            Self { count, exponent, integral_first: 0.0, integral_last: 0.0, squeeze: 0.0 };
+        assert!(
+            count > 0 && exponent > 0.0,
+            "zipf needs keys and a positive exponent"
+        );
+        let mut zipf = Self {
+            count,
+            exponent,
+            integral_first: 0.0,
+            integral_last: 0.0,
+            squeeze: 0.0,
+        };
         zipf.integral_first = zipf.integral(1.5) - 1.0;
         #[expect(clippy::cast_precision_loss, reason = "key counts are far below 2^53")]
         let last = count as f64 + 0.5;
@@ -91,8 +101,7 @@ impl Zipf {
     /// A rank from 1 (the most frequent) to the number of keys.
     pub fn rank(&self, rng: &mut Xoshiro256PlusPlus) -> u64 {
         loop {
-            let area = self.integral_last
-                + unit(rng) * (self.integral_first - self.integral_last);
+            let area = self.integral_last + unit(rng) * (self.integral_first - self.integral_last);
             let x = self.inverse(area);
             #[expect(
                 clippy::cast_possible_truncation,
@@ -128,12 +137,20 @@ impl Zipf {
 
 /// `(e^x - 1) / x`, also near zero.
 fn exp_minus_one_over(x: f64) -> f64 {
-    if x.abs() > 1e-8 { x.exp_m1() / x } else { 1.0 + x * 0.5 * (1.0 + x / 3.0) }
+    if x.abs() > 1e-8 {
+        x.exp_m1() / x
+    } else {
+        1.0 + x * 0.5 * (1.0 + x / 3.0)
+    }
 }
 
 /// `ln(1 + x) / x`, also near zero.
 fn log_one_plus_over(x: f64) -> f64 {
-    if x.abs() > 1e-8 { x.ln_1p() / x } else { 1.0 - x * (0.5 - x / 3.0) }
+    if x.abs() > 1e-8 {
+        x.ln_1p() / x
+    } else {
+        1.0 - x * (0.5 - x / 3.0)
+    }
 }
 
 #[cfg(test)]
@@ -182,6 +199,9 @@ mod tests {
         for _ in 0..10_000 {
             counts[usize::try_from(keys.next(&mut rng)).unwrap()] += 1;
         }
-        assert!(counts.iter().all(|count| (800..1200).contains(count)), "{counts:?}");
+        assert!(
+            counts.iter().all(|count| (800..1200).contains(count)),
+            "{counts:?}"
+        );
     }
 }

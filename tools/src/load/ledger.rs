@@ -33,7 +33,9 @@ pub struct WriteTurn<'a> {
 impl Ledger {
     /// A ledger for `count` keys of which nothing is known.
     pub fn new(count: u64) -> Self {
-        Self { keys: (0..count).map(|_| KeyState::default()).collect() }
+        Self {
+            keys: (0..count).map(|_| KeyState::default()).collect(),
+        }
     }
 
     /// The newest sequence number known to be acknowledged; 0 when there is none.
@@ -47,7 +49,7 @@ impl Ledger {
         let count = u64::try_from(self.keys.len()).expect("a length fits 64 bits");
         (0..count).map(|step| (key + step) % count).find_map(|key| {
             let free = !self.state(key).writing.swap(true, Ordering::AcqRel);
-            free.then_some(WriteTurn { ledger: self, key })
+            free.then(|| WriteTurn { ledger: self, key })
         })
     }
 
@@ -76,13 +78,20 @@ impl WriteTurn<'_> {
     }
 
     fn context_slot(&self) -> std::sync::MutexGuard<'_, Option<Bytes>> {
-        self.ledger.state(self.key).context.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.ledger
+            .state(self.key)
+            .context
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
 impl Drop for WriteTurn<'_> {
     fn drop(&mut self) {
-        self.ledger.state(self.key).writing.store(false, Ordering::Release);
+        self.ledger
+            .state(self.key)
+            .writing
+            .store(false, Ordering::Release);
     }
 }
 
@@ -106,7 +115,10 @@ mod tests {
     #[test]
     fn an_acknowledged_write_is_remembered_with_its_version() {
         let ledger = Ledger::new(1);
-        ledger.write_turn(0).unwrap().acknowledged(5, Some(Bytes::from_static(b"v5")));
+        ledger
+            .write_turn(0)
+            .unwrap()
+            .acknowledged(5, Some(Bytes::from_static(b"v5")));
         assert_eq!(ledger.acknowledged(0), 5);
         let turn = ledger.write_turn(0).unwrap();
         assert_eq!(turn.context().as_deref(), Some(&b"v5"[..]));

@@ -95,7 +95,8 @@ impl Verdicts {
         self.lost += other.lost;
         self.siblings += other.siblings;
         let room = EXAMPLES_MAX - self.examples.len().min(EXAMPLES_MAX);
-        self.examples.extend(other.examples.iter().take(room).cloned());
+        self.examples
+            .extend(other.examples.iter().take(room).cloned());
     }
 }
 
@@ -154,7 +155,9 @@ impl Recorder {
 }
 
 fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).max(1)
+    u64::try_from(duration.as_nanos())
+        .unwrap_or(u64::MAX)
+        .max(1)
 }
 
 #[cfg(test)]
@@ -164,10 +167,18 @@ mod tests {
     #[test]
     fn merging_adds_counts_latencies_and_findings() {
         let mut one = Recorder::default();
-        one.latency(Operation::Read, Duration::from_millis(2), Duration::from_millis(1));
+        one.latency(
+            Operation::Read,
+            Duration::from_millis(2),
+            Duration::from_millis(1),
+        );
         one.series_mut(Operation::Read).done += 1;
         let mut two = Recorder::default();
-        two.latency(Operation::Read, Duration::from_millis(4), Duration::from_millis(1));
+        two.latency(
+            Operation::Read,
+            Duration::from_millis(4),
+            Duration::from_millis(1),
+        );
         two.series_mut(Operation::Read).done += 1;
         two.verdicts.lost = 1;
         two.verdicts.example(|| "key 7".into());

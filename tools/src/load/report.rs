@@ -42,8 +42,14 @@ pub fn text(setup: &Setup, elapsed: Duration, recorder: &Recorder) -> String {
     line(format!("target    {}", setup.target));
     line(format!("model     {}", setup.model));
     line(format!("workload  {}, seed {}", setup.workload, setup.seed));
-    let done: u64 = Operation::ALL.iter().map(|op| recorder.series(*op).done).sum();
-    line(format!("rate      {:.0}/s: {done} operations in {seconds:.2} s", rate(done, seconds)));
+    let done: u64 = Operation::ALL
+        .iter()
+        .map(|op| recorder.series(*op).done)
+        .sum();
+    line(format!(
+        "rate      {:.0}/s: {done} operations in {seconds:.2} s",
+        rate(done, seconds)
+    ));
     line(String::new());
     let mut head = format!("{:<22}{:>9}", "latency, ms", "count");
     for (_, name) in PERCENTILES {
@@ -55,8 +61,14 @@ pub fn text(setup: &Setup, elapsed: Duration, recorder: &Recorder) -> String {
         if series.intended.is_empty() {
             continue;
         }
-        line(latency_row(&format!("{} (from intended)", operation.name()), &series.intended));
-        line(latency_row(&format!("{} (from sent)", operation.name()), &series.sent));
+        line(latency_row(
+            &format!("{} (from intended)", operation.name()),
+            &series.intended,
+        ));
+        line(latency_row(
+            &format!("{} (from sent)", operation.name()),
+            &series.sent,
+        ));
     }
     line(String::new());
     for operation in Operation::ALL {
@@ -71,7 +83,10 @@ pub fn text(setup: &Setup, elapsed: Duration, recorder: &Recorder) -> String {
         ));
     }
     if recorder.unsent > 0 {
-        line(format!("unsent    {}: the server or this client did not keep up", recorder.unsent));
+        line(format!(
+            "unsent    {}: the server or this client did not keep up",
+            recorder.unsent
+        ));
     }
     let verdicts = &recorder.verdicts;
     line(format!(
@@ -147,7 +162,10 @@ fn latency_row(name: &str, histogram: &Histogram<u64>) -> String {
 
 /// Milliseconds at a percentile.
 fn at(histogram: &Histogram<u64>, percentile: f64) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "an hour in nanoseconds fits 53 bits")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "an hour in nanoseconds fits 53 bits"
+    )]
     let nanos = histogram.value_at_percentile(percentile) as f64;
     nanos / 1e6
 }

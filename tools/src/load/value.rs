@@ -30,7 +30,10 @@ pub enum Wrong {
 /// # Panics
 /// When `out` is shorter than [`VALUE_BYTES_MIN`].
 pub fn write(index: u64, sequence: u64, out: &mut [u8]) {
-    assert!(out.len() >= VALUE_BYTES_MIN, "values have at least {VALUE_BYTES_MIN} bytes");
+    assert!(
+        out.len() >= VALUE_BYTES_MIN,
+        "values have at least {VALUE_BYTES_MIN} bytes"
+    );
     let (head, filler) = out.split_at_mut(VALUE_BYTES_MIN);
     head[..8].copy_from_slice(&index.to_le_bytes());
     head[8..].copy_from_slice(&sequence.to_le_bytes());
@@ -51,10 +54,16 @@ pub fn verify(index: u64, value: &[u8]) -> Result<u64, Wrong> {
     let mut words = Words::new(found, sequence);
     for (number, chunk) in filler.chunks(8).enumerate() {
         if *chunk != words.next().to_le_bytes()[..chunk.len()] {
-            return Err(Wrong::Damaged { offset: VALUE_BYTES_MIN + number * 8 });
+            return Err(Wrong::Damaged {
+                offset: VALUE_BYTES_MIN + number * 8,
+            });
         }
     }
-    if found == index { Ok(sequence) } else { Err(Wrong::OtherKey { found }) }
+    if found == index {
+        Ok(sequence)
+    } else {
+        Err(Wrong::OtherKey { found })
+    }
 }
 
 /// A stream of pseudo-random words (splitmix64), incompressible.
@@ -64,7 +73,9 @@ struct Words {
 
 impl Words {
     fn new(index: u64, sequence: u64) -> Self {
-        Self { state: index.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ sequence.rotate_left(32) }
+        Self {
+            state: index.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ sequence.rotate_left(32),
+        }
     }
 
     fn next(&mut self) -> u64 {

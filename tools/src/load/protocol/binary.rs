@@ -61,7 +61,16 @@ impl Binary {
             w: self.w,
             ..Write::default()
         };
-        self.request(out, id, Single::Put(Put { key, value, ttl_seconds: None, write }));
+        self.request(
+            out,
+            id,
+            Single::Put(Put {
+                key,
+                value,
+                ttl_seconds: None,
+                write,
+            }),
+        );
     }
 
     pub fn answer(
@@ -79,14 +88,21 @@ impl Binary {
                 Answer::Missing
             }
             ArchivedAnswer::Single(ArchivedOutcome::Got(got)) => Answer::Values(
-                got.siblings.iter().map(|sibling| frame.payload.slice_ref(&sibling.value)).collect(),
+                got.siblings
+                    .iter()
+                    .map(|sibling| frame.payload.slice_ref(&sibling.value))
+                    .collect(),
             ),
             ArchivedAnswer::Single(ArchivedOutcome::Written(written)) => {
                 Answer::Written(Some(Bytes::copy_from_slice(&written.context)))
             }
             ArchivedAnswer::Single(ArchivedOutcome::Failed(failure))
             | ArchivedAnswer::Failure(failure) => failed(failure),
-            _ => return Err(ProtocolError("binary: an answer that was not asked for".into())),
+            _ => {
+                return Err(ProtocolError(
+                    "binary: an answer that was not asked for".into(),
+                ));
+            }
         };
         Ok(Some((Some(frame.header.request), answer)))
     }
@@ -94,7 +110,7 @@ impl Binary {
     fn request(&self, out: &mut BytesMut, id: u64, single: Single<'_>) {
         let request = Request {
             timeout_ms: self.timeout_ms,
-            keyspace: &self.keyspace,
+            keyspace: self.keyspace.as_bytes(),
             operation: Operation::Single(single),
         };
         message::encode_request(out, id, &request);
@@ -103,7 +119,11 @@ impl Binary {
 
 fn failed(failure: &ArchivedFailure<'_>) -> Answer {
     let words = format!("{}: {}", &*failure.code, &*failure.message);
-    if failure.in_doubt { Answer::InDoubt(words) } else { Answer::Refused(words) }
+    if failure.in_doubt {
+        Answer::InDoubt(words)
+    } else {
+        Answer::Refused(words)
+    }
 }
 
 fn level(name: Option<&str>) -> Result<Level, ProtocolError> {
@@ -131,27 +151,40 @@ mod tests {
     use torc_client::wire::message::{Got, Outcome, Sibling};
 
     fn binary() -> Binary {
-        Binary::new(Levels { keyspace: None, r: None, w: Some("2".into()), timeout_ms: 5000 })
-            .unwrap()
+        Binary::new(Levels {
+            keyspace: None,
+            r: None,
+            w: Some("2".into()),
+            timeout_ms: 5000,
+        })
+        .unwrap()
     }
 
     #[test]
     fn values_come_back_with_the_id_of_their_request() {
         let mut bytes = BytesMut::new();
         let got = Got {
-            siblings: vec![Sibling { value: b"value", expires_at_ms: 0 }],
+            siblings: vec![Sibling {
+                value: b"value",
+                expires_at_ms: 0,
+            }],
             context: b"ctx",
         };
         message::encode_answer(&mut bytes, 42, &message::Answer::Single(Outcome::Got(got)));
         let answer = binary().answer(&mut bytes).unwrap();
-        assert_eq!(answer, Some((Some(42), Answer::Values(vec![Bytes::from_static(b"value")]))));
+        assert_eq!(
+            answer,
+            Some((Some(42), Answer::Values(vec![Bytes::from_static(b"value")])))
+        );
     }
 
     #[test]
     fn a_write_is_a_valid_request() {
         let mut bytes = BytesMut::new();
         binary().write(&mut bytes, 7, b"key", b"value", None);
-        let frame = frame::decode(&mut bytes, frame::FRAME_BYTES_MAX).unwrap().unwrap();
+        let frame = frame::decode(&mut bytes, frame::FRAME_BYTES_MAX)
+            .unwrap()
+            .unwrap();
         assert_eq!(frame.header.request, 7);
         assert!(message::request(&frame.payload).is_ok());
     }

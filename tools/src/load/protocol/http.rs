@@ -64,12 +64,18 @@ impl Http {
     pub fn answer(&self, input: &mut BytesMut) -> Result<Option<Answer>, ProtocolError> {
         let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut response = httparse::Response::new(&mut headers);
-        let parsed =
-            response.parse(input).map_err(|error| ProtocolError(format!("HTTP: {error}")))?;
-        let httparse::Status::Complete(head) = parsed else { return Ok(None) };
+        let parsed = response
+            .parse(input)
+            .map_err(|error| ProtocolError(format!("HTTP: {error}")))?;
+        let httparse::Status::Complete(head) = parsed else {
+            return Ok(None);
+        };
         let status = response.code.unwrap_or(0);
         let header = |name: &str| {
-            let found = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
+            let found = response
+                .headers
+                .iter()
+                .find(|header| header.name.eq_ignore_ascii_case(name));
             found.map(|header| header.value)
         };
         let length = match header("content-length") {
@@ -120,7 +126,9 @@ fn siblings(body: &[u8]) -> Result<Vec<Bytes>, ProtocolError> {
     let bad = |what: &str| ProtocolError(format!("siblings: {what}"));
     let document: serde_json::Value =
         serde_json::from_slice(body).map_err(|error| bad(&error.to_string()))?;
-    let list = document.get("siblings").and_then(serde_json::Value::as_array);
+    let list = document
+        .get("siblings")
+        .and_then(serde_json::Value::as_array);
     list.ok_or_else(|| bad("no list"))?
         .iter()
         .map(|sibling| {
@@ -156,9 +164,18 @@ mod tests {
         http().read(&mut out, b"k1");
         http().write(&mut out, b"k2", b"value", Some(b"ctx"));
         let text = String::from_utf8(out.to_vec()).unwrap();
-        assert!(text.starts_with("GET /v1/keys/k1?r=2&timeout_ms=5000 HTTP/1.1\r\n"), "{text}");
-        assert!(text.contains("PUT /v1/keys/k2?w=2&timeout_ms=5000 HTTP/1.1\r\n"), "{text}");
-        assert!(text.ends_with("X-Torc-Context: ctx\r\nContent-Length: 5\r\n\r\nvalue"), "{text}");
+        assert!(
+            text.starts_with("GET /v1/keys/k1?r=2&timeout_ms=5000 HTTP/1.1\r\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("PUT /v1/keys/k2?w=2&timeout_ms=5000 HTTP/1.1\r\n"),
+            "{text}"
+        );
+        assert!(
+            text.ends_with("X-Torc-Context: ctx\r\nContent-Length: 5\r\n\r\nvalue"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -167,13 +184,23 @@ mod tests {
         for cut in 0..43 {
             let mut input = BytesMut::from(&bytes[..cut]);
             assert_eq!(http().answer(&mut input).unwrap(), None, "cut at {cut}");
-            assert_eq!(input.len(), cut, "nothing is taken from an incomplete answer");
+            assert_eq!(
+                input.len(),
+                cut,
+                "nothing is taken from an incomplete answer"
+            );
         }
         let mut input = BytesMut::from(&bytes[..]);
         let first = http().answer(&mut input).unwrap();
-        assert_eq!(first, Some(Answer::Values(vec![Bytes::from_static(b"value")])));
+        assert_eq!(
+            first,
+            Some(Answer::Values(vec![Bytes::from_static(b"value")]))
+        );
         let second = http().answer(&mut input).unwrap();
-        assert_eq!(second, Some(Answer::Written(Some(Bytes::from_static(b"v1")))));
+        assert_eq!(
+            second,
+            Some(Answer::Written(Some(Bytes::from_static(b"v1"))))
+        );
         assert!(input.is_empty());
     }
 

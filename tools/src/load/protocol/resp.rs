@@ -21,7 +21,9 @@ impl Resp {
     }
 
     pub fn answer(&self, input: &mut BytesMut) -> Result<Option<Answer>, ProtocolError> {
-        let Some(end) = memchr::memmem::find(input, b"\r\n") else { return Ok(None) };
+        let Some(end) = memchr::memmem::find(input, b"\r\n") else {
+            return Ok(None);
+        };
         let line = &input[..end];
         let Some((kind, rest)) = line.split_first() else {
             return Err(ProtocolError("RESP: an empty line".into()));
@@ -53,7 +55,15 @@ impl Resp {
 
 /// A Redis error does not say whether the write happened. Refusals before execution do.
 fn error(text: String) -> Answer {
-    let refused = ["OOM", "READONLY", "LOADING", "NOAUTH", "MISCONF", "WRONGTYPE", "OVERLOADED"];
+    let refused = [
+        "OOM",
+        "READONLY",
+        "LOADING",
+        "NOAUTH",
+        "MISCONF",
+        "WRONGTYPE",
+        "OVERLOADED",
+    ];
     if refused.iter().any(|code| text.starts_with(code)) {
         Answer::Refused(text)
     } else {
@@ -87,7 +97,10 @@ mod tests {
             (b"+OK\r\n", Answer::Written(None)),
             (b"$-1\r\n", Answer::Missing),
             (b"_\r\n", Answer::Missing),
-            (b"$2\r\n\r\n\r\n", Answer::Values(vec![Bytes::from_static(b"\r\n")])),
+            (
+                b"$2\r\n\r\n\r\n",
+                Answer::Values(vec![Bytes::from_static(b"\r\n")]),
+            ),
             (b"-OOM no room\r\n", Answer::Refused("OOM no room".into())),
         ];
         for (bytes, answer) in replies {
