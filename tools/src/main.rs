@@ -61,6 +61,8 @@ enum Command {
     Compact(admin::Maintenance),
     /// Verify every checksum on the endpoint's node
     Scrub(admin::Maintenance),
+    /// Put load on a cluster, measure it and verify what it answers
+    Load(load::Load),
     /// Simulate a cluster under faults, reproducibly
     Sim(sim::Sim),
 }
@@ -92,6 +94,7 @@ fn run(command: &Command) -> Result<ExitCode, Failure> {
         Command::Repair(args) => admin::maintenance("repair", args)?,
         Command::Compact(args) => admin::maintenance("compact", args)?,
         Command::Scrub(args) => admin::maintenance("scrub", args)?,
+        Command::Load(args) => load::load(args)?,
         Command::Sim(args) => sim::sim(args)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -35,9 +35,17 @@ pub struct Levels {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// A read found these values; more than one when they are concurrent.
-    Values(Vec<Bytes>),
+    Values {
+        /// The values.
+        values: Vec<Bytes>,
+        /// Their version, where the protocol tells it.
+        version: Option<Bytes>,
+    },
     /// A read found nothing.
-    Missing,
+    Missing {
+        /// The version of what was deleted, where the protocol tells it.
+        version: Option<Bytes>,
+    },
     /// A write is done; its version, where the protocol tells it.
     Written(Option<Bytes>),
     /// Nothing happened; in the server's words.
@@ -100,6 +108,12 @@ impl Protocol {
             Protocol::Resp(resp) => resp.write(out, key, value),
             Protocol::Binary(binary) => binary.write(out, id, key, value, context),
         }
+    }
+
+    /// Whether a write without a context leaves what it has not seen as a sibling, so that the
+    /// writer must read first.
+    pub fn writer_must_read(&self) -> bool {
+        matches!(self, Protocol::Http(_))
     }
 
     /// Takes one answer off the front of `input`; `None` when more bytes are needed. The id is

@@ -85,14 +85,18 @@ impl Binary {
         let archived = message::answer(&frame.payload).map_err(|error| bad(&error))?;
         let answer = match archived {
             ArchivedAnswer::Single(ArchivedOutcome::Got(got)) if got.siblings.is_empty() => {
-                Answer::Missing
+                Answer::Missing {
+                    version: Some(Bytes::copy_from_slice(&got.context)),
+                }
             }
-            ArchivedAnswer::Single(ArchivedOutcome::Got(got)) => Answer::Values(
-                got.siblings
+            ArchivedAnswer::Single(ArchivedOutcome::Got(got)) => Answer::Values {
+                values: got
+                    .siblings
                     .iter()
                     .map(|sibling| frame.payload.slice_ref(&sibling.value))
                     .collect(),
-            ),
+                version: Some(Bytes::copy_from_slice(&got.context)),
+            },
             ArchivedAnswer::Single(ArchivedOutcome::Written(written)) => {
                 Answer::Written(Some(Bytes::copy_from_slice(&written.context)))
             }
@@ -174,7 +178,13 @@ mod tests {
         let answer = binary().answer(&mut bytes).unwrap();
         assert_eq!(
             answer,
-            Some((Some(42), Answer::Values(vec![Bytes::from_static(b"value")])))
+            Some((
+                Some(42),
+                Answer::Values {
+                    values: vec![Bytes::from_static(b"value")],
+                    version: Some(Bytes::from_static(b"ctx")),
+                }
+            ))
         );
     }
 

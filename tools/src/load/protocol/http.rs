@@ -99,10 +99,16 @@ fn answer_of(status: u16, version: Option<Bytes>, body: Bytes) -> Result<Answer,
     Ok(match status {
         // A write may be answered with a body or without one, and reads always have one; the
         // caller knows which of the two it asked for.
-        200 => Answer::Values(vec![body]),
+        200 => Answer::Values {
+            values: vec![body],
+            version,
+        },
         204 => Answer::Written(version),
-        300 => Answer::Values(siblings(&body)?),
-        404 => Answer::Missing,
+        300 => Answer::Values {
+            values: siblings(&body)?,
+            version,
+        },
+        404 => Answer::Missing { version },
         _ => {
             let error: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
             let field = |name: &str| error.as_ref()?.pointer(&format!("/error/{name}")).cloned();
@@ -194,7 +200,10 @@ mod tests {
         let first = http().answer(&mut input).unwrap();
         assert_eq!(
             first,
-            Some(Answer::Values(vec![Bytes::from_static(b"value")]))
+            Some(Answer::Values {
+                values: vec![Bytes::from_static(b"value")],
+                version: None
+            })
         );
         let second = http().answer(&mut input).unwrap();
         assert_eq!(

@@ -31,9 +31,9 @@ impl Resp {
         let text = String::from_utf8_lossy(rest).into_owned();
         let answer = match kind {
             b'+' => Answer::Written(None),
-            b'_' => Answer::Missing,
+            b'_' => Answer::Missing { version: None },
             b'-' => error(text),
-            b'$' if text == "-1" => Answer::Missing,
+            b'$' if text == "-1" => Answer::Missing { version: None },
             b'$' => {
                 let length: usize = text
                     .parse()
@@ -44,7 +44,10 @@ impl Resp {
                 input.advance(end + 2);
                 let value: Bytes = input.split_to(length).freeze();
                 input.advance(2);
-                return Ok(Some(Answer::Values(vec![value])));
+                return Ok(Some(Answer::Values {
+                    values: vec![value],
+                    version: None,
+                }));
             }
             other => return Err(ProtocolError(format!("RESP: a reply of type {other:#x}"))),
         };
@@ -95,11 +98,14 @@ mod tests {
     fn every_kind_of_reply_is_told_apart_at_every_cut() {
         let replies: [(&[u8], Answer); 5] = [
             (b"+OK\r\n", Answer::Written(None)),
-            (b"$-1\r\n", Answer::Missing),
-            (b"_\r\n", Answer::Missing),
+            (b"$-1\r\n", Answer::Missing { version: None }),
+            (b"_\r\n", Answer::Missing { version: None }),
             (
                 b"$2\r\n\r\n\r\n",
-                Answer::Values(vec![Bytes::from_static(b"\r\n")]),
+                Answer::Values {
+                    values: vec![Bytes::from_static(b"\r\n")],
+                    version: None,
+                },
             ),
             (b"-OOM no room\r\n", Answer::Refused("OOM no room".into())),
         ];
