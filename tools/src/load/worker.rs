@@ -71,6 +71,8 @@ struct Slot<'a> {
     connection: Option<Connection<'a>>,
     retry_at: Instant,
     attempts: usize,
+    /// Whether epoll also reports when the socket takes bytes again.
+    watches_output: bool,
 }
 
 /// The state of one worker.
@@ -204,7 +206,10 @@ impl<'a> Worker<'a> {
                     let data = epoll::EventData::new_u64(u64::try_from(index).expect("a slot"));
                     let interest = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
                     match epoll::add(&self.epoll, connection.stream(), data, interest) {
-                        Ok(()) => slot.connection = Some(connection),
+                        Ok(()) => {
+                            slot.connection = Some(connection);
+                            slot.watches_output = false;
+                        }
                         Err(error) => self.recorder.error(|| format!("epoll: {error}")),
                     }
                 }
@@ -284,27 +289,26 @@ impl<'a> Worker<'a> {
         true
     }
 
+    /// Sends what is queued; while the socket takes no more, epoll tells when it does again.
     fn flush(&mut self, index: usize) {
-        let Some(connection) = self.slots[index].connection.as_mut() else {
+        let slot = &mut self.slots[index];
+        let Some(connection) = slot.connection.as_mut() else {
             return;
         };
-        if !connection.wants_to_write() {
+        if !connection.wants_to_write() && !slot.watches_output {
             return;
         }
-        let result = connection.flush();
-        let mut interest = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
-        if connection.wants_to_write() {
-            interest |= epoll::EventFlags::OUT;
+        let mut result = connection.flush();
+        let blocked = connection.wants_to_write();
+        if result.is_ok() && blocked != slot.watches_output {
+            let mut interest = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
+            interest.set(epoll::EventFlags::OUT, blocked);
+            let data = epoll::EventData::new_u64(u64::try_from(index).expect("a slot"));
+            result = epoll::modify(&self.epoll, connection.stream(), data, interest)
+                .map_err(std::io::Error::from);
+            slot.watches_output = blocked;
         }
-        let data = epoll::EventData::new_u64(u64::try_from(index).expect("a slot"));
-        let watched = if connection.wants_to_write() {
-            epoll::modify(&self.epoll, connection.stream(), data, interest)
-        } else {
-            Ok(())
-        };
         if let Err(error) = result {
-            self.drop_connection(index, &error.to_string());
-        } else if let Err(error) = watched {
             self.drop_connection(index, &error.to_string());
         }
     }
