@@ -98,6 +98,7 @@ impl<'a> Worker<'a> {
                 connection: None,
                 retry_at: now,
                 attempts: 0,
+                watches_output: false,
             })
             .collect();
         Ok(Self {
