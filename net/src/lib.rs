@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(missing_docs))]
 
+pub mod boot;
 pub mod http;
 pub mod limits;
 pub mod output;

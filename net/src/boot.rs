@@ -1,0 +1,310 @@
+//! What happens before anything is served: take the data directory, find out who this node is, count
+//! the start.
+//!
+//! Invariants:
+//! - one process at a time has the directory: `node/lock` is held until [`Boot`] is dropped;
+//! - the boot counter is raised and synced, with its directory entry, before [`boot`] returns. All
+//!   causality rests on it: writes of this run are minted under a name that no earlier run had;
+//! - a directory of another node, another cluster or another format is refused, never taken over.
+//!
+//! Runs once, before the shards exist, so it uses the standard library's blocking files.
+
+pub mod identity;
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use torc_env::NodeId;
+
+use crate::boot::identity::{Identity, IdentityError, NAME_BYTES_MAX};
+
+/// A node that may start.
+#[derive(Debug)]
+pub struct Boot {
+    /// Who it is, and which of its starts this is.
+    pub identity: Identity,
+    /// Whether the directory was empty: the node has never been in a cluster.
+    pub is_fresh: bool,
+    /// Keeps other processes out.
+    _lock: File,
+}
+
+/// Why a node may not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The directory or a file in it cannot be used.
+    #[error("cannot use the data directory: {action} {path}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another process has it.
+    #[error("the data directory {path} is in use by another process; stop that one first")]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The identity file is damaged or of another format.
+    #[error(
+        "cannot read {path}: {source}; restore that file from a backup, or replace this node: it \
+         must not start under a guessed identity"
+    )]
+    Identity {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: IdentityError,
+    },
+    /// Data without an identity.
+    #[error("{path} holds data but no node/identity: restore that file, or use an empty directory")]
+    NoIdentity {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The directory belongs to something else.
+    #[error(
+        "{path} belongs to the {what} {found:?}, but the configuration says {configured:?}: correct \
+         the configuration or use another directory"
+    )]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// `node` or `cluster`.
+        what: &'static str,
+        /// The name in the directory.
+        found: String,
+        /// The name in the configuration.
+        configured: String,
+    },
+    /// A name is empty or too long.
+    #[error("a {what} name has 1 to {NAME_BYTES_MAX} bytes, {name:?} has {}", name.len())]
+    Name {
+        /// `node` or `cluster`.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+}
+
+/// Takes the data directory `dir` (made if it is missing) for the node `name` of `cluster`. On
+/// return the start is counted, durably.
+///
+/// # Errors
+/// See [`BootError`].
+pub fn boot(dir: &Path, name: &str, cluster: &str) -> Result<Boot, BootError> {
+    for (what, name) in [("node", name), ("cluster", cluster)] {
+        if name.is_empty() || name.len() > NAME_BYTES_MAX {
+            return Err(BootError::Name {
+                what,
+                name: name.to_owned(),
+            });
+        }
+    }
+    let node_dir = dir.join("node");
+    fs::create_dir_all(&node_dir).map_err(during("create", &node_dir))?;
+    let lock = take_lock(dir, &node_dir.join("lock"))?;
+    let path = node_dir.join("identity");
+    let before = read_identity(&path)?;
+    let is_fresh = before.is_none();
+    let random = random_bytes().map_err(during("read", Path::new(RANDOM)))?;
+    let (node_random, boot_random) = random;
+    let identity = match before {
+        Some(before) => {
+            for (what, found, configured) in [
+                ("cluster", &before.cluster, cluster),
+                ("node", &before.name, name),
+            ] {
+                if found != configured {
+                    return Err(BootError::Foreign {
+                        path: dir.to_owned(),
+                        what,
+                        found: found.clone(),
+                        configured: configured.to_owned(),
+                    });
+                }
+            }
+            Identity {
+                boot: before.boot.saturating_add(1),
+                random: boot_random,
+                ..before
+            }
+        }
+        None => {
+            if dir.join("shard-00").exists() {
+                return Err(BootError::NoIdentity {
+                    path: dir.to_owned(),
+                });
+            }
+            Identity {
+                node: NodeId(node_random),
+                boot: 1,
+                random: boot_random,
+                name: name.to_owned(),
+                cluster: cluster.to_owned(),
+            }
+        }
+    };
+    write_identity(dir, &node_dir, &path, &identity)?;
+    Ok(Boot {
+        identity,
+        is_fresh,
+        _lock: lock,
+    })
+}
+
+fn take_lock(dir: &Path, path: &Path) -> Result<File, BootError> {
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(during("open", path))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(BootError::InUse {
+            path: dir.to_owned(),
+        }),
+        Err(TryLockError::Error(source)) => Err(during("lock", path)(source)),
+    }
+}
+
+fn read_identity(path: &Path) -> Result<Option<Identity>, BootError> {
+    match fs::read(path) {
+        Ok(bytes) => match Identity::decode(&bytes) {
+            Ok(identity) => Ok(Some(identity)),
+            Err(source) => Err(BootError::Identity {
+                path: path.to_owned(),
+                source,
+            }),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(during("read", path)(source)),
+    }
+}
+
+/// Writes beside the old file, syncs, renames, syncs the directories: after a crash at any point
+/// either the old identity or the new one is there.
+fn write_identity(
+    dir: &Path,
+    node_dir: &Path,
+    path: &Path,
+    identity: &Identity,
+) -> Result<(), BootError> {
+    let beside = node_dir.join("identity.new");
+    let mut file = File::create(&beside).map_err(during("create", &beside))?;
+    file.write_all(&identity.encode())
+        .and_then(|()| file.sync_all())
+        .map_err(during("write", &beside))?;
+    fs::rename(&beside, path).map_err(during("rename", &beside))?;
+    for directory in [node_dir, dir] {
+        File::open(directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(during("sync", directory))?;
+    }
+    Ok(())
+}
+
+const RANDOM: &str = "/dev/urandom";
+
+/// A node id and a boot random from the operating system.
+fn random_bytes() -> io::Result<(u128, u64)> {
+    let mut bytes = [0; 24];
+    File::open(RANDOM)?.read_exact(&mut bytes)?;
+    let (node, boot) = bytes.split_at(16);
+    let node = node
+        .iter()
+        .fold(0, |all, byte| all << 8 | u128::from(*byte));
+    let boot = boot.iter().fold(0, |all, byte| all << 8 | u64::from(*byte));
+    // Zero means "whichever node answers" in an address.
+    Ok((node.max(1), boot))
+}
+
+fn during(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BootError {
+    let path = path.to_owned();
+    move |source| BootError::Io {
+        action,
+        path,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_start_is_counted_under_the_same_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = boot(dir.path(), "n1", "demo").unwrap();
+        assert!(first.is_fresh);
+        let node = first.identity.node;
+        assert_eq!(first.identity.boot, 1);
+        drop(first);
+        for count in 2..5 {
+            let next = boot(dir.path(), "n1", "demo").unwrap();
+            assert!(!next.is_fresh);
+            assert_eq!((next.identity.node, next.identity.boot), (node, count));
+        }
+        let other = tempfile::tempdir().unwrap();
+        let other = boot(other.path(), "n1", "demo").unwrap();
+        assert_ne!(other.identity.node, node);
+    }
+
+    #[test]
+    fn one_process_at_a_time_has_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let _running = boot(dir.path(), "n1", "demo").unwrap();
+        assert!(matches!(
+            boot(dir.path(), "n1", "demo"),
+            Err(BootError::InUse { .. })
+        ));
+    }
+
+    #[test]
+    fn a_directory_of_another_node_or_cluster_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(boot(dir.path(), "n1", "demo").unwrap());
+        for (name, cluster, expected) in [("n2", "demo", "node"), ("n1", "other", "cluster")] {
+            match boot(dir.path(), name, cluster) {
+                Err(BootError::Foreign { what, .. }) => assert_eq!(what, expected),
+                other => panic!("{other:?}"),
+            }
+        }
+        let again = boot(dir.path(), "n1", "demo").unwrap();
+        assert_eq!(again.identity.boot, 2, "a refused start is not counted");
+    }
+
+    #[test]
+    fn a_damaged_or_missing_identity_is_never_guessed() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(boot(dir.path(), "n1", "demo").unwrap());
+        let path = dir.path().join("node/identity");
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[20] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        assert!(matches!(
+            boot(dir.path(), "n1", "demo"),
+            Err(BootError::Identity { .. })
+        ));
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(dir.path().join("shard-00")).unwrap();
+        assert!(matches!(
+            boot(dir.path(), "n1", "demo"),
+            Err(BootError::NoIdentity { .. })
+        ));
+    }
+
+    #[test]
+    fn a_start_that_broke_off_before_its_rename_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(boot(dir.path(), "n1", "demo").unwrap());
+        fs::write(dir.path().join("node/identity.new"), b"torn").unwrap();
+        let next = boot(dir.path(), "n1", "demo").unwrap();
+        assert_eq!(next.identity.boot, 2);
+    }
+}
