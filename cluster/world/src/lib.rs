@@ -1,1 +1,8 @@
-//! In construction.
+//! Simulated clusters: clients, faults, and checkers of what was promised.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(missing_docs))]
+
+pub mod ancestry;
+pub mod check;
+pub mod history;

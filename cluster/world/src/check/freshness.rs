@@ -1,0 +1,92 @@
+//! A strict read is fresh: it shows every write that was acknowledged before it began, or what
+//! replaced it. And strict reads do not go back: what one showed, the next shows or replaces.
+
+use super::Findings;
+use super::durability::list;
+use crate::ancestry::Ancestry;
+use crate::history::{History, Kind, Read, Value};
+
+pub(super) fn check(history: &History, ancestry: &Ancestry, findings: &mut Findings) {
+    for read in &history.reads {
+        let Some(values) = &read.values else { continue };
+        let shown = ancestry.closure(values);
+        for (id, write) in history.numbered() {
+            let must_be_there = write.key == read.key
+                && write.kind == Kind::Put
+                && write.outcome.is_done()
+                && !write.sloppy
+                && write.ended_ns < read.begun_ns
+                && history.is_strict(read.r, write.w);
+            if must_be_there && !shown.contains(id) && !ancestry.may_be_deleted(id) {
+                findings.add(
+                    read.key,
+                    format!(
+                        "a read of client {} at r={} began after {id} was acknowledged at w={} and shows {}",
+                        read.client,
+                        read.r,
+                        write.w,
+                        list(values)
+                    ),
+                );
+            }
+        }
+        let earlier = history.reads.iter().filter(|earlier| {
+            earlier.key == read.key
+                && earlier.ended_ns < read.begun_ns
+                && history.is_strict(read.r, earlier.r)
+        });
+        for earlier in earlier {
+            let Some(gone) = first_missing(earlier, &shown, ancestry) else {
+                continue;
+            };
+            findings.add(
+                read.key,
+                format!(
+                    "a read of client {} went back: {gone} was shown to client {} before, now {}",
+                    read.client,
+                    earlier.client,
+                    list(values)
+                ),
+            );
+        }
+    }
+}
+
+fn first_missing(
+    earlier: &Read,
+    shown: &crate::ancestry::WriteSet,
+    ancestry: &Ancestry,
+) -> Option<crate::history::WriteId> {
+    let values = earlier.values.iter().flatten();
+    values
+        .filter_map(Value::write)
+        .find(|id| !shown.contains(*id) && !ancestry.may_be_deleted(*id))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::check::testing::{accepts, refuses};
+
+    #[test]
+    fn a_fresh_read_is_accepted() {
+        accepts("put \n read shows 0");
+        accepts("put \n put sees 0 \n read shows 1");
+        accepts("put \n & read shows -");
+        accepts("put w 1 \n read r 2 shows -");
+        accepts("put w 1 sloppy \n read r 3 shows -");
+        accepts("put \n delete sees 0 doubt \n read shows -");
+        accepts("put doubt \n read r 1 shows 0 \n read r 1 shows -");
+        accepts("put \n read fails");
+    }
+
+    #[test]
+    fn a_stale_read_is_found() {
+        refuses("freshness", "put \n read shows -");
+        refuses("freshness", "put \n put \n read shows 1");
+        refuses("freshness", "put \n put sees 0 \n read shows 0");
+        refuses("freshness", "put w 3 \n read r 1 shows -");
+        refuses("freshness", "put w 1 \n read r 3 shows -");
+        refuses("freshness", "put doubt \n read shows 0 \n read shows -");
+        refuses("freshness", "put \n delete sees 0 refused \n read shows -");
+    }
+}

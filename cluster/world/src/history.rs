@@ -1,0 +1,218 @@
+//! What clients did and saw: the only thing that the checkers look at.
+//!
+//! Abstract on purpose: every write has a number, every value names the write that it came from, and
+//! a context is known by the writes that were shown with it. So the checkers know nothing of dots,
+//! contexts or messages, and cannot repeat the product's mistakes.
+
+use std::fmt;
+
+/// A write, in order of beginning. Every value in the world is unique and names its write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WriteId(pub u32);
+
+impl WriteId {
+    /// Position in [`History::writes`].
+    pub fn index(self) -> usize {
+        usize::try_from(self.0).expect("a write's number fits")
+    }
+}
+
+impl fmt::Display for WriteId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "w{}", self.0)
+    }
+}
+
+/// A key of the workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyId(pub u16);
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "k{}", self.0)
+    }
+}
+
+/// A live value as somebody saw it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Value {
+    /// What this write wrote.
+    Of(WriteId),
+    /// Bytes that nobody wrote to this key.
+    Foreign(String),
+}
+
+impl Value {
+    /// The write, if it is one.
+    pub fn write(&self) -> Option<WriteId> {
+        match self {
+            Value::Of(write) => Some(*write),
+            Value::Foreign(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Of(write) => write!(f, "{write}"),
+            Value::Foreign(text) => write!(f, "foreign {text:?}"),
+        }
+    }
+}
+
+/// What a write does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Writes its value.
+    Put,
+    /// Removes what it has seen.
+    Delete,
+}
+
+/// How an operation ended for its client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Acknowledged.
+    Done {
+        /// Replicas that the answer counts.
+        replicas: u8,
+        /// Hints that the answer counts.
+        hints: u8,
+    },
+    /// Refused: the answer says that nothing happened.
+    Refused(String),
+    /// It may have happened, may still, or never.
+    InDoubt(String),
+}
+
+impl Outcome {
+    /// Whether the client was promised that it happened.
+    pub fn is_done(&self) -> bool {
+        matches!(self, Outcome::Done { .. })
+    }
+
+    /// Whether the client was promised that it did not happen.
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Outcome::Refused(_))
+    }
+}
+
+/// A write and all that its client knew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// Who issued it.
+    pub client: u16,
+    /// Its key.
+    pub key: KeyId,
+    /// What it does.
+    pub kind: Kind,
+    /// The writes that were shown with its context: it replaces these and all that they replaced.
+    pub seen: Vec<WriteId>,
+    /// Replicas that had to ack.
+    pub w: u8,
+    /// Whether hints count as acks.
+    pub sloppy: bool,
+    /// When it was issued, in nanoseconds of true time.
+    pub begun_ns: u64,
+    /// When its answer came.
+    pub ended_ns: u64,
+    /// Its answer.
+    pub outcome: Outcome,
+}
+
+/// A read and what it showed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Read {
+    /// Who issued it.
+    pub client: u16,
+    /// Its key.
+    pub key: KeyId,
+    /// Replicas that had to answer.
+    pub r: u8,
+    /// What the answer had to cover, for a read within a session.
+    pub at_least: Option<Vec<WriteId>>,
+    /// When it was issued, in nanoseconds of true time.
+    pub begun_ns: u64,
+    /// When its answer came.
+    pub ended_ns: u64,
+    /// The live values; `None` when it failed.
+    pub values: Option<Vec<Value>>,
+}
+
+/// A version of a key by its identity in the product: the dot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DotId {
+    /// The actor that minted it.
+    pub actor: u128,
+    /// Its counter.
+    pub counter: u64,
+}
+
+/// A dot as it was found in a replica's store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DotSeen {
+    /// Its key.
+    pub key: KeyId,
+    /// The dot.
+    pub dot: DotId,
+    /// What is stored under it; `None` for a tombstone.
+    pub value: Option<Value>,
+}
+
+/// What a replica holds of a key in the end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holding {
+    /// The replica.
+    pub node: String,
+    /// Live values.
+    pub values: Vec<Value>,
+    /// Digest over everything that it holds of the key.
+    pub digest: u128,
+}
+
+/// A key when all faults are healed and the cluster had its time to converge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Final {
+    /// The key.
+    pub key: KeyId,
+    /// What each of its replicas holds.
+    pub replicas: Vec<Holding>,
+    /// What a read of all replicas shows; `None` when it failed.
+    pub read: Option<Vec<Value>>,
+}
+
+/// A whole run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct History {
+    /// Copies of a key.
+    pub n: u8,
+    /// Every write, in order of beginning.
+    pub writes: Vec<Write>,
+    /// Every read, in order of beginning.
+    pub reads: Vec<Read>,
+    /// Dots found in stores, during and after the run.
+    pub dots: Vec<DotSeen>,
+    /// Every key in the end.
+    pub finals: Vec<Final>,
+}
+
+impl History {
+    /// The write with this number.
+    pub fn write(&self, id: WriteId) -> &Write {
+        &self.writes[id.index()]
+    }
+
+    /// Every write with its number.
+    pub fn numbered(&self) -> impl Iterator<Item = (WriteId, &Write)> {
+        self.writes.iter().enumerate().map(|(index, write)| {
+            let number = u32::try_from(index).expect("fewer than 2^32 writes");
+            (WriteId(number), write)
+        })
+    }
+
+    /// Whether a read at `r` meets a replica of every write that needed `w` acks.
+    pub fn is_strict(&self, r: u8, w: u8) -> bool {
+        u16::from(r) + u16::from(w) > u16::from(self.n)
+    }
+}
