@@ -12,6 +12,11 @@
 //! **Not here:** who is alive ([`crate::membership`]), and where replicas are
 //! ([`crate::ring`], a pure function of this).
 
+pub mod change;
+mod codec;
+pub mod paxos;
+pub mod store;
+
 use std::fmt;
 use std::net::SocketAddr;
 
@@ -19,6 +24,8 @@ use torc_env::{Address, NodeId, ShardId, Token};
 
 use crate::keyspace::Keyspace;
 use crate::ring::{MemberIndex, Place, Ring, RingMember, Vnode};
+
+pub use codec::{DecodeError, MEMBERS_MAX};
 
 /// A generation of the topology. Zero is before the first one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -102,6 +109,8 @@ pub struct Description {
     pub rack: String,
     /// Shards that it runs.
     pub shards: u16,
+    /// Vnodes that it asks for when it gets its place: 128 times its weight.
+    pub vnodes: u16,
 }
 
 /// A member of the cluster.
@@ -214,6 +223,11 @@ impl Topology {
     /// The keyspace with this name.
     pub fn keyspace(&self, name: &str) -> Option<&Keyspace> {
         self.keyspaces.iter().find(|keyspace| keyspace.name == name)
+    }
+
+    /// Whether `node` was removed for ever.
+    pub fn is_removed(&self, node: NodeId) -> bool {
+        self.removed.iter().any(|removed| removed.node == node)
     }
 
     /// Members in the ring, alive or not.
