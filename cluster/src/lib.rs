@@ -6,6 +6,8 @@
 pub mod admission;
 pub mod api;
 pub mod conflict;
+pub mod detector;
+pub mod gossip;
 pub mod hlc;
 pub mod keyspace;
 pub mod latency;
