@@ -5,4 +5,7 @@
 
 pub mod ancestry;
 pub mod check;
+pub mod config;
 pub mod history;
+pub mod nemesis;
+pub mod story;

@@ -107,6 +107,11 @@ impl Simulation {
         self.world().hosts.borrow_mut()[host.index()].power_cut = Some(cut);
     }
 
+    /// Takes back a power cut that has not struck.
+    pub fn forget_power_cut(&self, host: HostId) {
+        self.world().hosts.borrow_mut()[host.index()].power_cut = None;
+    }
+
     /// How many changing operations the host's disk has begun, over all lives.
     pub fn disk_operations(&self, host: HostId) -> u64 {
         self.world().hosts.borrow()[host.index()].disk_operations

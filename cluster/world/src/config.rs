@@ -1,0 +1,248 @@
+//! What a seed draws: the size of the cluster, the load, and which faults are on.
+//!
+//! Swarm testing: each feature and each kind of fault is absent in about half of the runs, because a
+//! world with everything in it hides what only shows alone. Keys are few so that they collide; stores
+//! are tiny so that they flush and compact.
+
+use torc_sim::{Options as SimOptions, Rng};
+
+/// Which faults the nemesis may choose from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Power cuts at any time.
+    pub crash: bool,
+    /// Power cuts aimed at the next few disk operations: inside a write or a sync.
+    pub crash_in_sync: bool,
+    /// Every host loses its power at once.
+    pub blackout: bool,
+    /// Hosts cut off from each other, both ways.
+    pub partition: bool,
+    /// Hosts cut off in one direction.
+    pub one_way: bool,
+    /// Connections that break while requests are under way.
+    pub break_link: bool,
+    /// Processes that stand still and go on.
+    pub pause: bool,
+    /// Clocks that are wrong, jump and drift.
+    pub clock: bool,
+    /// Background jobs that hardly get to run.
+    pub starve: bool,
+    /// A network that is slow and lossy for a while.
+    pub storm: bool,
+}
+
+impl Faults {
+    /// Whether any is on.
+    pub fn any(&self) -> bool {
+        *self != Self::default()
+    }
+
+    fn draw(rng: &mut Rng) -> Self {
+        Self {
+            crash: rng.chance(0.5),
+            crash_in_sync: rng.chance(0.5),
+            blackout: rng.chance(0.2),
+            partition: rng.chance(0.5),
+            one_way: rng.chance(0.3),
+            break_link: rng.chance(0.4),
+            pause: rng.chance(0.4),
+            clock: rng.chance(0.4),
+            starve: rng.chance(0.3),
+            storm: rng.chance(0.4),
+        }
+    }
+}
+
+/// What the clients do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Load {
+    /// Clients.
+    pub clients: u16,
+    /// Operations of each.
+    pub operations: u16,
+    /// Different keys.
+    pub keys: u16,
+    /// Longest pause between two operations of a client, in milliseconds.
+    pub think_ms: u64,
+    /// Longest time that a client waits for an answer, in milliseconds.
+    pub patience_ms: u64,
+    /// Bytes that a value has at most.
+    pub value_bytes: u64,
+    /// Share of writes among the operations.
+    pub writes: f64,
+    /// Share of deletes among the writes.
+    pub deletes: f64,
+    /// Share of writes that come without a context.
+    pub blind: f64,
+    /// Share of writes that carry a condition.
+    pub conditional: f64,
+    /// Share of reads that ask for what their session has seen.
+    pub sessions: f64,
+    /// Share of writes for which hints count.
+    pub sloppy: f64,
+    /// Whether levels are drawn for each operation; else all are quorums.
+    pub mixed_levels: bool,
+}
+
+impl Load {
+    fn draw(rng: &mut Rng) -> Self {
+        let mut share = |p: f64, most: f64| {
+            let on = rng.chance(p);
+            let share = rng.fraction() * most;
+            if on { share } else { 0.0 }
+        };
+        let (deletes, blind) = (share(0.6, 0.5), share(0.6, 0.7));
+        let (conditional, sessions) = (share(0.3, 0.4), share(0.6, 1.0));
+        let sloppy = share(0.4, 1.0);
+        Self {
+            clients: draw_u16(rng, 1..=6),
+            operations: draw_u16(rng, 10..=50),
+            keys: u16::try_from(rng.log_within(1..=12)).unwrap_or(1),
+            think_ms: rng.log_within(5..=500),
+            patience_ms: rng.log_within(50..=3_000),
+            value_bytes: rng.log_within(16..=10_000),
+            writes: 0.2 + 0.6 * rng.fraction(),
+            deletes,
+            blind,
+            conditional,
+            sessions,
+            sloppy,
+            mixed_levels: rng.chance(0.4),
+        }
+    }
+}
+
+/// How the stores are set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stores {
+    /// Whether each acknowledgement has a frame of its own; else commits are grouped.
+    pub always_sync: bool,
+    /// Memory of the memtables.
+    pub memtable_bytes: usize,
+    /// What a block is filled towards.
+    pub block_bytes: usize,
+    /// Memory of the caches; may be nothing.
+    pub cache_bytes: usize,
+    /// Size of a WAL segment.
+    pub wal_segment_bytes: u64,
+}
+
+impl Stores {
+    fn draw(rng: &mut Rng) -> Self {
+        let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        Self {
+            always_sync: rng.chance(0.3),
+            memtable_bytes: size(rng.log_within(4 << 10..=256 << 10)),
+            block_bytes: size(rng.log_within(512..=16 << 10)),
+            cache_bytes: if rng.chance(0.3) {
+                0
+            } else {
+                size(rng.log_within(4 << 10..=1 << 20))
+            },
+            wal_segment_bytes: *rng.pick(&[64 << 10, 256 << 10, 1 << 20]),
+        }
+    }
+}
+
+/// Everything that a run is made of. Follows from the seed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The seed.
+    pub seed: u64,
+    /// Shards of each node; as many nodes as entries.
+    pub shards: Vec<u16>,
+    /// Copies of a key that the keyspace asks for.
+    pub n: u8,
+    /// Virtual nodes of each node.
+    pub vnodes: u16,
+    /// What the clients do.
+    pub load: Load,
+    /// How the stores are set.
+    pub stores: Stores,
+    /// Which faults there are.
+    pub faults: Faults,
+    /// Mean time between two faults, in milliseconds.
+    pub fault_every_ms: u64,
+    /// The world below.
+    pub sim: SimOptions,
+}
+
+impl Config {
+    /// Draws the run of a seed.
+    pub fn draw(seed: u64) -> Self {
+        let rng = &mut Rng::stream(seed, "config");
+        let nodes = usize::from(draw_u16(rng, 3..=5));
+        let two_shards = rng.chance(0.4);
+        let shards = (0..nodes)
+            .map(|_| if two_shards { draw_u16(rng, 1..=2) } else { 1 })
+            .collect();
+        // Five copies are what a doubled ack needs to do harm; one is what a lost disk needs.
+        let n = *rng.pick(&[1, 2, 3, 3, 3, 3, 4, 5, 5]);
+        let mut faults = Faults::draw(rng);
+        if rng.chance(0.1) {
+            faults = Faults::default();
+        }
+        let mut sim = SimOptions::draw(&mut Rng::stream(seed, "world"));
+        // What storms are for: between them, a network on which a cluster can live.
+        sim.net.loss /= 10.0;
+        sim.net.late /= 10.0;
+        Self {
+            seed,
+            shards,
+            n,
+            vnodes: *rng.pick(&[4, 8, 16]),
+            load: Load::draw(rng),
+            stores: Stores::draw(rng),
+            faults,
+            fault_every_ms: rng.log_within(50..=2_000),
+            sim,
+        }
+    }
+
+    /// How many nodes there are.
+    pub fn nodes(&self) -> u16 {
+        u16::try_from(self.shards.len()).expect("a handful of nodes")
+    }
+
+    /// Copies that a key has.
+    pub fn effective_n(&self) -> u8 {
+        u8::try_from(self.nodes()).map_or(self.n, |nodes| self.n.min(nodes))
+    }
+}
+
+fn draw_u16(rng: &mut Rng, range: std::ops::RangeInclusive<u64>) -> u16 {
+    u16::try_from(rng.within(range)).expect("a small range")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_always_draws_the_same() {
+        assert_eq!(Config::draw(5), Config::draw(5));
+        assert_ne!(Config::draw(5), Config::draw(6));
+    }
+
+    #[test]
+    fn every_size_and_every_fault_occurs_and_is_absent() {
+        let drawn: Vec<Config> = (0..300).map(Config::draw).collect();
+        for nodes in 3..=5 {
+            assert!(drawn.iter().any(|config| config.nodes() == nodes));
+        }
+        for n in 1..=5 {
+            assert!(drawn.iter().any(|config| config.effective_n() == n));
+        }
+        let faults: [fn(&Faults) -> bool; 5] = [
+            |faults| faults.crash,
+            |faults| faults.crash_in_sync,
+            |faults| faults.partition,
+            |faults| faults.pause,
+            Faults::any,
+        ];
+        for fault in faults {
+            let with = drawn.iter().filter(|config| fault(&config.faults)).count();
+            assert!(with > 0 && with < drawn.len());
+        }
+    }
+}

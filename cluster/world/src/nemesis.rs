@@ -1,0 +1,362 @@
+//! The nemesis: breaks hosts, links and clocks by a plan, and mends everything in the end.
+//!
+//! The plan is data, drawn before the run starts, so it does not depend on what the cluster does.
+
+use std::time::Duration;
+
+use torc_sim::{HostId, NetOptions, PowerCut, Rng, Simulation};
+
+use crate::config::{Config, Faults};
+
+/// One fault and how long it lasts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Cuts a host's power; it starts again when the fault ends.
+    Crash {
+        /// Whose.
+        host: HostId,
+        /// Which unsynced changes survive.
+        variant: u32,
+    },
+    /// Cuts a host's power inside one of its next disk operations.
+    CrashInSync {
+        /// Whose.
+        host: HostId,
+        /// How many operations it still begins.
+        operations: u64,
+        /// Which unsynced changes survive.
+        variant: u32,
+    },
+    /// Cuts every host's power.
+    Blackout {
+        /// Which unsynced changes survive.
+        variant: u32,
+    },
+    /// Cuts these hosts off from all others.
+    Partition {
+        /// One side.
+        side: Vec<HostId>,
+    },
+    /// Lets nothing pass from one host to another.
+    OneWay {
+        /// The sender.
+        from: HostId,
+        /// The receiver.
+        to: HostId,
+    },
+    /// Breaks the connections between two hosts.
+    BreakLink {
+        /// One.
+        a: HostId,
+        /// The other.
+        b: HostId,
+    },
+    /// Stops a host's process.
+    Pause {
+        /// Whose.
+        host: HostId,
+    },
+    /// Sets a host's clock wrong, and leaves it so.
+    Clock {
+        /// Whose.
+        host: HostId,
+        /// By how much.
+        skew_ms: i64,
+        /// How much too fast it runs.
+        drift_ppm: i64,
+    },
+    /// Starves a host's background jobs.
+    Starve {
+        /// Whose.
+        host: HostId,
+    },
+    /// Makes the network slow and lossy.
+    Storm {
+        /// Messages lost, of a thousand.
+        loss: u16,
+        /// Messages that come much too late, of a thousand.
+        late: u16,
+    },
+}
+
+/// A fault at its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Planned {
+    /// When it begins, since the load began.
+    pub at: Duration,
+    /// How long it lasts.
+    pub lasts: Duration,
+    /// The fault.
+    pub fault: Fault,
+}
+
+/// Clocks are within this of each other, so that no node has to refuse work because of them.
+const SKEW_MS_MAX: u64 = 200;
+
+/// Draws the faults of a run of this length, in order of time.
+pub fn plan(config: &Config, length: Duration) -> Vec<Planned> {
+    let rng = &mut Rng::stream(config.seed, "nemesis");
+    let kinds = kinds(&config.faults);
+    let mut planned = Vec::new();
+    let mut at = Duration::ZERO;
+    while !kinds.is_empty() {
+        at += Duration::from_millis(rng.within(1..=2 * config.fault_every_ms));
+        if at >= length {
+            break;
+        }
+        let fault = rng.pick(&kinds)(config, rng);
+        let lasts = Duration::from_millis(rng.log_within(20..=6_000));
+        planned.push(Planned { at, lasts, fault });
+    }
+    planned
+}
+
+type Draw = fn(&Config, &mut Rng) -> Fault;
+
+fn kinds(faults: &Faults) -> Vec<Draw> {
+    let all: [(bool, Draw); 10] = [
+        (faults.crash, |config, rng| Fault::Crash {
+            host: host(config, rng),
+            variant: variant(rng),
+        }),
+        (faults.crash_in_sync, |config, rng| Fault::CrashInSync {
+            host: host(config, rng),
+            operations: rng.log_within(0..=30),
+            variant: variant(rng),
+        }),
+        (faults.blackout, |_, rng| Fault::Blackout {
+            variant: variant(rng),
+        }),
+        (faults.partition, |config, rng| {
+            let mut hosts: Vec<HostId> = (0..config.nodes()).map(HostId).collect();
+            rng.shuffle(&mut hosts);
+            let side = 1 + rng.index(hosts.len() - 1);
+            hosts.truncate(side);
+            Fault::Partition { side: hosts }
+        }),
+        (faults.one_way, |config, rng| {
+            let (from, to) = two_hosts(config, rng);
+            Fault::OneWay { from, to }
+        }),
+        (faults.break_link, |config, rng| {
+            let (a, b) = two_hosts(config, rng);
+            Fault::BreakLink { a, b }
+        }),
+        (faults.pause, |config, rng| Fault::Pause {
+            host: host(config, rng),
+        }),
+        (faults.clock, |config, rng| Fault::Clock {
+            host: host(config, rng),
+            skew_ms: signed(rng, SKEW_MS_MAX),
+            drift_ppm: signed(rng, 1_000),
+        }),
+        (faults.starve, |config, rng| Fault::Starve {
+            host: host(config, rng),
+        }),
+        (faults.storm, |_, rng| Fault::Storm {
+            loss: u16::try_from(rng.log_within(5..=300)).unwrap_or(0),
+            late: u16::try_from(rng.log_within(5..=300)).unwrap_or(0),
+        }),
+    ];
+    let on = all.into_iter().filter(|(on, _)| *on);
+    on.map(|(_, draw)| draw).collect()
+}
+
+fn host(config: &Config, rng: &mut Rng) -> HostId {
+    let index = rng.below(u64::from(config.nodes()));
+    HostId(u16::try_from(index).expect("a handful of hosts"))
+}
+
+fn two_hosts(config: &Config, rng: &mut Rng) -> (HostId, HostId) {
+    let mut hosts: Vec<HostId> = (0..config.nodes()).map(HostId).collect();
+    rng.shuffle(&mut hosts);
+    (hosts[0], hosts[1])
+}
+
+fn variant(rng: &mut Rng) -> u32 {
+    *rng.pick(&[0, 0, 1, 2, 3, 4, 5, 6])
+}
+
+fn signed(rng: &mut Rng, most: u64) -> i64 {
+    let magnitude = i64::try_from(rng.log_within(0..=most)).unwrap_or(0);
+    if rng.chance(0.5) {
+        magnitude
+    } else {
+        -magnitude
+    }
+}
+
+/// What the nemesis does to the world. Ends of overlapping faults are counted, so that the first
+/// end does not end both.
+pub(crate) struct Nemesis {
+    simulation: Simulation,
+    hosts: u16,
+    calm: NetOptions,
+    blocked: Vec<(HostId, HostId)>,
+}
+
+impl Nemesis {
+    pub(crate) fn new(simulation: &Simulation, config: &Config) -> Self {
+        Self {
+            simulation: simulation.clone(),
+            hosts: config.nodes(),
+            calm: config.sim.net.clone(),
+            blocked: Vec::new(),
+        }
+    }
+
+    pub(crate) fn begin(&mut self, fault: &Fault) {
+        let simulation = &self.simulation;
+        simulation.note(format_args!("fault begins: {fault:?}"));
+        match *fault {
+            Fault::Crash { host, variant } => simulation.crash(host, variant),
+            Fault::CrashInSync {
+                host,
+                operations,
+                variant,
+            } => {
+                let operation = simulation.disk_operations(host) + operations;
+                simulation.cut_power(host, PowerCut { operation, variant });
+            }
+            Fault::Blackout { variant } => {
+                for host in self.hosts() {
+                    simulation.crash(host, variant);
+                }
+            }
+            Fault::Partition { .. } | Fault::OneWay { .. } => {
+                self.blocked.extend(self.links(fault));
+                self.block();
+            }
+            Fault::BreakLink { a, b } => simulation.break_link(a, b),
+            Fault::Pause { host } => simulation.pause(host, true),
+            Fault::Clock {
+                host,
+                skew_ms,
+                drift_ppm,
+            } => simulation.set_clock(host, skew_ms * 1_000, drift_ppm),
+            Fault::Starve { host } => simulation.starve_background(host, true),
+            Fault::Storm { loss, late } => simulation.set_net(NetOptions {
+                loss: f64::from(loss) / 1000.0,
+                late: f64::from(late) / 1000.0,
+                ..self.calm.clone()
+            }),
+        }
+    }
+
+    /// Ends a fault. Hosts that are down are started by the caller.
+    pub(crate) fn end(&mut self, fault: &Fault) {
+        let simulation = &self.simulation;
+        simulation.note(format_args!("fault ends: {fault:?}"));
+        match *fault {
+            Fault::Partition { .. } | Fault::OneWay { .. } => {
+                for link in self.links(fault) {
+                    if let Some(at) = self.blocked.iter().position(|other| *other == link) {
+                        self.blocked.swap_remove(at);
+                        if !self.blocked.contains(&link) {
+                            self.simulation.set_blocked(link.0, link.1, false);
+                        }
+                    }
+                }
+            }
+            Fault::Pause { host } => simulation.pause(host, false),
+            Fault::Starve { host } => simulation.starve_background(host, false),
+            Fault::Storm { .. } => simulation.set_net(self.calm.clone()),
+            Fault::Crash { .. }
+            | Fault::CrashInSync { .. }
+            | Fault::Blackout { .. }
+            | Fault::BreakLink { .. }
+            | Fault::Clock { .. } => {}
+        }
+    }
+
+    /// Mends everything but hosts that are down: a calm, lossless network, right clocks.
+    pub(crate) fn heal(&mut self) {
+        let simulation = &self.simulation;
+        simulation.note(format_args!("all faults end"));
+        for from in self.hosts() {
+            simulation.pause(from, false);
+            simulation.starve_background(from, false);
+            simulation.set_clock(from, 0, 0);
+            simulation.forget_power_cut(from);
+            for to in self.hosts() {
+                simulation.set_blocked(from, to, false);
+            }
+        }
+        self.blocked.clear();
+        self.simulation.set_net(NetOptions {
+            loss: 0.0,
+            late: 0.0,
+            overload: 0.0,
+            ..self.calm.clone()
+        });
+    }
+
+    fn block(&self) {
+        for (from, to) in &self.blocked {
+            self.simulation.set_blocked(*from, *to, true);
+        }
+    }
+
+    fn links(&self, fault: &Fault) -> Vec<(HostId, HostId)> {
+        match fault {
+            Fault::Partition { side } => {
+                let others = self.hosts().filter(|host| !side.contains(host));
+                others
+                    .flat_map(|other| {
+                        side.iter()
+                            .flat_map(move |host| [(*host, other), (other, *host)])
+                    })
+                    .collect()
+            }
+            Fault::OneWay { from, to } => vec![(*from, *to)],
+            _ => Vec::new(),
+        }
+    }
+
+    fn hosts(&self) -> impl Iterator<Item = HostId> + use<> {
+        (0..self.hosts).map(HostId)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_holds_only_what_is_on_and_follows_from_the_seed() {
+        let length = Duration::from_secs(20);
+        for seed in 0..100 {
+            let config = Config::draw(seed);
+            let planned = plan(&config, length);
+            assert_eq!(planned, plan(&config, length));
+            assert_eq!(planned.is_empty(), !config.faults.any(), "seed {seed}");
+            for entry in &planned {
+                assert!(entry.at < length);
+                if let Fault::Partition { side } = &entry.fault {
+                    assert!(config.faults.partition);
+                    assert!(!side.is_empty() && side.len() < config.shards.len());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn overlapping_partitions_end_one_by_one() {
+        let config = Config::draw(1);
+        let simulation = Simulation::new(1, config.sim.clone());
+        let mut nemesis = Nemesis::new(&simulation, &config);
+        for _ in 0..config.nodes() {
+            simulation.add_host(1);
+        }
+        let side = |hosts: &[u16]| Fault::Partition {
+            side: hosts.iter().copied().map(HostId).collect(),
+        };
+        nemesis.begin(&side(&[0]));
+        nemesis.begin(&side(&[0, 1]));
+        nemesis.end(&side(&[0]));
+        assert!(nemesis.blocked.contains(&(HostId(0), HostId(2))));
+        assert!(!nemesis.blocked.contains(&(HostId(0), HostId(1))));
+        nemesis.end(&side(&[0, 1]));
+        assert!(nemesis.blocked.is_empty());
+    }
+}
