@@ -10,6 +10,7 @@ use torc_env::{
 use crate::disk::SimDisk;
 use crate::host::{HostId, Life};
 use crate::oneshot;
+use crate::rng::Rng;
 use crate::tasks::{Kind, Owner};
 use crate::timer::{GiveWay, Sleep};
 use crate::world::World;
@@ -29,7 +30,13 @@ struct Shard {
     node: NodeId,
     shards: u16,
     disk: SimDisk,
+    /// What this life's monotonic clock shows more than the world's: instants of two hosts, or of
+    /// two lives, must not be compared.
+    ahead_ns: u64,
 }
+
+/// Longest time that a host seems to have been up before its process started.
+const UPTIME_NS_MAX: u64 = 3_600_000_000_000;
 
 impl SimEnv {
     pub(crate) fn new(world: &Rc<World>, host: HostId, shard: ShardId) -> Self {
@@ -48,6 +55,8 @@ impl SimEnv {
             node: state.node,
             shards: state.shards,
             disk: SimDisk::new(world.clone(), host, state.life),
+            ahead_ns: Rng::stream(world.seed, &format!("uptime {} {}", host.0, state.life.0))
+                .below(UPTIME_NS_MAX),
         }))
     }
 
@@ -71,6 +80,10 @@ impl SimEnv {
     fn owner(&self) -> Owner {
         Owner::Host(self.0.host, self.0.life)
     }
+
+    fn true_ns(&self, at: Instant) -> u64 {
+        at.0.saturating_sub(self.0.ahead_ns)
+    }
 }
 
 impl Env for SimEnv {
@@ -81,7 +94,7 @@ impl Env for SimEnv {
     }
 
     fn now(&self) -> Instant {
-        Instant(self.0.world.now_ns())
+        Instant(self.0.world.now_ns() + self.0.ahead_ns)
     }
 
     fn wall(&self) -> WallTime {
@@ -116,7 +129,7 @@ impl Env for SimEnv {
     }
 
     fn sleep_until(&self, at: Instant) -> impl Future<Output = ()> + 'static {
-        Sleep::until(self.0.world.clone(), at.0)
+        Sleep::until(self.0.world.clone(), self.true_ns(at))
     }
 
     fn give_way(&self) -> impl Future<Output = ()> + 'static {
@@ -152,6 +165,7 @@ impl Env for SimEnv {
         deadline: Instant,
     ) -> impl Future<Output = Result<Bytes, CallError>> + 'static {
         let from = (self.0.host, self.0.life, self.0.shard);
+        let deadline = Instant(self.true_ns(deadline));
         self.0
             .world
             .clone()

@@ -75,9 +75,10 @@ fn a_paused_host_stands_still_while_time_goes_on() {
     let env = simulation.env(host, ShardId(0));
     let woke = Rc::new(Cell::new(Instant(0)));
     let (noted, own) = (woke.clone(), env.clone());
+    let clock = simulation.clone();
     env.spawn(Class::Foreground, async move {
         own.sleep(Duration::from_secs(1)).await;
-        noted.set(own.now());
+        noted.set(clock.now());
     });
     simulation.pause(host, true);
     let other = simulation.clone();
@@ -95,6 +96,17 @@ fn waiting_for_nothing_is_a_stall() {
     let simulation = Simulation::new(2, Options::default());
     let waiting = simulation.run(std::future::pending::<()>());
     assert_eq!(waiting, Err(Stalled));
+}
+
+#[test]
+fn instants_of_two_lives_have_nothing_to_do_with_each_other() {
+    let simulation = Simulation::new(2, Options::default());
+    let host = simulation.add_host(1);
+    let before = simulation.env(host, ShardId(0)).now();
+    simulation.crash(host, 0);
+    simulation.restart(host, 1);
+    let after = simulation.env(host, ShardId(0)).now();
+    assert_ne!(before, after);
 }
 
 #[test]
