@@ -60,14 +60,10 @@ impl Context {
     /// The opaque string of this context: safe in URLs and headers, the same for equal contexts.
     /// Names the [`CONTEXT_ACTORS_MAX`] actors with the newest dots.
     pub fn to_opaque(&self) -> String {
-        let mut content = Vec::with_capacity(1 + self.bytes_len() + CHECK_BYTES);
+        let bytes = self.bounded_bytes();
+        let mut content = Vec::with_capacity(1 + bytes.len() + CHECK_BYTES);
         content.push(STRING_VERSION);
-        if self.seen.len() <= CONTEXT_ACTORS_MAX {
-            self.write_bytes(&mut content);
-        } else {
-            self.newest_actors(CONTEXT_ACTORS_MAX)
-                .write_bytes(&mut content);
-        }
+        content.extend_from_slice(&bytes);
         let check = xxhash_rust::xxh3::xxh3_64_with_seed(&content, CHECK_SEED);
         content.extend_from_slice(&check.to_le_bytes());
         URL_SAFE_NO_PAD.encode(content)
@@ -121,6 +117,15 @@ impl Context {
             Ok(context.to_context())
         } else {
             Err(malformed("bytes are left over"))
+        }
+    }
+
+    /// The bytes of what [`Context::to_opaque`] says.
+    pub(super) fn bounded_bytes(&self) -> Bytes {
+        if self.seen.len() <= CONTEXT_ACTORS_MAX {
+            self.to_bytes()
+        } else {
+            self.newest_actors(CONTEXT_ACTORS_MAX).to_bytes()
         }
     }
 

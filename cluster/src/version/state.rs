@@ -272,12 +272,13 @@ impl State {
     /// lowest one stands for all, and a write that has seen any of them has seen them all.
     fn join_retries(&mut self, one: &State, two: &State) {
         for group in self.window.retried() {
-            let superseded = one.has_superseded(&group) || two.has_superseded(&group);
-            let mut found = superseded;
+            // What is to be found first is the lowest dot; all that follow are doubles.
+            let mut is_double = one.has_superseded(&group) || two.has_superseded(&group);
             self.siblings.retain(|sibling| {
-                let is_double = group.contains(&sibling.dot) && found;
-                found |= group.contains(&sibling.dot);
-                !is_double
+                let is_retry = group.contains(&sibling.dot);
+                let stays = !(is_retry && is_double);
+                is_double |= is_retry;
+                stays
             });
             for dot in group {
                 self.seen.add(dot);
@@ -285,16 +286,17 @@ impl State {
         }
     }
 
-    /// Whether a write that saw one of these dots (ascending, all of one request) has replaced it
-    /// here. The lowest one known decides: higher ones also vanish by giving way to it.
+    /// Whether a write that saw one of these dots, all of one request, has replaced it here: then
+    /// the dot is gone, and not because it gave way to a lower one.
     fn has_superseded(&self, group: &[Dot]) -> bool {
+        let holds = |dot: &Dot| self.siblings.iter().any(|sibling| sibling.dot == *dot);
+        // Without its entry (forgotten over newer ones) nothing tells who gave way: keep the write.
+        if !self.window.knows(group) && group.iter().any(holds) {
+            return false;
+        }
         group
             .iter()
-            .find_map(|dot| {
-                let is_present = self.siblings.iter().any(|sibling| sibling.dot == *dot);
-                (is_present || self.seen.covers(*dot)).then_some(!is_present)
-            })
-            .unwrap_or(false)
+            .any(|dot| self.seen.covers(*dot) && !holds(dot) && !self.window.gave_way(*dot))
     }
 
     /// Forgets actors whose newest dot is below `cut` and who have no sibling here. Under the

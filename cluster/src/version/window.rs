@@ -17,9 +17,9 @@ use crate::hlc::stamp_millis;
 pub const REMEMBERED_MAX: usize = 64;
 /// How long a keyed write is remembered, in milliseconds, unless configured (15 minutes).
 pub const RETENTION_DEFAULT_MS: u64 = 15 * 60 * 1000;
-/// Further dots of one request that are remembered: retries that overlapped on different
-/// coordinators.
-pub(super) const RETRIES_MAX: usize = 4;
+/// Further dots of one request that are remembered: retries that overlapped on coordinators that
+/// did not know of each other, so at most one a node and boot. What the count's one byte holds.
+pub(super) const RETRIES_MAX: usize = 255;
 
 /// A request that carries a name of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,25 +80,27 @@ impl Window {
             until_ms: keyed.until_ms,
             dot,
             retries: Vec::new(),
-            version: version.to_bytes(),
+            version: version.bounded_bytes(),
         });
         self.forget_beyond_bound();
     }
 
     /// Both windows' entries, as far as they still count at `newest_stamp`.
     pub(super) fn union(one: &Window, two: &Window, newest_stamp: u64) -> Window {
+        let now_ms = stamp_millis(newest_stamp);
         let (longer, shorter) = if one.entries.len() >= two.entries.len() {
             (one, two)
         } else {
             (two, one)
         };
         let mut union = longer.clone();
-        for entry in &shorter.entries {
+        // Before joining: an id that is used again after its time is another request.
+        union.forget_before(newest_stamp);
+        for entry in shorter.entries.iter().filter(|e| e.until_ms >= now_ms) {
             if union.find(entry.dot) != Ok(entry) {
                 union.insert(entry.clone());
             }
         }
-        union.forget_before(newest_stamp);
         union.forget_beyond_bound();
         union
     }
@@ -124,6 +126,18 @@ impl Window {
     pub(super) fn retry_is_covered(&self, dot: Dot, context: &Context) -> bool {
         self.find(dot)
             .is_ok_and(|entry| entry.retries.iter().any(|retry| context.covers(*retry)))
+    }
+
+    /// Whether the request of these dots is remembered.
+    pub(super) fn knows(&self, group: &[Dot]) -> bool {
+        self.entries.iter().any(|entry| group.contains(&entry.dot))
+    }
+
+    /// Whether this is a further dot of a request whose lower dot stands for it.
+    pub(super) fn gave_way(&self, dot: Dot) -> bool {
+        self.entries
+            .iter()
+            .any(|entry| entry.retries.contains(&dot))
     }
 
     /// All dots, ascending, of each request that got several.
