@@ -7,10 +7,16 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(missing_docs))]
 
+pub mod cache;
+pub mod compaction;
 pub mod error;
+pub mod jobs;
 mod le;
+pub mod levels;
 mod memtable;
+pub mod merge;
 pub mod options;
+pub mod purge;
 pub mod record;
 pub mod table;
 

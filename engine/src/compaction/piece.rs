@@ -1,0 +1,253 @@
+//! Choosing the piece of the ring that one compaction merges.
+//!
+//! A piece begins where merging pays most, and ends where the inputs reach the limit of a job. Its
+//! bytes are estimates, from the even spread of tokens.
+
+use torc_env::{Token, TokenRange};
+
+use super::{Plan, Settings};
+use crate::levels::{BOTTOM, Levels, Run, TableRef};
+
+/// A piece may end this much below the limit: the search for its end stops there.
+const SLACK: u64 = 16;
+
+/// Merges a piece of `sources` with what the single run of level `output` has there. Of the pieces
+/// that begin where a table of the output begins, the one with the most source bytes for each
+/// output byte.
+pub(super) fn into_run(
+    levels: &Levels,
+    settings: &Settings,
+    sources: &[Run],
+    output: u8,
+) -> Option<Plan> {
+    let all = hull(sources)?;
+    let targets = levels.level(output);
+    let bytes = |range: &TokenRange| bytes_of(sources, range) + bytes_of(targets, range);
+    let whole = closed(all, targets);
+    if bytes(&whole) <= settings.job_bytes_max {
+        return plan(levels, sources, targets, whole, output);
+    }
+    let tables = targets.iter().flat_map(|run| run.overlapping(all));
+    let starts = std::iter::once(whole.first).chain(tables.map(|table| table.extent.first));
+    let best = starts
+        .filter_map(|first| {
+            let first = first_data(sources, first)?;
+            let first = closed_in_front(first, targets, settings);
+            let range = piece(first, whole.last, settings, targets, &bytes);
+            Some((
+                density(bytes_of(sources, &range), bytes_of(targets, &range)),
+                range,
+            ))
+        })
+        .reduce(|best, other| if other.0 > best.0 { other } else { best });
+    let (_, range) = best?;
+    plan(levels, sources, targets, range, output)
+}
+
+/// Merges a piece of `sources` into a run of level `output` that holds nothing there: the newest
+/// one, or one that begins with this piece.
+pub(super) fn new_run(
+    levels: &Levels,
+    settings: &Settings,
+    sources: &[Run],
+    output: u8,
+) -> Option<Plan> {
+    let all = hull(sources)?;
+    let newest = levels.level(output).first();
+    let bytes = |range: &TokenRange| bytes_of(sources, range);
+    let range = if bytes(&all) <= settings.job_bytes_max {
+        all
+    } else {
+        let first = deepest(sources, newest)?;
+        piece(first, all.last, settings, &[], &bytes)
+    };
+    let joined = newest.filter(|run| run.overlapping(range).is_empty());
+    let output_run = joined.map(|run| run.id);
+    Some(Plan::new(levels, range, sources, output, output_run))
+}
+
+/// Merges one table of a leveled run into the next level: the one with the fewest bytes in its way.
+pub(super) fn one_table(
+    levels: &Levels,
+    settings: &Settings,
+    source: &Run,
+    output: u8,
+) -> Option<Plan> {
+    let targets = levels.level(output);
+    let sources = std::slice::from_ref(source);
+    let bytes = |range: &TokenRange| bytes_of(sources, range) + bytes_of(targets, range);
+    let ranges = source.tables.iter().map(|table| {
+        let first = closed_in_front(table.extent.first, targets, settings);
+        let range = piece(first, table.extent.last, settings, targets, &bytes);
+        let density = density(source.bytes_in(&range), bytes_of(targets, &range));
+        (density, range)
+    });
+    let (_, range) = ranges.reduce(|best, other| if other.0 > best.0 { other } else { best })?;
+    plan(levels, sources, targets, range, output)
+}
+
+/// Merges a piece of every run into the bottom, beginning at `from`. Bottom tables with nothing
+/// above them and nothing to purge are left alone.
+pub(super) fn everything(levels: &Levels, settings: &Settings, from: Token) -> Option<Plan> {
+    let all = hull(levels.runs())?;
+    let targets = levels.level(BOTTOM);
+    let above = levels.runs().partition_point(|run| run.level < BOTTOM);
+    let bytes = |range: &TokenRange| bytes_of(levels.runs(), range);
+    let purgeable = targets.iter().flat_map(|run| &run.tables).filter(|table| {
+        table.extent.last >= from && table.info.tombstones + table.info.expiring > 0
+    });
+    let firsts = purgeable.map(|table| table.extent.first.max(from));
+    let first = firsts
+        .chain(first_data(&levels.runs()[..above], from))
+        .min()?;
+    let first = closed_in_front(first, targets, settings).max(from);
+    let range = piece(first, all.last, settings, targets, &bytes);
+    let output_run = targets.first().map(|run| run.id);
+    Some(Plan::new(levels, range, levels.runs(), BOTTOM, output_run))
+}
+
+fn plan(
+    levels: &Levels,
+    sources: &[Run],
+    targets: &[Run],
+    range: TokenRange,
+    output: u8,
+) -> Option<Plan> {
+    let output_run = targets.first().map(|run| run.id);
+    let runs = sources.iter().chain(targets);
+    Some(Plan::new(levels, range, runs, output, output_run))
+}
+
+/// The largest piece from `first` on, up to `last`, within the limit of a job. It ends with a
+/// target table if one ends in its second half, and within one otherwise.
+fn piece(
+    first: Token,
+    last: Token,
+    settings: &Settings,
+    targets: &[Run],
+    bytes: &impl Fn(&TokenRange) -> u64,
+) -> TokenRange {
+    let upto = |last: Token| TokenRange { first, last };
+    let limit = settings.job_bytes_max;
+    if bytes(&upto(last)) <= limit {
+        return closed_behind(upto(last), targets, bytes, limit);
+    }
+    // `low` is within the limit, `high` beyond it.
+    let (mut low, mut high) = (first.0, last.0);
+    while high - low > 1 && bytes(&upto(Token(low))) < limit - limit / SLACK {
+        let middle = low.midpoint(high);
+        if bytes(&upto(Token(middle))) <= limit {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    let half = bytes(&upto(Token(low))) / 2;
+    let tables = targets
+        .iter()
+        .flat_map(|run| run.overlapping(upto(Token(low))));
+    let ends = tables.map(|table| table.extent.last);
+    let whole_end = ends
+        .filter(|end| *end <= Token(low) && bytes(&upto(*end)) >= half)
+        .max();
+    upto(whole_end.unwrap_or(Token(low)))
+}
+
+/// Where a piece that should begin at `first` begins: at the front of the target table there, unless
+/// that would take half of the job.
+fn closed_in_front(first: Token, targets: &[Run], settings: &Settings) -> Token {
+    let closed = TokenRange {
+        first: closed(point(first), targets).first,
+        last: first,
+    };
+    if bytes_of(targets, &closed) <= settings.job_bytes_max / 2 {
+        closed.first
+    } else {
+        first
+    }
+}
+
+/// `range` made longer to the end of the target table in which it ends, if the limit allows.
+fn closed_behind(
+    range: TokenRange,
+    targets: &[Run],
+    bytes: &impl Fn(&TokenRange) -> u64,
+    limit: u64,
+) -> TokenRange {
+    let longer = TokenRange {
+        first: range.first,
+        last: closed(point(range.last), targets).last,
+    };
+    if bytes(&longer) <= limit {
+        longer
+    } else {
+        range
+    }
+}
+
+/// Where the most runs of `sources` lie above each other: behind the newest output run if such a
+/// place is there, so that pieces go around the ring and fill that run.
+fn deepest(sources: &[Run], newest: Option<&Run>) -> Option<Token> {
+    let tables = || sources.iter().flat_map(|run| &run.tables);
+    let depth = |token: Token| {
+        sources
+            .iter()
+            .filter(|run| run.table(token).is_some())
+            .count()
+    };
+    let depth_max = tables().map(|table| depth(table.extent.first)).max()?;
+    let places = || {
+        let firsts = tables().map(|table| table.extent.first);
+        firsts.filter(|first| depth(*first) == depth_max)
+    };
+    let behind = newest.and_then(|run| run.tables.last());
+    let behind = behind.and_then(|table| places().filter(|first| *first > table.extent.last).min());
+    behind.or_else(|| places().min())
+}
+
+/// The first token at or behind `from` for which a run has data.
+fn first_data(runs: &[Run], from: Token) -> Option<Token> {
+    let rest = TokenRange {
+        first: from,
+        last: Token::MAX,
+    };
+    let firsts = runs.iter().filter_map(|run| run.overlapping(rest).first());
+    firsts.map(|table| table.extent.first.max(from)).min()
+}
+
+/// The tokens from the first to the last for which a run has data.
+fn hull(runs: &[Run]) -> Option<TokenRange> {
+    let first = runs.iter().filter_map(|run| run.tables.first());
+    let last = runs.iter().filter_map(|run| run.tables.last());
+    Some(TokenRange {
+        first: first.map(|table: &TableRef| table.extent.first).min()?,
+        last: last.map(|table: &TableRef| table.extent.last).max()?,
+    })
+}
+
+/// `range` made longer on both sides to the borders of the target tables that it cuts: a table
+/// whose edges are cut off keeps its whole file for them.
+fn closed(range: TokenRange, targets: &[Run]) -> TokenRange {
+    let mut closed = range;
+    for table in targets.iter().flat_map(|run| run.overlapping(range)) {
+        closed.first = closed.first.min(table.extent.first);
+        closed.last = closed.last.max(table.extent.last);
+    }
+    closed
+}
+
+fn point(token: Token) -> TokenRange {
+    TokenRange {
+        first: token,
+        last: token,
+    }
+}
+
+fn bytes_of(runs: &[Run], range: &TokenRange) -> u64 {
+    runs.iter().map(|run| run.bytes_in(range)).sum()
+}
+
+/// Source bytes a target byte, in 1/1024; the highest for a piece with no target bytes.
+fn density(source_bytes: u64, target_bytes: u64) -> u128 {
+    u128::from(source_bytes) * 1024 / u128::from(target_bytes.max(1))
+}

@@ -1,0 +1,258 @@
+//! Which tables a tree consists of, and in which order they are asked.
+//!
+//! A *run* is a list of tables that do not overlap; a *level* holds runs. Level 0 takes what
+//! flushes write, the last one ([`BOTTOM`]) holds a single run with the bulk of the data. For every
+//! token, a run with a lower level, or on one level with a higher id, is newer: the first hit of
+//! [`Levels::candidates`] is the current record.
+//!
+//! A table need not count as a whole: its *extent* is the part of the ring for which it still
+//! answers. A compaction takes a piece of the ring out of several runs, so that jobs stay small; the
+//! file goes when its last extent does.
+//!
+//! Plain data, held by the shard. The manifest stores [`TableRef`]s and [`Edit`]s.
+
+use std::rc::Rc;
+
+use torc_env::{Token, TokenRange};
+
+use crate::table::TableInfo;
+
+/// The last level. Levels between 0 and it are used from its end, as many as the data needs.
+pub const BOTTOM: u8 = 7;
+
+/// A table's place in a tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableRef {
+    /// The table.
+    pub info: Rc<TableInfo>,
+    /// Its level, at most [`BOTTOM`].
+    pub level: u8,
+    /// Its run within the level; the higher, the newer.
+    pub run: u64,
+    /// The tokens for which it answers.
+    pub extent: TokenRange,
+}
+
+impl TableRef {
+    /// Bytes of the table that lie in `range`, from the even spread of tokens.
+    pub fn bytes_in(&self, range: &TokenRange) -> u64 {
+        let whole = TokenRange {
+            first: self.info.first_token,
+            last: self.info.last_token,
+        };
+        let part = range
+            .intersection(&self.extent)
+            .and_then(|part| part.intersection(&whole));
+        let Some(part) = part else {
+            return 0;
+        };
+        if part == whole {
+            return self.info.bytes;
+        }
+        // Both widths cut to 64 bits, so that the product fits.
+        let width = |range: &TokenRange| range.last.0 - range.first.0;
+        let shift = 64_u32.saturating_sub(width(&whole).leading_zeros());
+        let (part, whole) = (width(&part) >> shift, (width(&whole) >> shift).max(1));
+        let bytes = u128::from(self.info.bytes) * part / whole;
+        u64::try_from(bytes).map_or(self.info.bytes, |bytes| bytes.max(1))
+    }
+
+    /// Bytes for which it answers.
+    pub fn bytes(&self) -> u64 {
+        self.bytes_in(&self.extent)
+    }
+
+    fn key(&self) -> TableKey {
+        TableKey {
+            file_id: self.info.file_id,
+            first: self.extent.first,
+        }
+    }
+}
+
+/// Names a [`TableRef`]: one file may have several, with different extents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TableKey {
+    /// The table's file.
+    pub file_id: u64,
+    /// First token of the extent.
+    pub first: Token,
+}
+
+/// A change of a tree's tables, applied as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Edit {
+    /// Extents that end.
+    pub removed: Vec<TableKey>,
+    /// Extents that begin. What remains of a table that was cut is removed and added anew.
+    pub added: Vec<TableRef>,
+}
+
+/// Tables that do not overlap, ascending.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Its level.
+    pub level: u8,
+    /// Its id within the level; the higher, the newer.
+    pub id: u64,
+    /// Its tables, ascending by extent.
+    pub tables: Vec<TableRef>,
+}
+
+impl Run {
+    /// The table that answers for `token`.
+    pub fn table(&self, token: Token) -> Option<&TableRef> {
+        let after = self
+            .tables
+            .partition_point(|table| table.extent.first <= token);
+        let table = self.tables.get(after.checked_sub(1)?)?;
+        table.extent.contains(token).then_some(table)
+    }
+
+    /// The tables that answer for a token in `range`, ascending.
+    pub fn overlapping(&self, range: TokenRange) -> &[TableRef] {
+        let from = self
+            .tables
+            .partition_point(|table| table.extent.last < range.first);
+        let to = self
+            .tables
+            .partition_point(|table| table.extent.first <= range.last);
+        self.tables.get(from..to).unwrap_or(&[])
+    }
+
+    /// Bytes for which its tables answer within `range`.
+    pub fn bytes_in(&self, range: &TokenRange) -> u64 {
+        let tables = self.overlapping(*range).iter();
+        tables.map(|table| table.bytes_in(range)).sum()
+    }
+}
+
+/// The tables of one tree.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Levels {
+    /// Newest first: ascending level, descending id.
+    runs: Vec<Run>,
+}
+
+impl Levels {
+    /// No tables.
+    pub fn new() -> Levels {
+        Levels::default()
+    }
+
+    /// Every run, newest first.
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
+    /// The runs of a level, newest first.
+    pub fn level(&self, level: u8) -> &[Run] {
+        let from = self.runs.partition_point(|run| run.level < level);
+        let to = self.runs.partition_point(|run| run.level <= level);
+        &self.runs[from..to]
+    }
+
+    /// Every table, in order of runs.
+    pub fn tables(&self) -> impl Iterator<Item = &TableRef> {
+        self.runs.iter().flat_map(|run| &run.tables)
+    }
+
+    /// The tables that may hold `token`, newest first: at most one a run.
+    pub fn candidates(&self, token: Token) -> impl Iterator<Item = &TableRef> {
+        self.runs.iter().filter_map(move |run| run.table(token))
+    }
+
+    /// Bytes for which the tables of a level answer.
+    pub fn level_bytes(&self, level: u8) -> u64 {
+        let runs = self.level(level).iter();
+        runs.map(|run| run.bytes_in(&TokenRange::ALL)).sum()
+    }
+
+    /// Whether any extent of this file is left.
+    pub fn holds_file(&self, file_id: u64) -> bool {
+        self.tables().any(|table| table.info.file_id == file_id)
+    }
+
+    /// Puts a table in.
+    ///
+    /// # Panics
+    /// When it overlaps another one of its run, or its level is beyond [`BOTTOM`].
+    pub fn insert(&mut self, table: TableRef) {
+        assert!(table.level <= BOTTOM, "level {}", table.level);
+        let place = (table.level, std::cmp::Reverse(table.run));
+        let place_of = |run: &Run| (run.level, std::cmp::Reverse(run.id));
+        let index = match self.runs.binary_search_by_key(&place, place_of) {
+            Ok(index) => index,
+            Err(index) => {
+                let run = Run {
+                    level: table.level,
+                    id: table.run,
+                    tables: Vec::new(),
+                };
+                self.runs.insert(index, run);
+                index
+            }
+        };
+        let run = &mut self.runs[index];
+        assert!(
+            run.overlapping(table.extent).is_empty(),
+            "tables of a run do not overlap"
+        );
+        let at = run
+            .tables
+            .partition_point(|other| other.extent.first < table.extent.first);
+        run.tables.insert(at, table);
+    }
+
+    /// Takes a table out; `None` when it is not there.
+    pub fn remove(&mut self, key: TableKey) -> Option<TableRef> {
+        for (index, run) in self.runs.iter_mut().enumerate() {
+            let Some(at) = run.tables.iter().position(|table| table.key() == key) else {
+                continue;
+            };
+            let table = run.tables.remove(at);
+            if run.tables.is_empty() {
+                self.runs.remove(index);
+            }
+            return Some(table);
+        }
+        None
+    }
+
+    /// Applies an edit that was made for these levels.
+    ///
+    /// # Panics
+    /// When the edit removes what is not there.
+    pub fn apply(&mut self, edit: &Edit) {
+        for key in &edit.removed {
+            let removed = self.remove(*key);
+            assert!(removed.is_some(), "an edit removes what is there: {key:?}");
+        }
+        for table in &edit.added {
+            self.insert(table.clone());
+        }
+    }
+
+    /// The edit that adds the tables of a flush as the newest run of level 0. Flushes must be
+    /// applied in the order in which their memtables were sealed.
+    pub fn flush_edit(outputs: &[TableInfo]) -> Edit {
+        let run = outputs.iter().map(|info| info.file_id).min().unwrap_or(0);
+        Edit {
+            removed: Vec::new(),
+            added: outputs.iter().map(|info| whole(info, 0, run)).collect(),
+        }
+    }
+}
+
+/// A table with its whole content as extent.
+pub(crate) fn whole(info: &TableInfo, level: u8, run: u64) -> TableRef {
+    TableRef {
+        extent: TokenRange {
+            first: info.first_token,
+            last: info.last_token,
+        },
+        info: Rc::new(info.clone()),
+        level,
+        run,
+    }
+}

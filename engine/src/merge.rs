@@ -1,0 +1,182 @@
+//! Merging sorted sources into one: the newest record of each key, in order.
+//!
+//! Scans merge memtables (already in memory) with tables (which wait for the device); compactions
+//! merge tables alone. Of several records of one key the one with the highest sequence number
+//! comes out, whole, and the others are passed over. The merge knows nothing of deletion: tombstones
+//! come out like values.
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+use std::collections::VecDeque;
+use std::collections::binary_heap::PeekMut;
+
+use torc_env::{Disk, TokenRange};
+
+use crate::error::ReadError;
+use crate::record::{Entry, ScanFrom};
+use crate::table::{ReadAhead, Table, TableIter};
+
+/// A sorted source of records, ascending by (token, key), one record a key.
+pub enum Source<D: Disk, M> {
+    /// Records in memory.
+    Memory(M),
+    /// The tables of one run.
+    Run(RunIter<D>),
+}
+
+impl<D: Disk, M: Iterator<Item = Entry>> Source<D, M> {
+    async fn next(&mut self) -> Result<Option<Entry>, ReadError> {
+        match self {
+            Source::Memory(entries) => Ok(entries.next()),
+            Source::Run(run) => run.next().await,
+        }
+    }
+}
+
+/// Goes over the tables of one run, one after the other.
+pub struct RunIter<D: Disk> {
+    /// Tables not yet begun, ascending, each with the part of the ring that it answers for.
+    tables: VecDeque<(Table<D>, TokenRange)>,
+    from: ScanFrom,
+    ahead: ReadAhead,
+    current: Option<TableIter<D>>,
+}
+
+impl<D: Disk> RunIter<D> {
+    /// Goes over `tables` from `from` on. They must ascend, and their ranges must not overlap.
+    pub fn new(
+        tables: impl IntoIterator<Item = (Table<D>, TokenRange)>,
+        from: ScanFrom,
+        ahead: ReadAhead,
+    ) -> RunIter<D> {
+        RunIter {
+            tables: tables.into_iter().collect(),
+            from,
+            ahead,
+            current: None,
+        }
+    }
+
+    /// The next record, or `None` behind the last.
+    pub async fn next(&mut self) -> Result<Option<Entry>, ReadError> {
+        loop {
+            if let Some(current) = &mut self.current {
+                if let Some(entry) = current.next().await? {
+                    return Ok(Some(entry));
+                }
+                self.current = None;
+            }
+            let Some((table, range)) = self.tables.pop_front() else {
+                return Ok(None);
+            };
+            if range.last >= self.from.token() {
+                self.current = Some(table.iter(&self.from, range, self.ahead));
+            }
+        }
+    }
+}
+
+/// The merge of several sources.
+pub struct Merge<D: Disk, M> {
+    sources: Vec<Source<D, M>>,
+    /// The next record of every source that has one.
+    heads: BinaryHeap<Head>,
+    /// Whether `heads` was filled.
+    is_begun: bool,
+    superseded: u64,
+}
+
+/// The next record of a source. The greatest head is the one to come out first.
+struct Head {
+    entry: Entry,
+    source: usize,
+}
+
+impl Head {
+    fn is_same_key(&self, entry: &Entry) -> bool {
+        self.entry.token == entry.token && self.entry.key == entry.key
+    }
+}
+
+impl Ord for Head {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let place = |head: &Head| head.entry.token;
+        place(other)
+            .cmp(&place(self))
+            .then_with(|| other.entry.key.cmp(&self.entry.key))
+            .then_with(|| self.entry.seqno.cmp(&other.entry.seqno))
+            .then_with(|| other.source.cmp(&self.source))
+    }
+}
+
+impl PartialOrd for Head {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Head {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Head {}
+
+impl<D: Disk, M: Iterator<Item = Entry>> Merge<D, M> {
+    /// Merges `sources`. Of two records with one key and one sequence number (which are the same
+    /// record, met twice) that of the earlier source comes out.
+    pub fn new(sources: Vec<Source<D, M>>) -> Merge<D, M> {
+        Merge {
+            heads: BinaryHeap::with_capacity(sources.len()),
+            sources,
+            is_begun: false,
+            superseded: 0,
+        }
+    }
+
+    /// The newest record of the next key, or `None` when every source has ended. After an error
+    /// the merge must not be used again.
+    pub async fn next(&mut self) -> Result<Option<Entry>, ReadError> {
+        if !self.is_begun {
+            self.is_begun = true;
+            for source in 0..self.sources.len() {
+                if let Some(entry) = self.sources[source].next().await? {
+                    self.heads.push(Head { entry, source });
+                }
+            }
+        }
+        let Some(newest) = self.pop().await? else {
+            return Ok(None);
+        };
+        while self
+            .heads
+            .peek()
+            .is_some_and(|head| head.is_same_key(&newest))
+        {
+            self.superseded += 1;
+            self.pop().await?;
+        }
+        Ok(Some(newest))
+    }
+
+    /// Records passed over so far because a newer one of their key came out.
+    pub fn superseded(&self) -> u64 {
+        self.superseded
+    }
+
+    /// Takes the first head out and puts its source's next record in.
+    async fn pop(&mut self) -> Result<Option<Entry>, ReadError> {
+        let Some(source) = self.heads.peek().map(|head| head.source) else {
+            return Ok(None);
+        };
+        let next = self.sources[source].next().await?;
+        let Some(mut first) = self.heads.peek_mut() else {
+            return Ok(None);
+        };
+        Ok(Some(match next {
+            Some(entry) => std::mem::replace(&mut first.entry, entry),
+            None => PeekMut::pop(first).entry,
+        }))
+    }
+}
