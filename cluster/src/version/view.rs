@@ -170,7 +170,7 @@ impl<'a> StateRef<'a> {
         let mut entries = Vec::new();
         let mut rest = self.remembered;
         while !rest.is_empty() {
-            entries.push(RememberedRef::read(&mut rest)?.to_owned(bytes));
+            entries.push(RememberedRef::read(&mut rest)?.into_remembered(bytes));
         }
         Ok(State {
             siblings,
@@ -304,7 +304,7 @@ impl<'a> RememberedRef<'a> {
         })
     }
 
-    fn to_owned(self, bytes: &Bytes) -> Remembered {
+    fn into_remembered(self, bytes: &Bytes) -> Remembered {
         Remembered {
             request: self.request,
             until_ms: self.until_ms,
