@@ -28,14 +28,9 @@ pub const VNODES_MAX: u16 = 2048;
 /// What somebody wants to be different.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// A seed that was absent at the founding takes its slot.
-    Claim {
-        /// Who.
-        node: NodeId,
-        /// Its internode address names the slot.
-        description: Description,
-    },
-    /// A new node wants in: it gets a slot and vnodes, and is in the ring later ([`Change::Serve`]).
+    /// A node wants in. If its internode address is that of a seed that was absent at the founding,
+    /// it takes that slot and is in the ring at once; otherwise it gets a slot and vnodes of its own
+    /// and is in the ring later ([`Change::Serve`]).
     Join {
         /// Who.
         node: NodeId,
@@ -140,7 +135,6 @@ impl Change {
         let mut next = base.clone();
         next.epoch = base.epoch.next();
         match self {
-            Change::Claim { node, description } => next.claim(*node, description)?,
             Change::Join { node, description } => next.join(*node, description)?,
             Change::Serve { node } => next.serve(*node)?,
             Change::Describe { node, description } => next.describe(*node, description)?,
@@ -219,32 +213,26 @@ impl Topology {
         Ok(topology)
     }
 
-    fn claim(&mut self, node: NodeId, description: &Description) -> Result<(), Refusal> {
+    fn join(&mut self, node: NodeId, description: &Description) -> Result<(), Refusal> {
         self.admit(node)?;
+        if self.index_of(node).is_some() {
+            return Ok(());
+        }
         let internode = description.internode;
-        let position = self
+        let seat = self
             .members
             .iter()
             .position(|member| member.description.internode == internode);
-        let Some(position) = position else {
-            return self.join(node, description);
-        };
-        match self.members[position].node {
-            Some(holder) if holder == node => return Ok(()),
-            Some(holder) => return Err(Refusal::SlotTaken { internode, holder }),
-            None => {}
-        }
-        self.check_description(description, Some(self.members[position].slot))?;
-        self.members[position].node = Some(node);
-        self.members[position].description = description.clone();
-        Ok(())
-    }
-
-    fn join(&mut self, node: NodeId, description: &Description) -> Result<(), Refusal> {
-        self.admit(node)?;
-        if self.index_of(node).is_none() {
+        let Some(seat) = seat else {
             self.add(Some(node), description.clone(), MemberState::Joining)?;
+            return Ok(());
+        };
+        if let Some(holder) = self.members[seat].node {
+            return Err(Refusal::SlotTaken { internode, holder });
         }
+        self.check_description(description, Some(self.members[seat].slot))?;
+        self.members[seat].node = Some(node);
+        self.members[seat].description = description.clone();
         Ok(())
     }
 
