@@ -6,13 +6,12 @@
 //! real thing can.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use bytes::Bytes;
 use proptest::prelude::*;
 use torc_cluster::api::Idempotency;
 use torc_cluster::conflict::Conflict;
-use torc_cluster::hlc::Hlc;
+use torc_cluster::hlc::{Hlc, SKEW_MAX_DEFAULT};
 use torc_cluster::version::{
     Answered, BootIdentity, Context, Dot, EXACT_MAX, Keyed, Minter, State, Write,
 };
@@ -124,7 +123,8 @@ pub struct World {
     /// Everything that the writer of a write had seen.
     histories: BTreeMap<Dot, BTreeSet<Dot>>,
     minted: BTreeMap<u128, usize>,
-    guests: u64,
+    guest: BootIdentity,
+    guest_clock: Hlc,
     requests: u128,
 }
 
@@ -134,7 +134,7 @@ impl World {
             let number = u64::try_from(index).unwrap();
             Replica {
                 boot: BootIdentity::first(NodeId(u128::from(number) + 1), number),
-                clock: Hlc::resume(0, Duration::from_millis(500)),
+                clock: Hlc::resume(0, SKEW_MAX_DEFAULT),
                 wall: WallTime(1_700_000_000_000_000 + number * 1_000),
                 state: State::default(),
                 holds: BTreeSet::new(),
@@ -147,7 +147,8 @@ impl World {
             clients: vec![Client::default(); CLIENTS],
             histories: BTreeMap::new(),
             minted: BTreeMap::new(),
-            guests: 0,
+            guest: BootIdentity::first(NodeId(99), 0),
+            guest_clock: Hlc::resume(0, SKEW_MAX_DEFAULT),
             requests: 0,
         }
     }
@@ -242,7 +243,7 @@ impl World {
         let replica = &mut self.replicas[replica];
         replica.boot = replica.boot.next(replica.boot.random);
         let mark = replica.clock.last();
-        replica.clock = Hlc::resume(mark, Duration::from_millis(500));
+        replica.clock = Hlc::resume(mark, SKEW_MAX_DEFAULT);
     }
 
     fn put(
@@ -287,15 +288,15 @@ impl World {
     }
 
     fn guest_put(&mut self, replica: usize, client: usize) {
-        // Every write under a guest name of its own, so that its exact dots stay few.
-        self.guests += 1;
-        let actor = BootIdentity::first(NodeId(99), self.guests).actor();
+        if self.exact && self.minted.get(&self.guest.actor().0) == Some(&EXACT_MAX) {
+            self.guest = self.guest.next(0);
+        }
+        let actor = self.guest.actor();
+        *self.minted.entry(actor.0).or_default() += 1;
         let writer = self.clients[client].clone();
         let wall = self.replicas[replica].wall;
-        let dot = Dot {
-            actor,
-            counter: wall.0.max(writer.context.newest_stamp() + 1),
-        };
+        let counter = self.guest_clock.mint(wall, writer.context.newest_stamp());
+        let dot = Dot { actor, counter };
         let mut state = State::default();
         let version = state
             .put(Write {
