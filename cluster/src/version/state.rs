@@ -2,6 +2,7 @@
 //! seen, and the answers that retries get.
 
 use bytes::Bytes;
+use torc_env::mutation;
 
 use super::window::{Answered, Keyed, Window};
 use super::{Actor, Context, Dot};
@@ -173,6 +174,7 @@ impl State {
 
         let stays = |sibling: &Sibling| {
             write.conflict == Conflict::Siblings
+                && !mutation::on("put_removes_unseen_siblings")
                 && !write.context.covers(sibling.dot)
                 && !self.window.retry_is_covered(sibling.dot, write.context)
         };
@@ -224,6 +226,9 @@ impl State {
     /// # Errors
     /// [`DotClash`] when both sides hold different writes under one dot.
     pub fn merge(&self, other: &State, conflict: Conflict) -> Result<State, DotClash> {
+        let has_seen = |state: &State, dot: Dot| {
+            state.seen.covers(dot) && !mutation::on("merge_brings_back_superseded")
+        };
         let mut seen = self.seen.clone();
         seen.join(&other.seen);
         let mut siblings = Vec::with_capacity(self.siblings.len().max(other.siblings.len()));
@@ -239,13 +244,13 @@ impl State {
                     (ours, theirs) = (rest_a, rest_b);
                 }
                 ([a, rest @ ..], others) if others.first().is_none_or(|b| a.dot < b.dot) => {
-                    if !other.seen.covers(a.dot) {
+                    if !has_seen(other, a.dot) {
                         siblings.push(a.clone());
                     }
                     ours = rest;
                 }
                 (_, [b, rest @ ..]) => {
-                    if !self.seen.covers(b.dot) {
+                    if !has_seen(self, b.dot) {
                         siblings.push(b.clone());
                     }
                     theirs = rest;
