@@ -1,0 +1,126 @@
+//! One glommio executor: a thread that runs the jobs of one class.
+//!
+//! glommio 0.9 has defects that this file works around: the first file that an executor opens must
+//! not be empty (or it takes the device for one that polls, and its reads fail); only the default
+//! task queue is used (wake-ups of latency queues get lost); the preemption timer stays far above
+//! a millisecond (short ones park with runnable work); its default I/O memory would pin 30 MiB an
+//! executor.
+
+use std::future::poll_fn;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::task::Poll;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use glommio::timer::Timer;
+use glommio::{LocalExecutor, LocalExecutorBuilder, Placement};
+use torc_env::{Disk, File, JobClass, OpenMode, SECTOR_BYTES};
+
+use crate::background::glommio_disk::{GlommioDisk, system_error};
+use crate::background::{Inbox, NET_INTERVAL};
+use crate::sys;
+
+/// Registered I/O memory of each of an executor's three rings.
+const IO_MEMORY_BYTES: usize = 256 << 10;
+
+/// How long jobs of one executor run before they let each other in.
+const PREEMPT_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Nice value of compaction: gives way to shards and flushes, and still gets through when every
+/// core is busy (nice 19 gets almost nothing).
+const COMPACTION_NICE: libc::c_int = 10;
+
+/// Where and how an executor runs.
+pub(super) struct Settings {
+    pub(super) name: String,
+    pub(super) class: JobClass,
+    pub(super) data_dir: PathBuf,
+    pub(super) cpus: Option<libc::cpu_set_t>,
+}
+
+/// Starts an executor and waits until it takes jobs.
+pub(super) fn start(settings: Settings, inbox: Arc<Inbox>) -> io::Result<JoinHandle<()>> {
+    let (started, start) = mpsc::sync_channel(1);
+    let thread = std::thread::Builder::new()
+        .name(settings.name.clone())
+        .spawn(move || {
+            let executor = match prepare(&settings) {
+                Ok(executor) => executor,
+                Err(error) => return drop(started.send(Err(error))),
+            };
+            let run = AssertUnwindSafe(|| executor.run(serve(&settings, &inbox, &started)));
+            if catch_unwind(run).is_err() {
+                // Its jobs will never answer, and the shards would wait for them for ever.
+                tracing::error!("a background job panicked");
+                std::process::abort();
+            }
+        })?;
+    match start.recv() {
+        Ok(Ok(())) => Ok(thread),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(io::Error::other("the executor ended at once")),
+    }
+}
+
+/// Gives the thread its place and priority, and builds the executor.
+fn prepare(settings: &Settings) -> io::Result<LocalExecutor> {
+    if let Some(cpus) = &settings.cpus {
+        sys::set_affinity(cpus)?;
+    }
+    match settings.class {
+        JobClass::Flush => {}
+        JobClass::Compaction => sys::set_nice(COMPACTION_NICE)?,
+        JobClass::Scrub => sys::set_idle_policy()?,
+    }
+    LocalExecutorBuilder::new(Placement::Unbound)
+        .name(&settings.name)
+        .io_memory(IO_MEMORY_BYTES)
+        .preempt_timer(PREEMPT_INTERVAL)
+        .make()
+        .map_err(system_error)
+}
+
+/// Takes jobs and runs them, all at once, until the runtime stops.
+async fn serve(settings: &Settings, inbox: &Inbox, started: &mpsc::SyncSender<io::Result<()>>) {
+    let disk = GlommioDisk::new(&settings.data_dir);
+    let warmed = warm(&disk, &settings.data_dir, &settings.name).await;
+    let failed = warmed.is_err();
+    if started.send(warmed).is_err() || failed {
+        return;
+    }
+    let mut running = FuturesUnordered::new();
+    while !inbox.stopping.load(Ordering::Acquire) {
+        while let Some(job) = inbox.jobs.pop() {
+            running.push(job(disk.clone()));
+        }
+        let mut net = Timer::new(NET_INTERVAL);
+        poll_fn(|cx| {
+            inbox.waker.register(cx.waker());
+            if inbox.has_news() {
+                return Poll::Ready(());
+            }
+            if let Poll::Ready(Some(())) = running.poll_next_unpin(cx) {
+                return Poll::Ready(());
+            }
+            std::future::Future::poll(Pin::new(&mut net), cx).map(drop)
+        })
+        .await;
+    }
+}
+
+/// Opens a file that is not empty, first of all on this executor.
+async fn warm(disk: &GlommioDisk, data_dir: &Path, name: &str) -> io::Result<()> {
+    let path = format!(".{name}.probe");
+    std::fs::write(data_dir.join(&path), [0_u8; SECTOR_BYTES])?;
+    let file = disk.open(Path::new(&path), OpenMode::Read).await?;
+    let buffer = torc_env::AlignedBuf::zeroed(SECTOR_BYTES);
+    let (read, _) = file.read_at(0, buffer).await;
+    disk.remove(Path::new(&path)).await?;
+    read.map(drop)
+}
