@@ -1,0 +1,159 @@
+//! The manifest: which tables and log segments are the store, durably.
+//!
+//! Stands between whoever changes that set (flush, compaction, the supply of segments) and the
+//! disk. An edit is one frame of the manifest's log; a new log, begun with a snapshot, takes over
+//! when the old one is used up, by a write to the older of two root slots. Nothing is renamed.
+//!
+//! Invariants: an edit is in force only when durable, and then wholly; files are deleted only after the
+//! edit that unlists them is durable, and used only after the one that lists them; a listed file
+//! that is missing is corruption. Format and crash states: `docs/formats/manifest.md`.
+//!
+//! It opens no table and reads no segment.
+
+mod change;
+mod files;
+
+use std::cell::RefCell;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use torc_env::{Disk, Env};
+
+pub(crate) use change::{Change, Listed, State};
+use files::{LogFile, RootFile};
+
+use crate::error::OpenError;
+use crate::signal::Turn;
+
+/// How long an edit waits before it asks a full disk again.
+const FULL_RETRY: Duration = Duration::from_millis(250);
+
+/// The open manifest of a store.
+pub(crate) struct Manifest<E: Env> {
+    env: E,
+    dir: PathBuf,
+    state: RefCell<State>,
+    turn: Turn,
+    files: RefCell<Option<Files<E>>>,
+}
+
+type FileOf<E> = <<E as Env>::Disk as Disk>::File;
+
+struct Files<E: Env> {
+    root: RootFile<FileOf<E>>,
+    log: LogFile<FileOf<E>>,
+}
+
+impl<E: Env> Manifest<E> {
+    /// Reads the manifest in `dir`, or begins one if `is_fresh` (no segment and no table exists).
+    pub(crate) async fn open(env: &E, dir: &Path, is_fresh: bool) -> Result<Self, OpenError> {
+        let disk = env.disk();
+        let (files, state) = match RootFile::read(disk, dir).await? {
+            Some((root, pointer)) => {
+                let (log, state) = LogFile::read(disk, dir, pointer).await?;
+                (Files { root, log }, state)
+            }
+            None if is_fresh => Self::begin(env, dir).await?,
+            None => {
+                return Err(OpenError::Corrupt {
+                    path: files::root_path(dir),
+                    offset: 0,
+                    detail: "no valid root, but there are tables or log segments".to_owned(),
+                });
+            }
+        };
+        files::remove_other_logs(disk, dir, files.log.id).await?;
+        Ok(Self {
+            env: env.clone(),
+            dir: dir.to_owned(),
+            state: RefCell::new(state),
+            turn: Turn::default(),
+            files: RefCell::new(Some(files)),
+        })
+    }
+
+    async fn begin(env: &E, dir: &Path) -> Result<(Files<E>, State), OpenError> {
+        let state = State::default();
+        let begin = async {
+            let disk = env.disk();
+            let log = LogFile::create(disk, dir, env.random(), &state.snapshot()).await?;
+            let mut root = RootFile::create(disk, dir).await?;
+            root.point_to(log.pointer()).await?;
+            disk.sync_dir(dir).await?;
+            Ok((root, log))
+        };
+        let (root, log) = begin.await.map_err(|source| OpenError::Io {
+            path: dir.to_owned(),
+            doing: "begin a manifest",
+            source,
+        })?;
+        Ok((Files { root, log }, state))
+    }
+
+    /// What is in force.
+    pub(crate) fn state(&self) -> std::cell::Ref<'_, State> {
+        self.state.borrow()
+    }
+
+    /// Makes an edit durable, then puts it in force. Edits follow one another in the order of
+    /// calls. A full disk is waited out. After any other failure it is unknown whether the edit
+    /// took force: the store must stop, and this and every later call fail.
+    ///
+    /// # Panics
+    /// When the edit does not fit the state: the caller's fault.
+    pub(crate) async fn commit(&self, changes: &[Change]) -> Result<(), Rc<str>> {
+        let _turn = self.turn.take().await;
+        let Some(mut files) = self.files.take() else {
+            return Err("the manifest failed before".into());
+        };
+        // On failure `files` is dropped and stays taken: no later edit can be written.
+        self.write(&mut files, changes)
+            .await
+            .map_err(|error| format!("manifest: {error}"))?;
+        self.files.replace(Some(files));
+        let mut state = self.state.borrow_mut();
+        for change in changes {
+            if let Err(detail) = state.apply(change) {
+                panic!("an edit that does not fit the manifest: {detail}");
+            }
+        }
+        Ok(())
+    }
+
+    async fn write(&self, files: &mut Files<E>, changes: &[Change]) -> io::Result<()> {
+        loop {
+            if files.log.is_used_up() {
+                self.rotate(files).await?;
+            }
+            match files.log.append(changes).await {
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                    tracing::warn!("the disk is full: a manifest edit waits");
+                    self.env.sleep(FULL_RETRY).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Goes over to a new log. When the new log cannot be written, the old one goes on.
+    async fn rotate(&self, files: &mut Files<E>) -> io::Result<()> {
+        let disk = self.env.disk();
+        let snapshot = self.state.borrow().snapshot();
+        let new = match LogFile::create(disk, &self.dir, self.env.random(), &snapshot).await {
+            Ok(new) => new,
+            Err(error) => {
+                tracing::warn!(%error, "cannot begin a new manifest log; the old one goes on");
+                return Ok(());
+            }
+        };
+        // From here on the new log may be the one that the next open reads: failing is final.
+        files.root.point_to(new.pointer()).await?;
+        let old = std::mem::replace(&mut files.log, new);
+        if let Err(error) = disk.remove(&files::log_path(&self.dir, old.id)).await {
+            tracing::debug!(%error, "an old manifest log stays until the next start");
+        }
+        Ok(())
+    }
+}

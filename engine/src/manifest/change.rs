@@ -1,0 +1,351 @@
+//! What the manifest says, and the changes that led there.
+
+use std::collections::BTreeMap;
+
+use torc_env::TreeId;
+
+use crate::codec::Reader;
+use crate::frame::Mark;
+use crate::wal::SegmentId;
+
+/// A table's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Listed {
+    pub(crate) tree: TreeId,
+    pub(crate) file_id: u64,
+    pub(crate) level: u8,
+    /// Tables of one run do not overlap; of two runs on a level, the higher number is newer.
+    pub(crate) run: u64,
+    /// Length of the file.
+    pub(crate) bytes: u64,
+}
+
+/// One change. An edit is a list of them that takes force as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// A table is part of the store.
+    AddTable(Listed),
+    /// A table is no longer part of the store; its file may be deleted once this is durable.
+    RemoveTable { file_id: u64 },
+    /// A segment may hold frames from now on.
+    AddSegment(SegmentId),
+    /// All that a segment holds is in tables.
+    RemoveSegment(SegmentId),
+    /// Every frame up to here is in tables.
+    Flushed(Mark),
+    /// The records of a tree up to this sequence number are gone.
+    DropTree { tree: TreeId, seqno: u64 },
+    /// The log has passed the drop of this tree: nothing of it can come back.
+    ForgetDrop { tree: TreeId },
+    /// Acknowledged updates may be lost, and nobody has made up for it yet (or somebody has).
+    Suspect(bool),
+    /// No file, segment or record gets a lower number than these any more.
+    Floors {
+        file_id: u64,
+        segment: u32,
+        seqno: u64,
+    },
+}
+
+const ADD_TABLE: u8 = 1;
+const REMOVE_TABLE: u8 = 2;
+const ADD_SEGMENT: u8 = 3;
+const REMOVE_SEGMENT: u8 = 4;
+const FLUSHED: u8 = 5;
+const DROP_TREE: u8 = 6;
+const FORGET_DROP: u8 = 7;
+const SUSPECT: u8 = 8;
+const FLOORS: u8 = 9;
+
+impl Change {
+    /// Appends this change: a tag and its fields.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        match *self {
+            Change::AddTable(table) => {
+                out.push(ADD_TABLE);
+                out.extend_from_slice(&table.tree.0.to_le_bytes());
+                out.extend_from_slice(&table.file_id.to_le_bytes());
+                out.push(table.level);
+                out.extend_from_slice(&table.run.to_le_bytes());
+                out.extend_from_slice(&table.bytes.to_le_bytes());
+            }
+            Change::RemoveTable { file_id } => {
+                out.push(REMOVE_TABLE);
+                out.extend_from_slice(&file_id.to_le_bytes());
+            }
+            Change::AddSegment(id) => {
+                out.push(ADD_SEGMENT);
+                out.extend_from_slice(&id.0.to_le_bytes());
+            }
+            Change::RemoveSegment(id) => {
+                out.push(REMOVE_SEGMENT);
+                out.extend_from_slice(&id.0.to_le_bytes());
+            }
+            Change::Flushed(mark) => {
+                out.push(FLUSHED);
+                out.extend_from_slice(&mark.sequence.to_le_bytes());
+                out.extend_from_slice(&mark.hash.to_le_bytes());
+            }
+            Change::DropTree { tree, seqno } => {
+                out.push(DROP_TREE);
+                out.extend_from_slice(&tree.0.to_le_bytes());
+                out.extend_from_slice(&seqno.to_le_bytes());
+            }
+            Change::ForgetDrop { tree } => {
+                out.push(FORGET_DROP);
+                out.extend_from_slice(&tree.0.to_le_bytes());
+            }
+            Change::Suspect(suspect) => {
+                out.push(SUSPECT);
+                out.push(u8::from(suspect));
+            }
+            Change::Floors {
+                file_id,
+                segment,
+                seqno,
+            } => {
+                out.push(FLOORS);
+                out.extend_from_slice(&file_id.to_le_bytes());
+                out.extend_from_slice(&segment.to_le_bytes());
+                out.extend_from_slice(&seqno.to_le_bytes());
+            }
+        }
+    }
+
+    /// Reads an edit; `None` when it is not exactly `count` well-formed changes.
+    pub(crate) fn decode_edit(payload: &[u8], count: u32) -> Option<Vec<Change>> {
+        let mut fields = Reader::new(payload);
+        let mut changes = Vec::new();
+        for _ in 0..count {
+            changes.push(Self::decode(&mut fields)?);
+        }
+        fields.is_empty().then_some(changes)
+    }
+
+    fn decode(fields: &mut Reader<'_>) -> Option<Change> {
+        Some(match fields.u8()? {
+            ADD_TABLE => Change::AddTable(Listed {
+                tree: TreeId(fields.u32()?),
+                file_id: fields.u64()?,
+                level: fields.u8()?,
+                run: fields.u64()?,
+                bytes: fields.u64()?,
+            }),
+            REMOVE_TABLE => Change::RemoveTable {
+                file_id: fields.u64()?,
+            },
+            ADD_SEGMENT => Change::AddSegment(SegmentId(fields.u64()?)),
+            REMOVE_SEGMENT => Change::RemoveSegment(SegmentId(fields.u64()?)),
+            FLUSHED => Change::Flushed(Mark {
+                sequence: fields.u64()?,
+                hash: fields.u64()?,
+            }),
+            DROP_TREE => Change::DropTree {
+                tree: TreeId(fields.u32()?),
+                seqno: fields.u64()?,
+            },
+            FORGET_DROP => Change::ForgetDrop {
+                tree: TreeId(fields.u32()?),
+            },
+            SUSPECT => match fields.u8()? {
+                0 => Change::Suspect(false),
+                1 => Change::Suspect(true),
+                _ => return None,
+            },
+            FLOORS => Change::Floors {
+                file_id: fields.u64()?,
+                segment: fields.u32()?,
+                seqno: fields.u64()?,
+            },
+            _ => return None,
+        })
+    }
+}
+
+/// All that the manifest says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct State {
+    pub(crate) tables: BTreeMap<u64, Listed>,
+    /// In the order of their listing, which is the order of their frames.
+    pub(crate) segments: Vec<SegmentId>,
+    pub(crate) flushed: Mark,
+    pub(crate) dropped: BTreeMap<TreeId, u64>,
+    pub(crate) suspect: bool,
+    pub(crate) file_id_floor: u64,
+    pub(crate) segment_floor: u32,
+    pub(crate) seqno_floor: u64,
+}
+
+impl State {
+    /// Makes one change; the error says what does not fit.
+    pub(crate) fn apply(&mut self, change: &Change) -> Result<(), String> {
+        match *change {
+            Change::AddTable(table) => {
+                self.file_id_floor = self.file_id_floor.max(table.file_id + 1);
+                if self.tables.insert(table.file_id, table).is_some() {
+                    return Err(format!("table {:016x} is added twice", table.file_id));
+                }
+            }
+            Change::RemoveTable { file_id } => {
+                if self.tables.remove(&file_id).is_none() {
+                    return Err(format!("table {file_id:016x} is removed but not listed"));
+                }
+            }
+            Change::AddSegment(id) => {
+                if self.segments.contains(&id) {
+                    return Err(format!("segment {id} is added twice"));
+                }
+                self.segment_floor = self.segment_floor.max(id.number().saturating_add(1));
+                self.segments.push(id);
+            }
+            Change::RemoveSegment(id) => {
+                let Some(at) = self.segments.iter().position(|listed| *listed == id) else {
+                    return Err(format!("segment {id} is removed but not listed"));
+                };
+                self.segments.remove(at);
+            }
+            Change::Flushed(mark) => {
+                if mark.sequence < self.flushed.sequence {
+                    return Err(format!("flushed mark goes back to {}", mark.sequence));
+                }
+                self.flushed = mark;
+            }
+            Change::DropTree { tree, seqno } => {
+                self.dropped.insert(tree, seqno);
+                self.tables.retain(|_, table| table.tree != tree);
+            }
+            Change::ForgetDrop { tree } => {
+                self.dropped.remove(&tree);
+            }
+            Change::Suspect(suspect) => self.suspect = suspect,
+            Change::Floors {
+                file_id,
+                segment,
+                seqno,
+            } => {
+                self.file_id_floor = self.file_id_floor.max(file_id);
+                self.segment_floor = self.segment_floor.max(segment);
+                self.seqno_floor = self.seqno_floor.max(seqno);
+            }
+        }
+        Ok(())
+    }
+
+    /// The changes that make this state out of nothing.
+    pub(crate) fn snapshot(&self) -> Vec<Change> {
+        let mut changes = vec![
+            Change::Floors {
+                file_id: self.file_id_floor,
+                segment: self.segment_floor,
+                seqno: self.seqno_floor,
+            },
+            Change::Flushed(self.flushed),
+            Change::Suspect(self.suspect),
+        ];
+        let drops = self.dropped.iter();
+        changes.extend(drops.map(|(tree, seqno)| Change::DropTree {
+            tree: *tree,
+            seqno: *seqno,
+        }));
+        changes.extend(self.segments.iter().copied().map(Change::AddSegment));
+        changes.extend(self.tables.values().copied().map(Change::AddTable));
+        changes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn every_change() -> Vec<Change> {
+        vec![
+            Change::AddTable(Listed {
+                tree: TreeId(1),
+                file_id: 2,
+                level: 3,
+                run: 4,
+                bytes: 5,
+            }),
+            Change::RemoveTable { file_id: 2 },
+            Change::AddSegment(SegmentId(6)),
+            Change::RemoveSegment(SegmentId(6)),
+            Change::Flushed(Mark {
+                sequence: 7,
+                hash: 8,
+            }),
+            Change::DropTree {
+                tree: TreeId(9),
+                seqno: 10,
+            },
+            Change::ForgetDrop { tree: TreeId(9) },
+            Change::Suspect(true),
+            Change::Floors {
+                file_id: 11,
+                segment: 12,
+                seqno: 13,
+            },
+        ]
+    }
+
+    #[test]
+    fn every_change_comes_back_and_every_truncation_is_refused() {
+        let changes = every_change();
+        let mut payload = Vec::new();
+        for change in &changes {
+            change.encode(&mut payload);
+        }
+        let count = u32::try_from(changes.len()).unwrap();
+        assert_eq!(Change::decode_edit(&payload, count), Some(changes));
+        for len in 0..payload.len() {
+            assert_eq!(Change::decode_edit(&payload[..len], count), None);
+        }
+    }
+
+    #[test]
+    fn a_snapshot_makes_the_same_state() {
+        let mut state = State::default();
+        for change in [
+            Change::AddSegment(SegmentId::new(3, 77)),
+            Change::AddSegment(SegmentId::new(4, 78)),
+            Change::DropTree {
+                tree: TreeId(9),
+                seqno: 10,
+            },
+            every_change()[0],
+            Change::Suspect(true),
+        ] {
+            state.apply(&change).unwrap();
+        }
+        let mut copy = State::default();
+        for change in state.snapshot() {
+            copy.apply(&change).unwrap();
+        }
+        assert_eq!(copy, state);
+    }
+
+    #[test]
+    fn changes_that_do_not_fit_are_refused() {
+        let mut state = State::default();
+        for change in [
+            Change::RemoveTable { file_id: 1 },
+            Change::RemoveSegment(SegmentId(1)),
+        ] {
+            state.apply(&change).unwrap_err();
+        }
+        state.apply(&every_change()[0]).unwrap();
+        state.apply(&every_change()[0]).unwrap_err();
+    }
+
+    #[test]
+    fn dropping_a_tree_takes_its_tables_along() {
+        let mut state = State::default();
+        state.apply(&every_change()[0]).unwrap();
+        let drop = Change::DropTree {
+            tree: TreeId(1),
+            seqno: 5,
+        };
+        state.apply(&drop).unwrap();
+        assert!(state.tables.is_empty());
+        assert_eq!(state.dropped[&TreeId(1)], 5);
+    }
+}

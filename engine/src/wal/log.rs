@@ -1,0 +1,120 @@
+//! Appends frames. Owned by the commit task alone.
+
+use std::io;
+
+use torc_env::{AlignedBuf, File};
+
+use super::segment::Prewrite;
+use super::{FORMAT, Segment};
+use crate::frame::{Header, Mark};
+
+/// The end of the log that is written.
+pub(crate) struct Log<F> {
+    segment: Segment<F>,
+    offset: u64,
+    last: Mark,
+}
+
+/// What a frame says besides its place in the chain.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct FrameMeta {
+    pub(crate) flags: u16,
+    pub(crate) durable_through: u64,
+    pub(crate) payload_len: usize,
+    pub(crate) record_count: u32,
+    pub(crate) first_seqno: u64,
+}
+
+impl<F: File> Log<F> {
+    /// A log that goes on behind `last` at the beginning of a new segment.
+    pub(crate) fn new(segment: Segment<F>, last: Mark) -> Self {
+        Self {
+            segment,
+            offset: 0,
+            last,
+        }
+    }
+
+    /// Whether a frame of this size goes into the current segment. One that is larger than any
+    /// segment goes into an empty one, which it extends.
+    pub(crate) fn fits(&self, frame_bytes: usize) -> bool {
+        self.offset == 0 || self.end_of(frame_bytes) <= self.segment.len
+    }
+
+    /// Goes on in another, empty segment.
+    pub(crate) fn switch(&mut self, segment: Segment<F>) {
+        self.segment = segment;
+        self.offset = 0;
+    }
+
+    /// The file that is written.
+    pub(crate) fn file(&self) -> &F {
+        &self.segment.file
+    }
+
+    /// The last frame.
+    pub(crate) fn last(&self) -> Mark {
+        self.last
+    }
+
+    /// How much of the segment is used.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Length of the segment.
+    pub(crate) fn segment_bytes(&self) -> u64 {
+        self.segment.len
+    }
+
+    /// Zeros to be written beside the next frames, if it is time.
+    pub(crate) fn prewrite_due(&self) -> Option<Prewrite<F>> {
+        self.segment.prewrite_due(self.offset)
+    }
+
+    /// Whether the next frame would meet zeros still being written.
+    pub(crate) fn must_wait(&self, frame_bytes: usize) -> bool {
+        self.segment.must_wait(self.end_of(frame_bytes))
+    }
+
+    /// Seals and writes a frame whose payload is in place in `frame`, which is as long as the frame.
+    /// Durable on return if the segment was opened so. After a failure the log must not be used
+    /// again: whether the frame is on disk is unknown.
+    pub(crate) async fn append(
+        &mut self,
+        mut frame: AlignedBuf,
+        meta: FrameMeta,
+    ) -> (io::Result<Mark>, AlignedBuf) {
+        assert!(self.fits(frame.len()), "frame beyond the segment");
+        assert!(
+            meta.durable_through <= self.last.sequence,
+            "a mark beyond the log"
+        );
+        let header = Header {
+            flags: meta.flags,
+            log: self.segment.id.0,
+            sequence: self.last.sequence + 1,
+            previous: self.last.hash,
+            durable_through: meta.durable_through,
+            payload_len: u32::try_from(meta.payload_len).expect("records are bounded"),
+            record_count: meta.record_count,
+            first_seqno: meta.first_seqno,
+        };
+        let hash = header.seal(FORMAT, &mut frame);
+        let end = self.end_of(frame.len());
+        self.segment.claim(end);
+        let (result, frame) = self.segment.file.write_at(self.offset, frame).await;
+        if result.is_ok() {
+            self.offset = end;
+            self.last = Mark {
+                sequence: header.sequence,
+                hash,
+            };
+        }
+        (result.map(|()| self.last), frame)
+    }
+
+    fn end_of(&self, frame_bytes: usize) -> u64 {
+        self.offset + u64::try_from(frame_bytes).expect("a length in memory fits 64 bits")
+    }
+}

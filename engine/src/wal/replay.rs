@@ -1,0 +1,219 @@
+//! Reads the log back at open.
+//!
+//! Every listed segment is read to its end, sector by sector, because what lies behind a break
+//! decides what the break means ([`super::chain`]). Files are synced before they are read: what
+//! was only in a cache when the process died is either made durable now or not seen.
+
+use std::path::Path;
+
+use torc_env::{AlignedBuf, Disk, File, OpenMode, SECTOR_BYTES};
+
+use super::chain::{Chain, End, Seen, Verdict};
+use super::payload::{self, Logged};
+use super::{FORMAT, SegmentId};
+use crate::error::OpenError;
+use crate::frame::{Damage, Header, Mark};
+
+/// Bytes read at a time.
+const WINDOW_BYTES: usize = 1 << 20;
+const SECTOR: u64 = 4096;
+
+/// What the log held.
+#[derive(Debug)]
+pub(crate) struct Replayed {
+    /// How the chain ended.
+    pub(crate) end: End,
+    /// Length of each segment, in the order given.
+    pub(crate) segment_bytes: Vec<u64>,
+    /// Last sequence found in each segment, if any frame was.
+    pub(crate) segment_last: Vec<Option<u64>>,
+    /// Frames applied.
+    pub(crate) frames: u64,
+}
+
+/// Replays `segments` (in the order of their listing) behind `flushed`: gives `apply` the sequence
+/// number and content of each record, in the order of writing.
+pub(crate) async fn replay<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    segments: &[SegmentId],
+    flushed: Mark,
+    mut apply: impl FnMut(u64, &Logged<'_>),
+) -> Result<Replayed, OpenError> {
+    let mut chain = Chain::new(flushed);
+    let mut segment_bytes = Vec::with_capacity(segments.len());
+    let mut segment_last = Vec::with_capacity(segments.len());
+    let mut frames = 0;
+    for (index, id) in segments.iter().enumerate() {
+        let mut reader = Reader::open(disk, dir, *id).await?;
+        let mut last = None;
+        let mut offset = 0;
+        while offset < reader.len {
+            let Some((header, hash)) = reader.frame_at(offset).await? else {
+                offset += SECTOR;
+                disk.give_way().await;
+                continue;
+            };
+            let verdict = chain.offer(Seen {
+                sequence: header.sequence,
+                previous: header.previous,
+                hash,
+                durable_through: header.durable_through,
+                flags: header.flags,
+                file: index,
+                offset,
+            });
+            if verdict == Verdict::Apply {
+                frames += 1;
+                reader.apply(offset, &header, &mut apply)?;
+            }
+            last = last.max(Some(header.sequence));
+            offset += u64::try_from(header.frame_bytes()).expect("a frame fits 64 bits");
+            disk.give_way().await;
+        }
+        segment_bytes.push(reader.len);
+        segment_last.push(last);
+    }
+    let end = chain.finish();
+    if let Some(gap) = &end.gap {
+        tracing::error!(
+            missing_from = gap.missing_from,
+            readable_behind = gap.resume.len(),
+            "the write-ahead log is damaged: acknowledged updates are lost here"
+        );
+        for seen in &gap.resume {
+            let mut reader = Reader::open(disk, dir, segments[seen.file]).await?;
+            if let Some((header, _)) = reader.frame_at(seen.offset).await? {
+                frames += 1;
+                reader.apply(seen.offset, &header, &mut apply)?;
+            }
+        }
+    }
+    Ok(Replayed {
+        end,
+        segment_bytes,
+        segment_last,
+        frames,
+    })
+}
+
+/// A segment read through a window.
+struct Reader<'a, F> {
+    dir: &'a Path,
+    id: SegmentId,
+    file: F,
+    len: u64,
+    window: AlignedBuf,
+    window_start: u64,
+}
+
+impl<'a, F: File> Reader<'a, F> {
+    async fn open<D: Disk<File = F>>(
+        disk: &D,
+        dir: &'a Path,
+        id: SegmentId,
+    ) -> Result<Self, OpenError> {
+        let path = id.path(dir);
+        let io = |doing| {
+            let path = path.clone();
+            move |source| OpenError::Io {
+                path,
+                doing,
+                source,
+            }
+        };
+        let file = disk
+            .open(&path, OpenMode::Write)
+            .await
+            .map_err(io("open a listed segment"))?;
+        file.sync().await.map_err(io("sync"))?;
+        let len = file.len().await.map_err(io("measure"))?;
+        Ok(Self {
+            dir,
+            id,
+            file,
+            // A partial sector at the end cannot hold a frame.
+            len: len - len % SECTOR,
+            window: AlignedBuf::default(),
+            window_start: 0,
+        })
+    }
+
+    /// The valid frame at `offset`, if there is one.
+    async fn frame_at(&mut self, offset: u64) -> Result<Option<(Header, u64)>, OpenError> {
+        self.fill(offset, SECTOR_BYTES).await?;
+        let header = match Header::parse(FORMAT, self.bytes_from(offset)) {
+            Ok(header) if header.log == self.id.0 => header,
+            Err(Damage::Version { found, log }) if log == self.id.0 => {
+                return Err(OpenError::Version {
+                    path: self.id.path(self.dir),
+                    found,
+                    known: FORMAT.version,
+                });
+            }
+            Ok(_) | Err(_) => return Ok(None),
+        };
+        let frame_bytes = u64::try_from(header.frame_bytes()).expect("a frame fits 64 bits");
+        if frame_bytes > self.len - offset {
+            return Ok(None);
+        }
+        self.fill(offset, header.frame_bytes()).await?;
+        match header.verify(self.bytes_from(offset)) {
+            Ok((_, hash)) => Ok(Some((header, hash))),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Gives the records of the frame at `offset`, which is in the window, to `apply`.
+    fn apply(
+        &self,
+        offset: u64,
+        header: &Header,
+        apply: &mut impl FnMut(u64, &Logged<'_>),
+    ) -> Result<(), OpenError> {
+        let corrupt = |detail: String| OpenError::Corrupt {
+            path: self.id.path(self.dir),
+            offset,
+            detail,
+        };
+        let (payload, _) = header
+            .verify(self.bytes_from(offset))
+            .map_err(|damage| corrupt(damage.to_string()))?;
+        let records = payload::decode(payload, header.record_count)
+            .ok_or_else(|| corrupt("a whole frame with malformed records".to_owned()))?;
+        for (seqno, record) in (header.first_seqno..).zip(&records) {
+            apply(seqno, record);
+        }
+        Ok(())
+    }
+
+    /// Brings `offset..offset + len`, or what the file has of it, into the window.
+    async fn fill(&mut self, offset: u64, len: usize) -> Result<(), OpenError> {
+        let window_end = self.window_start + len64(self.window.len());
+        if offset >= self.window_start && offset + len64(len) <= window_end {
+            return Ok(());
+        }
+        let want = len.max(WINDOW_BYTES).next_multiple_of(SECTOR_BYTES);
+        let left = usize::try_from(self.len - offset).unwrap_or(usize::MAX);
+        let buffer = AlignedBuf::zeroed(want.min(left));
+        let (result, mut buffer) = self.file.read_at(offset, buffer).await;
+        let read = result.map_err(|source| OpenError::Io {
+            path: self.id.path(self.dir),
+            doing: "read",
+            source,
+        })?;
+        buffer.set_len(read);
+        self.window = buffer;
+        self.window_start = offset;
+        Ok(())
+    }
+
+    fn bytes_from(&self, offset: u64) -> &[u8] {
+        let at = usize::try_from(offset - self.window_start).expect("within the window");
+        self.window.get(at..).unwrap_or(&[])
+    }
+}
+
+fn len64(len: usize) -> u64 {
+    u64::try_from(len).expect("a length in memory fits 64 bits")
+}
