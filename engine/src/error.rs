@@ -87,6 +87,10 @@ pub enum WriteError {
     /// The current state of the key cannot be read, so nothing was decided and nothing written.
     #[error("cannot read the current state: {0}")]
     Read(Rc<ReadError>),
+    /// A background job asked for could not be done. Nothing is lost, and it may be asked for
+    /// again.
+    #[error("cannot write tables: {0}")]
+    Job(Rc<JobError>),
     /// The store was closed before this update was handed to the device.
     #[error("the store is closed")]
     Closed,

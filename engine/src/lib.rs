@@ -1,26 +1,39 @@
 //! Torc's storage engine: one log-structured merge tree store a shard.
 //!
-//! A write goes `commit` → `wal` → `memtable` → (flush) → `table`; a read asks memtables,
-//! the record cache and then tables, newest first. The engine never sees a node, a socket or a
-//! clock: the world is [`torc_env::Env`], and everything of a store lives on one thread.
+//! A write goes [`store`] → `commit` → `wal` → `memtable` → (flush: [`jobs`]) → [`table`]; a read
+//! asks memtables, the record [`cache`] and then tables, newest first. The engine never sees a
+//! node, a socket or a clock: the world is [`torc_env::Env`], and everything of a store lives on one
+//! thread.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(missing_docs))]
 
 pub mod cache;
+mod codec;
+mod commit;
 pub mod compaction;
 pub mod error;
+mod frame;
 pub mod jobs;
 mod le;
 pub mod levels;
+mod manifest;
 mod memtable;
 pub mod merge;
 pub mod options;
+mod pending;
 pub mod purge;
 pub mod record;
+mod signal;
+pub mod stats;
+pub mod store;
 pub mod table;
+mod wal;
 
 pub use error::{JobError, OpenError, ReadError, WriteError};
 pub use memtable::Sealed;
 pub use options::{Fsync, Options};
+pub use purge::PurgeFloors;
 pub use record::{Entry, EntryRef, Kind, Record, ScanFrom};
+pub use stats::{Counts, Stats};
+pub use store::{Decision, Recovery, ScanLimits, ScanPage, Store, Ticket};

@@ -97,24 +97,36 @@ impl<E: Env> Manifest<E> {
         self.state.borrow()
     }
 
-    /// Makes an edit durable, then puts it in force. Edits follow one another in the order of
-    /// calls. A full disk is waited out. After any other failure it is unknown whether the edit
+    /// As [`Manifest::commit_with`], for an edit that fits whatever came before it.
+    pub(crate) async fn commit(&self, changes: &[Change]) -> Result<(), Rc<str>> {
+        self.commit_with(|_| changes.to_vec()).await
+    }
+
+    /// Makes an edit durable, then puts it in force. Edits follow one another; `build` is called
+    /// when it is this one's turn, and may return no changes. A full disk is waited out. After any other failure it is unknown whether the edit
     /// took force: the store must stop, and this and every later call fail.
     ///
     /// # Panics
     /// When the edit does not fit the state: the caller's fault.
-    pub(crate) async fn commit(&self, changes: &[Change]) -> Result<(), Rc<str>> {
+    pub(crate) async fn commit_with(
+        &self,
+        build: impl FnOnce(&State) -> Vec<Change>,
+    ) -> Result<(), Rc<str>> {
         let _turn = self.turn.take().await;
+        let changes = build(&self.state.borrow());
+        if changes.is_empty() {
+            return Ok(());
+        }
         let Some(mut files) = self.files.take() else {
             return Err("the manifest failed before".into());
         };
         // On failure `files` is dropped and stays taken: no later edit can be written.
-        self.write(&mut files, changes)
+        self.write(&mut files, &changes)
             .await
             .map_err(|error| format!("manifest: {error}"))?;
         self.files.replace(Some(files));
         let mut state = self.state.borrow_mut();
-        for change in changes {
+        for change in &changes {
             if let Err(detail) = state.apply(change) {
                 panic!("an edit that does not fit the manifest: {detail}");
             }

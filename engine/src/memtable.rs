@@ -167,7 +167,7 @@ mod tests {
             expires_at_ms: 0,
             value: Bytes::copy_from_slice(&seqno.to_le_bytes()),
         };
-        arena.pack(Token(token), key, seqno, &record)
+        arena.pack(&record.at(Token(token), key, seqno))
     }
 
     proptest! {

@@ -31,6 +31,21 @@ pub struct Record {
     pub value: Bytes,
 }
 
+impl Record {
+    /// This record at its place, borrowed.
+    pub fn at<'a>(&'a self, token: Token, key: &'a [u8], seqno: u64) -> EntryRef<'a> {
+        EntryRef {
+            token,
+            key,
+            seqno,
+            kind: self.kind,
+            stamp: self.stamp,
+            expires_at_ms: self.expires_at_ms,
+            value: &self.value,
+        }
+    }
+}
+
 /// A record with its place and age.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -66,15 +81,7 @@ pub struct EntryRef<'a> {
 impl Entry {
     /// This entry, borrowed.
     pub fn as_ref(&self) -> EntryRef<'_> {
-        EntryRef {
-            token: self.token,
-            key: &self.key,
-            seqno: self.seqno,
-            kind: self.record.kind,
-            stamp: self.record.stamp,
-            expires_at_ms: self.record.expires_at_ms,
-            value: &self.record.value,
-        }
+        self.record.at(self.token, &self.key, self.seqno)
     }
 }
 

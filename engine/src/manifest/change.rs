@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use torc_env::TreeId;
+use torc_env::{Token, TokenRange, TreeId};
 
 use crate::codec::Reader;
 use crate::frame::Mark;
+use crate::levels::TableKey;
 use crate::wal::SegmentId;
 
 /// A table's place.
@@ -16,17 +17,28 @@ pub(crate) struct Listed {
     pub(crate) level: u8,
     /// Tables of one run do not overlap; of two runs on a level, the higher number is newer.
     pub(crate) run: u64,
+    /// The tokens for which it answers.
+    pub(crate) extent: TokenRange,
     /// Length of the file.
     pub(crate) bytes: u64,
+}
+
+impl Listed {
+    fn key(&self) -> TableKey {
+        TableKey {
+            file_id: self.file_id,
+            first: self.extent.first,
+        }
+    }
 }
 
 /// One change. An edit is a list of them that takes force as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// A table is part of the store.
+    /// A table, or a part of one, belongs to the store.
     AddTable(Listed),
-    /// A table is no longer part of the store; its file may be deleted once this is durable.
-    RemoveTable { file_id: u64 },
+    /// It no longer does. When no part of a file is left, it may be deleted once this is durable.
+    RemoveTable(TableKey),
     /// A segment may hold frames from now on.
     AddSegment(SegmentId),
     /// All that a segment holds is in tables.
@@ -67,11 +79,14 @@ impl Change {
                 out.extend_from_slice(&table.file_id.to_le_bytes());
                 out.push(table.level);
                 out.extend_from_slice(&table.run.to_le_bytes());
+                out.extend_from_slice(&table.extent.first.0.to_le_bytes());
+                out.extend_from_slice(&table.extent.last.0.to_le_bytes());
                 out.extend_from_slice(&table.bytes.to_le_bytes());
             }
-            Change::RemoveTable { file_id } => {
+            Change::RemoveTable(key) => {
                 out.push(REMOVE_TABLE);
-                out.extend_from_slice(&file_id.to_le_bytes());
+                out.extend_from_slice(&key.file_id.to_le_bytes());
+                out.extend_from_slice(&key.first.0.to_le_bytes());
             }
             Change::AddSegment(id) => {
                 out.push(ADD_SEGMENT);
@@ -129,11 +144,16 @@ impl Change {
                 file_id: fields.u64()?,
                 level: fields.u8()?,
                 run: fields.u64()?,
+                extent: TokenRange {
+                    first: Token(fields.u128()?),
+                    last: Token(fields.u128()?),
+                },
                 bytes: fields.u64()?,
             }),
-            REMOVE_TABLE => Change::RemoveTable {
+            REMOVE_TABLE => Change::RemoveTable(TableKey {
                 file_id: fields.u64()?,
-            },
+                first: Token(fields.u128()?),
+            }),
             ADD_SEGMENT => Change::AddSegment(SegmentId(fields.u64()?)),
             REMOVE_SEGMENT => Change::RemoveSegment(SegmentId(fields.u64()?)),
             FLUSHED => Change::Flushed(Mark {
@@ -165,7 +185,7 @@ impl Change {
 /// All that the manifest says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct State {
-    pub(crate) tables: BTreeMap<u64, Listed>,
+    pub(crate) tables: BTreeMap<TableKey, Listed>,
     /// In the order of their listing, which is the order of their frames.
     pub(crate) segments: Vec<SegmentId>,
     pub(crate) flushed: Mark,
@@ -182,13 +202,13 @@ impl State {
         match *change {
             Change::AddTable(table) => {
                 self.file_id_floor = self.file_id_floor.max(table.file_id + 1);
-                if self.tables.insert(table.file_id, table).is_some() {
+                if self.tables.insert(table.key(), table).is_some() {
                     return Err(format!("table {:016x} is added twice", table.file_id));
                 }
             }
-            Change::RemoveTable { file_id } => {
-                if self.tables.remove(&file_id).is_none() {
-                    return Err(format!("table {file_id:016x} is removed but not listed"));
+            Change::RemoveTable(key) => {
+                if self.tables.remove(&key).is_none() {
+                    return Err(format!("{key:?} is removed but not listed"));
                 }
             }
             Change::AddSegment(id) => {
@@ -212,6 +232,7 @@ impl State {
             }
             Change::DropTree { tree, seqno } => {
                 self.dropped.insert(tree, seqno);
+                self.seqno_floor = self.seqno_floor.max(seqno);
                 self.tables.retain(|_, table| table.tree != tree);
             }
             Change::ForgetDrop { tree } => {
@@ -264,9 +285,16 @@ mod tests {
                 file_id: 2,
                 level: 3,
                 run: 4,
+                extent: TokenRange {
+                    first: Token(20),
+                    last: Token(21),
+                },
                 bytes: 5,
             }),
-            Change::RemoveTable { file_id: 2 },
+            Change::RemoveTable(TableKey {
+                file_id: 2,
+                first: Token(20),
+            }),
             Change::AddSegment(SegmentId(6)),
             Change::RemoveSegment(SegmentId(6)),
             Change::Flushed(Mark {
@@ -327,7 +355,7 @@ mod tests {
     fn changes_that_do_not_fit_are_refused() {
         let mut state = State::default();
         for change in [
-            Change::RemoveTable { file_id: 1 },
+            every_change()[1],
             Change::RemoveSegment(SegmentId(1)),
         ] {
             state.apply(&change).unwrap_err();

@@ -56,7 +56,9 @@ pub(super) async fn remove_other_logs<D: Disk>(
         let is_log = entry.name.starts_with("manifest-") && entry.name.ends_with(".log");
         let path = dir.join(&entry.name);
         if is_log && path != keep {
-            disk.remove(&path).await.map_err(io_error(&path, "remove"))?;
+            disk.remove(&path)
+                .await
+                .map_err(io_error(&path, "remove"))?;
         }
     }
     Ok(())
@@ -235,7 +237,8 @@ impl<F: File> LogFile<F> {
         let file = opened.map_err(io_error(&path, "open the log that the root names"))?;
         file.sync().await.map_err(io_error(&path, "sync"))?;
         let reserved = file.len().await.map_err(io_error(&path, "measure"))?;
-        let len = usize::try_from(reserved - reserved % SECTOR).map_err(|_| corrupt(&path, 0, "too long"))?;
+        let len = usize::try_from(reserved - reserved % SECTOR)
+            .map_err(|_| corrupt(&path, 0, "too long"))?;
         let (result, mut bytes) = file.read_at(0, AlignedBuf::zeroed(len)).await;
         let read = result.map_err(io_error(&path, "read"))?;
         bytes.set_len(read);

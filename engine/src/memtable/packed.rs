@@ -92,21 +92,21 @@ impl Arena {
         let len = key.len() + record.value.len();
         let body = if len > CHUNK_BYTES / 8 {
             let mut own = BytesMut::with_capacity(len);
-            Self::fill(&mut own, key, &record.value)
+            Self::fill(&mut own, key, value)
         } else {
             if self.chunk.capacity() < len {
                 self.chunk = BytesMut::with_capacity(CHUNK_BYTES);
             }
-            Self::fill(&mut self.chunk, key, &record.value)
+            Self::fill(&mut self.chunk, key, value)
         };
         Packed {
-            token,
-            seqno,
-            stamp: record.stamp,
-            expires_at_ms: record.expires_at_ms,
+            token: entry.token,
+            seqno: entry.seqno,
+            stamp: entry.stamp,
+            expires_at_ms: entry.expires_at_ms,
             body,
             key_len: u32::try_from(key.len()).expect("the key was held against its limit"),
-            kind: record.kind,
+            kind: entry.kind,
         }
     }
 
@@ -131,7 +131,7 @@ mod tests {
                 expires_at_ms: 9,
                 value: Bytes::from(vec![5; value_len]),
             };
-            let packed = arena.pack(Token(3), b"key", 11, &record);
+            let packed = arena.pack(&record.at(Token(3), b"key", 11));
             assert_eq!(packed.key(), b"key");
             assert_eq!(packed.record(), record);
             assert_eq!(packed.entry().as_ref(), packed.as_entry_ref());

@@ -79,6 +79,9 @@ impl Chain {
     /// Judges the next frame, in the order of files and offsets.
     pub(crate) fn offer(&mut self, seen: Seen) -> Verdict {
         if seen.sequence <= self.flushed {
+            if self.last.sequence == self.flushed {
+                self.last_flags = seen.flags;
+            }
             return Verdict::Skip;
         }
         if seen.sequence == self.last.sequence + 1 && seen.previous == self.last.hash {

@@ -10,7 +10,8 @@ use crate::frame::{Header, Mark};
 
 /// The end of the log that is written.
 pub(crate) struct Log<F> {
-    segment: Segment<F>,
+    /// `None` before the first frame since the open.
+    segment: Option<Segment<F>>,
     offset: u64,
     last: Mark,
 }
@@ -26,10 +27,10 @@ pub(crate) struct FrameMeta {
 }
 
 impl<F: File> Log<F> {
-    /// A log that goes on behind `last` at the beginning of a new segment.
-    pub(crate) fn new(segment: Segment<F>, last: Mark) -> Self {
+    /// A log that goes on behind `last`, in a segment yet to be given.
+    pub(crate) fn new(last: Mark) -> Self {
         Self {
-            segment,
+            segment: None,
             offset: 0,
             last,
         }
@@ -38,18 +39,21 @@ impl<F: File> Log<F> {
     /// Whether a frame of this size goes into the current segment. One that is larger than any
     /// segment goes into an empty one, which it extends.
     pub(crate) fn fits(&self, frame_bytes: usize) -> bool {
-        self.offset == 0 || self.end_of(frame_bytes) <= self.segment.len
+        let end = self.end_of(frame_bytes);
+        self.segment
+            .as_ref()
+            .is_some_and(|segment| self.offset == 0 || end <= segment.len)
     }
 
     /// Goes on in another, empty segment.
     pub(crate) fn switch(&mut self, segment: Segment<F>) {
-        self.segment = segment;
+        self.segment = Some(segment);
         self.offset = 0;
     }
 
-    /// The file that is written.
-    pub(crate) fn file(&self) -> &F {
-        &self.segment.file
+    /// The file that is written, if any was.
+    pub(crate) fn file(&self) -> Option<&F> {
+        self.segment.as_ref().map(|segment| &segment.file)
     }
 
     /// The last frame.
@@ -64,17 +68,20 @@ impl<F: File> Log<F> {
 
     /// Length of the segment.
     pub(crate) fn segment_bytes(&self) -> u64 {
-        self.segment.len
+        self.segment.as_ref().map_or(0, |segment| segment.len)
     }
 
     /// Zeros to be written beside the next frames, if it is time.
     pub(crate) fn prewrite_due(&self) -> Option<Prewrite<F>> {
-        self.segment.prewrite_due(self.offset)
+        self.segment.as_ref()?.prewrite_due(self.offset)
     }
 
     /// Whether the next frame would meet zeros still being written.
     pub(crate) fn must_wait(&self, frame_bytes: usize) -> bool {
-        self.segment.must_wait(self.end_of(frame_bytes))
+        let end = self.end_of(frame_bytes);
+        self.segment
+            .as_ref()
+            .is_some_and(|segment| segment.must_wait(end))
     }
 
     /// Seals and writes a frame whose payload is in place in `frame`, which is as long as the frame.
@@ -86,13 +93,15 @@ impl<F: File> Log<F> {
         meta: FrameMeta,
     ) -> (io::Result<Mark>, AlignedBuf) {
         assert!(self.fits(frame.len()), "frame beyond the segment");
+        let end = self.end_of(frame.len());
+        let segment = self.segment.as_ref().expect("frames fit only a segment");
         assert!(
             meta.durable_through <= self.last.sequence,
             "a mark beyond the log"
         );
         let header = Header {
             flags: meta.flags,
-            log: self.segment.id.0,
+            log: segment.id.0,
             sequence: self.last.sequence + 1,
             previous: self.last.hash,
             durable_through: meta.durable_through,
@@ -101,9 +110,8 @@ impl<F: File> Log<F> {
             first_seqno: meta.first_seqno,
         };
         let hash = header.seal(FORMAT, &mut frame);
-        let end = self.end_of(frame.len());
-        self.segment.claim(end);
-        let (result, frame) = self.segment.file.write_at(self.offset, frame).await;
+        segment.claim(end);
+        let (result, frame) = segment.file.write_at(self.offset, frame).await;
         if result.is_ok() {
             self.offset = end;
             self.last = Mark {

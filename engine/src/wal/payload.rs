@@ -102,7 +102,7 @@ mod tests {
                 expires_at_ms: 6,
                 value: Bytes::from_static(value),
             };
-            let packed = arena.pack(Token(1), b"key", 9, &record);
+            let packed = arena.pack(&record.at(Token(1), b"key", 9));
             let at = payload.len();
             payload.resize(at + encoded_bytes(&packed), 0);
             encode(&mut payload[at..], TreeId(4), &packed);
@@ -114,8 +114,14 @@ mod tests {
     fn records_come_back_in_order() {
         let payload = payload();
         let records = decode(&payload, 2).unwrap();
-        assert_eq!((records[0].key, records[0].value), (&b"key"[..], &b"value"[..]));
-        assert_eq!((records[1].kind, records[1].tree), (Kind::Tombstone, TreeId(4)));
+        assert_eq!(
+            (records[0].key, records[0].value),
+            (&b"key"[..], &b"value"[..])
+        );
+        assert_eq!(
+            (records[1].kind, records[1].tree),
+            (Kind::Tombstone, TreeId(4))
+        );
         assert_eq!((records[1].stamp, records[1].expires_at_ms), (5, 6));
     }
 

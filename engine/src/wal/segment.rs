@@ -222,7 +222,12 @@ mod tests {
         assert_eq!(SegmentId::from_name(&old.to_string()), Some(old));
         assert!(old.to_string() < new.to_string());
         assert_eq!((old.number(), new.number()), (9, 10));
-        for other in ["0.wal", "manifest", "00000000000000zz.wal", "0000000000000000.table"] {
+        for other in [
+            "0.wal",
+            "manifest",
+            "00000000000000zz.wal",
+            "0000000000000000.table",
+        ] {
             assert_eq!(SegmentId::from_name(other), None);
         }
     }

@@ -1,0 +1,344 @@
+//! The store: one a shard, all its trees.
+//!
+//! An update is decided in [`write`], gathered into a frame ([`crate::commit`]), made durable by
+//! the commit task ([`writer`]), and only then put into the memtable, where reads ([`read`]) see it. Full
+//! memtables become tables ([`flush`]), tables are merged ([`compact`]), log segments come and go
+//! ([`supply`]), and a watch on the free space decides what is still accepted ([`space`]).
+//!
+//! Invariants:
+//!
+//! - A record is visible to `get` and `scan` only when it is as durable as the fsync policy
+//!   promises; the decisions of updates see pending records too, so updates of a key never
+//!   overtake each other.
+//! - A record is in the log, pending; or in the log and a memtable; or in a table that the
+//!   manifest lists. It leaves one place only after the next one has it.
+//! - After a failed write or sync of log or manifest nothing is acknowledged any more.
+//! - No `RefCell` borrow of the store's state lives across an `.await`.
+
+mod compact;
+mod flush;
+mod memory;
+mod open;
+mod read;
+mod space;
+mod supply;
+mod tables;
+mod write;
+mod writer;
+
+use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use torc_env::{Disk, Env, Token, TreeId};
+
+use crate::error::{OpenError, ReadError, WriteError};
+use crate::manifest::{Change, Manifest, State};
+use crate::options::Options;
+use crate::record::{Record, ScanFrom};
+use crate::signal::{Signal, Turn};
+use crate::stats::{Counts, Stats};
+
+use compact::ExpiryClock;
+use memory::Memory;
+pub use open::Recovery;
+pub use read::{ScanLimits, ScanPage};
+use supply::Supply;
+use tables::Tables;
+pub use write::{Decision, Ticket};
+
+type FileOf<E> = <<E as Env>::Disk as Disk>::File;
+
+/// A shard's store. Clones share it.
+pub struct Store<E: Env>(Rc<Inner<E>>);
+
+impl<E: Env> Clone for Store<E> {
+    fn clone(&self) -> Self {
+        Store(Rc::clone(&self.0))
+    }
+}
+
+/// What the store's tasks share.
+struct Inner<E: Env> {
+    env: E,
+    options: Options,
+    wal_dir: PathBuf,
+    tables_dir: PathBuf,
+    manifest: Manifest<E>,
+    memory: RefCell<Memory>,
+    tables: RefCell<Tables<E::Disk>>,
+    supply: RefCell<Supply<FileOf<E>>>,
+    health: Health,
+    counts: RefCell<Counts>,
+    /// A batch waits for the commit task, or it is to stop.
+    work: Signal,
+    /// The supply of segments has changed, or should.
+    segments: Signal,
+    /// Synced further, or a sync is wanted.
+    sync: Signal,
+    /// A memtable was sealed, or one was flushed.
+    flush: Signal,
+    /// Tables or purge floors have changed.
+    compaction: Signal,
+    /// One compaction at a time.
+    compacting: Turn,
+    clock: ExpiryClock,
+    /// A background task has ended.
+    stopped: Signal,
+}
+
+/// Whether the store works, and how it ends.
+#[derive(Default)]
+struct Health {
+    /// Why nothing is written any more.
+    poison: RefCell<Option<Rc<str>>>,
+    /// No new updates.
+    closing: Cell<bool>,
+    /// The last frame is written.
+    closed: Cell<bool>,
+    /// Values are refused.
+    disk_full: Cell<bool>,
+    /// Free space when last looked at.
+    free_bytes: Cell<u64>,
+    /// A durable frame is wanted although the policy does not ask for it.
+    sync_wanted: Cell<u64>,
+    /// Frames written, and frames durable.
+    written: Cell<u64>,
+    synced: Cell<u64>,
+}
+
+impl<E: Env> Store<E> {
+    /// Opens the store in `options.dir`, or begins one there, and replays what the log holds beyond the
+    /// tables. What it returns is durable already.
+    ///
+    /// # Errors
+    /// When the device fails, or a file that must be there is damaged or missing. Nothing is
+    /// deleted then. Damage in the log is not an error: see [`Recovery::amnesia`].
+    pub async fn open(env: E, options: Options) -> Result<(Store<E>, Recovery), OpenError> {
+        open::open(env, options).await
+    }
+
+    /// The record of a key, tombstones and expired ones included. Costs no device read when it is
+    /// in a memtable, else at most one for each table whose filter says yes: usually one. The
+    /// value is not copied.
+    ///
+    /// # Errors
+    /// When a table cannot be read: the key may or may not have a record then.
+    pub async fn get(
+        &self,
+        tree: TreeId,
+        token: Token,
+        key: &[u8],
+    ) -> Result<Option<Record>, ReadError> {
+        self.0.get(tree, token, key).await
+    }
+
+    /// Reads a key's newest record, pending ones included, lets `decide` judge it, and writes what
+    /// it decides, as one step: nothing comes between. `decide` is called once, or not at all when
+    /// this fails.
+    ///
+    /// The returned [`Ticket`] tells when the write is acknowledged. Dropping it does not undo
+    /// the write. `token` is `Token::of(tree, key)`.
+    ///
+    /// # Errors
+    /// Nothing was written, whichever it is.
+    pub async fn update<R>(
+        &self,
+        tree: TreeId,
+        token: Token,
+        key: &[u8],
+        decide: impl FnOnce(Option<&Record>) -> Decision<R>,
+    ) -> Result<(R, Ticket<E>), WriteError> {
+        self.0.update(tree, token, key, decide).await
+    }
+
+    /// A page of a tree's records in order of (token, key), from `from` to the last key of token
+    /// `last`, tombstones included. What is written meanwhile may be in it or not.
+    ///
+    /// # Errors
+    /// When a table cannot be read.
+    pub async fn scan(
+        &self,
+        tree: TreeId,
+        from: ScanFrom,
+        last: Token,
+        limits: ScanLimits,
+    ) -> Result<ScanPage, ReadError> {
+        self.0.scan(tree, from, last, limits).await
+    }
+
+    /// Turns everything that was acknowledged before this call into tables.
+    ///
+    /// # Errors
+    /// When the store is poisoned or closed first. A full disk is waited out.
+    pub async fn flush(&self) -> Result<(), WriteError> {
+        self.0.flush_all().await
+    }
+
+    /// Merges every tree's tables into one run, purging what the floors allow. Does not flush.
+    ///
+    /// # Errors
+    /// When the store is poisoned or closed first, or a table cannot be read.
+    pub async fn compact(&self) -> Result<(), WriteError> {
+        self.0.compact_all().await
+    }
+
+    /// Deletes a tree: every record written to it before this call is gone, durably on return.
+    ///
+    /// # Errors
+    /// When the store is poisoned or closed. The tree is then gone from memory, and may return
+    /// with the next open.
+    pub async fn drop_tree(&self, tree: TreeId) -> Result<(), WriteError> {
+        self.0.drop_tree(tree).await
+    }
+
+    /// Says below which stamps compaction may purge tombstones and expired records of a tree. Kept
+    /// in memory only: after an open nothing is purged until this is called.
+    pub fn set_purge_floors(&self, tree: TreeId, floors: crate::purge::PurgeFloors) {
+        self.0.tables.borrow_mut().set_purge_floors(tree, floors);
+        self.0.compaction.ring();
+    }
+
+    /// Says that what [`Recovery::amnesia`] reported has been made up for. Durable on return.
+    ///
+    /// # Errors
+    /// When the store is poisoned.
+    pub async fn forget_amnesia(&self) -> Result<(), WriteError> {
+        if !self.0.manifest.state().suspect {
+            return Ok(());
+        }
+        self.0.edit(&[Change::Suspect(false)]).await
+    }
+
+    /// What the store holds and does, in plain numbers.
+    pub fn stats(&self) -> Stats {
+        self.0.stats()
+    }
+
+    /// Waits until every accepted update is durable, marks the log as closed and stops the store's
+    /// tasks. Updates are refused from the call on; reads go on.
+    ///
+    /// # Errors
+    /// When the store is poisoned: what was in flight is in doubt.
+    pub async fn close(&self) -> Result<(), WriteError> {
+        let inner = &self.0;
+        inner.health.closing.set(true);
+        inner.ring_all();
+        inner
+            .stopped
+            .until(|| match inner.poison() {
+                Some(cause) => Some(Err(WriteError::Poisoned {
+                    cause,
+                    in_doubt: true,
+                })),
+                None => inner.health.closed.get().then_some(Ok(())),
+            })
+            .await
+    }
+}
+
+impl<E: Env> Inner<E> {
+    /// Why nothing is written any more, if so.
+    fn poison(&self) -> Option<Rc<str>> {
+        self.health.poison.borrow().clone()
+    }
+
+    /// Whether the store's tasks are to end.
+    fn is_stopping(&self) -> bool {
+        self.health.closing.get() || self.health.poison.borrow().is_some()
+    }
+
+    /// Refuses when nothing is written any more.
+    fn check_open(&self) -> Result<(), WriteError> {
+        if let Some(cause) = self.poison() {
+            return Err(WriteError::Poisoned {
+                cause,
+                in_doubt: false,
+            });
+        }
+        if self.health.closing.get() {
+            return Err(WriteError::Closed);
+        }
+        Ok(())
+    }
+
+    /// Ends all writing, for good: a device that failed once cannot be believed when it says that
+    /// a retry succeeded. Every gathered batch fails; the caller fails the one in flight.
+    fn poison_with(&self, cause: &str) {
+        let cause: Rc<str> = cause.into();
+        if self.health.poison.borrow().is_none() {
+            tracing::error!(%cause, "the store writes nothing more");
+            self.health.poison.replace(Some(Rc::clone(&cause)));
+        }
+        let batches = self.memory.borrow_mut().drain_pending();
+        for batch in batches {
+            batch.fate.decide(Err(WriteError::Poisoned {
+                cause: Rc::clone(&cause),
+                in_doubt: false,
+            }));
+        }
+        self.ring_all();
+    }
+
+    /// Makes a manifest edit; a failure poisons the store.
+    async fn edit(&self, changes: &[Change]) -> Result<(), WriteError> {
+        self.edit_with(|_| changes.to_vec()).await
+    }
+
+    /// Makes the manifest edit that `build` wants when it is this edit's turn.
+    async fn edit_with(
+        &self,
+        build: impl FnOnce(&State) -> Vec<Change>,
+    ) -> Result<(), WriteError> {
+        match self.manifest.commit_with(build).await {
+            Ok(()) => Ok(()),
+            Err(cause) => {
+                self.poison_with(&cause);
+                Err(WriteError::Poisoned {
+                    cause,
+                    in_doubt: true,
+                })
+            }
+        }
+    }
+
+    fn count(&self, count: impl FnOnce(&mut Counts)) {
+        count(&mut self.counts.borrow_mut());
+    }
+
+    fn ring_all(&self) {
+        for signal in [
+            &self.work,
+            &self.segments,
+            &self.sync,
+            &self.flush,
+            &self.compaction,
+            &self.stopped,
+        ] {
+            signal.ring();
+        }
+    }
+
+    async fn drop_tree(&self, tree: TreeId) -> Result<(), WriteError> {
+        self.check_open()?;
+        let seqno = self.memory.borrow_mut().drop_tree(tree);
+        let files = self.tables.borrow_mut().drop_tree(tree);
+        self.edit(&[Change::DropTree { tree, seqno }]).await?;
+        self.remove_tables(&files).await;
+        Ok(())
+    }
+
+    fn stats(&self) -> Stats {
+        let mut stats = Stats {
+            counts: self.counts.borrow().clone(),
+            poisoned: self.health.poison.borrow().is_some(),
+            disk_full: self.health.disk_full.get(),
+            free_bytes: self.health.free_bytes.get(),
+            ..Stats::default()
+        };
+        self.memory.borrow().add_stats(&mut stats);
+        self.tables.borrow().add_stats(&mut stats);
+        self.supply.borrow().add_stats(&mut stats);
+        stats
+    }
+}

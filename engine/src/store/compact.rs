@@ -1,0 +1,217 @@
+//! Tables become fewer tables.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use torc_env::{Disk, Env, Instant, JobClass, Token, TreeId, WallTime};
+
+use super::Inner;
+use super::tables::changes_of;
+use crate::compaction::{Plan, Settings, pick, pick_full};
+use crate::error::{JobError, WriteError};
+use crate::jobs::{CompactJob, CompactOutput};
+use crate::purge::PurgeRule;
+
+/// How long compaction rests after a failure or for want of space.
+const REST: Duration = Duration::from_secs(1);
+/// Difference between civil and monotonic time beyond which the civil clock is not believed.
+const JUMP_MAX: Duration = Duration::from_secs(3600);
+
+/// Civil time for deciding what is expired, as long as the clock behaves. After a jump nothing
+/// counts as expired until the next open: forgetting a record too early cannot be undone.
+pub(super) struct ExpiryClock {
+    wall: WallTime,
+    monotonic: Instant,
+    has_jumped: Cell<bool>,
+}
+
+impl ExpiryClock {
+    pub(super) fn new(env: &impl Env) -> Self {
+        Self {
+            wall: env.wall(),
+            monotonic: env.now(),
+            has_jumped: Cell::new(false),
+        }
+    }
+
+    /// Milliseconds of civil time, or 0 after a jump.
+    fn now_ms(&self, env: &impl Env) -> u64 {
+        let elapsed = env.now().since(self.monotonic).as_micros();
+        let expected = u128::from(self.wall.0) + elapsed;
+        let wall = env.wall();
+        if expected.abs_diff(u128::from(wall.0)) > JUMP_MAX.as_micros() {
+            if !self.has_jumped.replace(true) {
+                tracing::error!("the clock has jumped: expired records stay until the next start");
+            }
+            return 0;
+        }
+        if self.has_jumped.get() { 0 } else { wall.millis() }
+    }
+}
+
+/// Why a compaction did not happen.
+enum Failure {
+    /// It may be tried again later.
+    Job(JobError),
+    /// There is no room for its outputs.
+    NoSpace,
+    /// The store is poisoned.
+    Final(WriteError),
+}
+
+impl<E: Env> Inner<E> {
+    /// The compacting task, until the store stops.
+    pub(super) async fn run_compactions(self: Rc<Self>) {
+        loop {
+            let next = self
+                .compaction
+                .until(|| {
+                    if self.is_stopping() {
+                        return Some(None);
+                    }
+                    self.pick_compaction().map(Some)
+                })
+                .await;
+            if next.is_none() {
+                return;
+            }
+            let turn = self.compacting.take().await;
+            // Another compaction may have had the turn before.
+            let Some((tree, plan)) = self.pick_compaction() else {
+                continue;
+            };
+            let result = self.compact_piece(tree, &plan).await;
+            drop(turn);
+            match result {
+                Ok(()) => {}
+                Err(Failure::Final(_)) => return,
+                Err(Failure::NoSpace) => self.env.sleep(REST).await,
+                Err(Failure::Job(error)) => {
+                    tracing::warn!(%error, "a compaction failed; trying again later");
+                    self.env.sleep(REST).await;
+                }
+            }
+        }
+    }
+
+    /// The most urgent compaction of the first tree that needs one.
+    fn pick_compaction(&self) -> Option<(TreeId, Plan)> {
+        let settings = Settings::from(&self.options);
+        let tables = self.tables.borrow();
+        tables.tree_ids().into_iter().find_map(|tree| {
+            let levels = tables.tree(tree)?;
+            Some((tree, pick(&levels.levels, &settings)?))
+        })
+    }
+
+    /// See [`super::Store::compact`].
+    pub(super) async fn compact_all(&self) -> Result<(), WriteError> {
+        self.check_open()?;
+        let settings = Settings::from(&self.options);
+        let trees = self.tables.borrow().tree_ids();
+        for tree in trees {
+            let mut from = Token(0);
+            loop {
+                let _turn = self.compacting.take().await;
+                self.check_open()?;
+                let Some(levels) = self.tables.borrow().tree(tree) else {
+                    break;
+                };
+                let Some(plan) = pick_full(&levels.levels, &settings, from) else {
+                    break;
+                };
+                self.compact_piece(tree, &plan)
+                    .await
+                    .map_err(|failure| match failure {
+                        Failure::Final(error) => error,
+                        Failure::NoSpace => WriteError::DiskFull,
+                        Failure::Job(error) => WriteError::Job(Rc::new(error)),
+                    })?;
+                match plan.range.last.0.checked_add(1) {
+                    Some(next) => from = Token(next),
+                    None => break,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn compact_piece(&self, tree: TreeId, plan: &Plan) -> Result<(), Failure> {
+        if !self.has_room_for(plan).await {
+            return Err(Failure::NoSpace);
+        }
+        let output = match self.merge_tables(tree, plan).await {
+            Ok(output) => output,
+            Err(error) => {
+                self.count(|counts| counts.failed_compactions += 1);
+                return Err(Failure::Job(error));
+            }
+        };
+        let opened = match self.open_tables(&output.tables).await {
+            Ok(opened) => opened,
+            Err(error) => {
+                self.discard(&output.tables).await.map_err(Failure::Final)?;
+                return Err(Failure::Job(error));
+            }
+        };
+        let edit = plan.edit(&output.tables);
+        self.edit_with(|_| {
+            if self.still_has(tree, plan) {
+                changes_of(tree, &edit)
+            } else {
+                Vec::new()
+            }
+        })
+        .await
+        .map_err(Failure::Final)?;
+        if !self.still_has(tree, plan) {
+            // The tree was dropped meanwhile, before or after the edit.
+            return self.discard(&output.tables).await.map_err(Failure::Final);
+        }
+        let gone = self.tables.borrow_mut().apply(tree, &edit, opened);
+        self.count(|counts| {
+            counts.compactions += 1;
+            counts.purged += output.purged;
+            counts.compacted_bytes += output.tables.iter().map(|info| info.bytes).sum::<u64>();
+        });
+        self.compaction.ring();
+        self.remove_tables(&gone).await;
+        Ok(())
+    }
+
+    async fn merge_tables(&self, tree: TreeId, plan: &Plan) -> Result<CompactOutput, JobError> {
+        let table_bytes = self.options.table_bytes_max;
+        let needed = CompactJob::file_ids_needed(plan, table_bytes);
+        let mut tables = self.tables.borrow_mut();
+        let job = CompactJob {
+            tree,
+            dir: self.tables_dir.clone(),
+            sources: plan.sources(),
+            purge: PurgeRule {
+                floors: tables.purge_floors(tree),
+                now_ms: self.clock.now_ms(&self.env),
+                reach: plan.reach,
+            },
+            file_ids: tables.reserve_file_ids(needed),
+            filter: plan.filter(),
+            block_bytes: self.options.block_bytes,
+            table_bytes,
+        };
+        drop(tables);
+        self.env.background(JobClass::Compaction, job).await
+    }
+
+    fn still_has(&self, tree: TreeId, plan: &Plan) -> bool {
+        let tables = self.tables.borrow().tree(tree);
+        tables.is_some_and(|tables| plan.is_current(&tables.levels))
+    }
+
+    /// Whether the outputs fit without touching what flush, log and manifest need.
+    async fn has_room_for(&self, plan: &Plan) -> bool {
+        let Ok(space) = self.env.disk().space().await else {
+            return true;
+        };
+        space.free_bytes >= plan.bytes.saturating_add(self.options.reserve_bytes / 2)
+    }
+}

@@ -1,0 +1,207 @@
+//! Memtables become tables.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use torc_env::{Env, JobClass};
+
+use super::memory::SealedSlot;
+use super::tables::changes_of;
+use super::{FileOf, Inner};
+use crate::error::{JobError, WriteError};
+use crate::jobs::FlushJob;
+use crate::levels::{Edit, Levels};
+use crate::manifest::Change;
+use crate::table::{Table, TableInfo};
+use crate::wal::Log;
+
+/// How long a failed flush waits before it is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Why a flush did not happen.
+enum Failure {
+    /// It may be tried again.
+    Job(JobError),
+    /// The store is poisoned.
+    Final,
+}
+
+impl<E: Env> Inner<E> {
+    /// Seals the active memtable when it has used up its half of the budget, or when too many log
+    /// segments wait for it.
+    pub(super) fn seal_if_due(&self, log: &Log<FileOf<E>>) {
+        let mut memory = self.memory.borrow_mut();
+        let is_full = memory.active_bytes() >= self.options.memtable_bytes / 2;
+        // One at a time: more seals would not let segments go any sooner.
+        let holds_log = log.offset() > 0
+            && memory.sealed_count() == 0
+            && self.supply.borrow().live_count() > self.options.wal_segments_max;
+        if (is_full || holds_log) && memory.seal() {
+            drop(memory);
+            self.flush.ring();
+        }
+    }
+
+    /// The flushing task, until the store stops. Memtables are flushed in the order in which they
+    /// were sealed.
+    pub(super) async fn run_flushes(self: Rc<Self>) {
+        loop {
+            let next = self
+                .flush
+                .until(|| {
+                    if self.is_stopping() {
+                        return Some(None);
+                    }
+                    self.memory.borrow().oldest_sealed().map(Some)
+                })
+                .await;
+            let Some(slot) = next else { return };
+            match self.flush_one(&slot).await {
+                Ok(()) => {}
+                Err(Failure::Final) => return,
+                Err(Failure::Job(error)) => {
+                    // Every record is in the log still, so another attempt, into other files, is sound.
+                    tracing::warn!(%error, "a flush failed; trying again");
+                    self.count(|counts| counts.failed_flushes += 1);
+                    if let JobError::Write { source, .. } = &error {
+                        self.note_disk_error(source);
+                    }
+                    self.env.sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn flush_one(&self, slot: &SealedSlot) -> Result<(), Failure> {
+        let infos = self.write_tables(slot).await.map_err(Failure::Job)?;
+        let opened = match self.open_tables(&infos).await {
+            Ok(opened) => opened,
+            Err(error) => {
+                self.remove_tables(&file_ids(&infos)).await;
+                return Err(Failure::Job(error));
+            }
+        };
+        let retired = self.supply.borrow().retirable(slot.through.sequence);
+        let edit = self.edit_with(|_| {
+            let mut changes: Vec<Change> = edits_by_tree(&self.without_dropped(&infos))
+                .iter()
+                .flat_map(|(tree, edit)| changes_of(*tree, edit))
+                .collect();
+            changes.push(Change::Flushed(slot.through));
+            changes.extend(retired.iter().map(|live| Change::RemoveSegment(live.id)));
+            changes
+        });
+        edit.await.map_err(|_| Failure::Final)?;
+
+        // No waiting from here to the end of the block: a reader finds each record either in the
+        // memtable or in a table.
+        let (kept, dropped) = {
+            let kept = self.without_dropped(&infos);
+            let mut tables = self.tables.borrow_mut();
+            for (tree, edit) in edits_by_tree(&kept) {
+                let of_tree = opened.iter().filter(|table| table.info().tree == tree);
+                let nothing_removed = tables.apply(tree, &edit, of_tree.cloned());
+                assert!(nothing_removed.is_empty(), "a flush only adds");
+            }
+            tables.begin_generation();
+            self.memory.borrow_mut().pop_sealed();
+            let is_kept = |info: &&TableInfo| kept.iter().any(|one| one.file_id == info.file_id);
+            let dropped: Vec<_> = infos.iter().filter(|info| !is_kept(info)).cloned().collect();
+            (kept, dropped)
+        };
+        self.count(|counts| {
+            counts.flushes += 1;
+            counts.flushed_bytes += kept.iter().map(|info| info.bytes).sum::<u64>();
+        });
+        let surplus = self.supply.borrow_mut().retire(&retired);
+        for signal in [&self.flush, &self.segments, &self.compaction] {
+            signal.ring();
+        }
+        self.remove_segments(&surplus).await;
+        self.discard(&dropped).await.map_err(|_| Failure::Final)
+    }
+
+    async fn write_tables(&self, slot: &SealedSlot) -> Result<Vec<TableInfo>, JobError> {
+        if slot.memtable.as_memtable().is_empty() {
+            return Ok(Vec::new());
+        }
+        let table_bytes = self.options.table_bytes_max;
+        let needed = FlushJob::file_ids_needed(&slot.memtable, table_bytes);
+        let job = FlushJob {
+            sealed: slot.memtable.clone(),
+            dir: self.tables_dir.clone(),
+            file_ids: self.tables.borrow_mut().reserve_file_ids(needed),
+            block_bytes: self.options.block_bytes,
+            table_bytes,
+        };
+        let output = self.env.background(JobClass::Flush, job).await?;
+        Ok(output.tables)
+    }
+
+    pub(super) async fn open_tables(
+        &self,
+        infos: &[TableInfo],
+    ) -> Result<Vec<Table<E::Disk>>, JobError> {
+        let mut opened = Vec::with_capacity(infos.len());
+        for info in infos {
+            let table = Table::open(self.env.disk(), &self.tables_dir, info.file_id).await?;
+            opened.push(table);
+        }
+        Ok(opened)
+    }
+
+    /// The tables whose tree was not dropped since their records were written.
+    fn without_dropped(&self, infos: &[TableInfo]) -> Vec<TableInfo> {
+        let memory = self.memory.borrow();
+        let is_current = |info: &&TableInfo| info.seqnos.max > memory.dropped_through(info.tree);
+        infos.iter().filter(is_current).cloned().collect()
+    }
+
+    /// Takes tables that turned out to be useless out of the manifest, should they be in it, and
+    /// removes their files.
+    pub(super) async fn discard(&self, infos: &[TableInfo]) -> Result<(), WriteError> {
+        if infos.is_empty() {
+            return Ok(());
+        }
+        let ids = file_ids(infos);
+        self.edit_with(|state| {
+            let listed = state.tables.keys();
+            let useless = listed.filter(|key| ids.contains(&key.file_id));
+            useless.copied().map(Change::RemoveTable).collect()
+        })
+        .await?;
+        self.remove_tables(&ids).await;
+        Ok(())
+    }
+
+    /// See [`super::Store::flush`].
+    pub(super) async fn flush_all(&self) -> Result<(), WriteError> {
+        self.check_open()?;
+        let through = {
+            let mut memory = self.memory.borrow_mut();
+            memory.seal();
+            memory.through().sequence
+        };
+        self.flush.ring();
+        self.flush
+            .until(|| {
+                if self.manifest.state().flushed.sequence >= through {
+                    return Some(Ok(()));
+                }
+                self.check_open().err().map(Err)
+            })
+            .await
+    }
+}
+
+fn file_ids(infos: &[TableInfo]) -> Vec<u64> {
+    infos.iter().map(|info| info.file_id).collect()
+}
+
+/// The edit of each tree that adds its tables as the newest run.
+fn edits_by_tree(infos: &[TableInfo]) -> Vec<(torc_env::TreeId, Edit)> {
+    infos
+        .chunk_by(|a, b| a.tree == b.tree)
+        .map(|tables| (tables[0].tree, Levels::flush_edit(tables)))
+        .collect()
+}

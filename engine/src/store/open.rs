@@ -1,0 +1,365 @@
+//! Opening a store: manifest, tables, log, in this order.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use torc_env::{Class, DirEntry, Disk, Env, Token, TokenRange, TreeId};
+
+use super::compact::ExpiryClock;
+use super::memory::Memory;
+use super::supply::{Live, Supply};
+use super::tables::Tables;
+use super::{Health, Inner, Store};
+use crate::compaction::Settings;
+use crate::error::OpenError;
+use crate::frame::Mark;
+use crate::levels::{Edit, TableRef};
+use crate::manifest::{Change, Manifest, State};
+use crate::options::Options;
+use crate::record::EntryRef;
+use crate::signal::{Signal, Turn};
+use crate::table::{Table, table_id, table_path};
+use crate::wal::{self, FLAG_CLOSED, FLAG_UNSYNCED, Log, Replayed, SegmentId};
+
+/// Tables opened at the same time.
+const OPENING_MAX: usize = 16;
+
+/// What an open found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Tables listed.
+    pub tables: usize,
+    /// Their size in bytes.
+    pub table_bytes: u64,
+    /// Log frames that were not yet in tables.
+    pub frames: u64,
+    /// Records in them.
+    pub records: u64,
+    /// The store had been closed; nothing was in flight.
+    pub clean: bool,
+    /// Acknowledged updates may be missing: the log was damaged, or a policy that acknowledges
+    /// before it syncs met a crash. Reported at every open until [`Store::forget_amnesia`].
+    pub amnesia: bool,
+    /// The first log frame that was durable once and cannot be read any more.
+    pub damaged_from: Option<u64>,
+}
+
+pub(super) async fn open<E: Env>(
+    env: E,
+    options: Options,
+) -> Result<(Store<E>, Recovery), OpenError> {
+    let dir = options.dir.clone();
+    let (wal_dir, tables_dir) = (dir.join("wal"), dir.join("tables"));
+    let disk = env.disk();
+    for path in [&dir, &wal_dir, &tables_dir] {
+        disk.create_dir(path)
+            .await
+            .map_err(io_error(path, "create"))?;
+        // What a lost process had named, but not yet synced, is made durable before it is believed.
+        disk.sync_dir(path).await.map_err(io_error(path, "sync"))?;
+    }
+    let space = disk.space().await.map_err(io_error(&dir, "measure"))?;
+    let options = options.clamped(space.total_bytes, env.shard_count());
+
+    let files = Files::list(disk, &wal_dir, &tables_dir).await?;
+    let manifest = Manifest::open(&env, &dir, files.are_none()).await?;
+    let state = manifest.state().clone();
+    files.check_listed(&state, &wal_dir, &tables_dir)?;
+
+    let next_file_id = files.tables.keys().map(|id| id + 1).max().unwrap_or(1);
+    let mut tables = Tables::new(
+        Settings::from(&options),
+        next_file_id.max(state.file_id_floor),
+    );
+    let seqno = load_tables(disk, &tables_dir, &state, &mut tables).await?;
+    let mut memory = Memory::new(
+        TokenRange::of_shard(env.shard(), env.shard_count()),
+        torc_env::map::hasher(&env),
+        state.flushed,
+        seqno.max(state.seqno_floor),
+        state.dropped.clone(),
+    );
+    let mut records = 0;
+    let mut oldest_seqno = u64::MAX;
+    let replayed = wal::replay(
+        disk,
+        &wal_dir,
+        &state.segments,
+        state.flushed,
+        |seqno, logged| {
+            records += 1;
+            oldest_seqno = oldest_seqno.min(seqno);
+            let entry = EntryRef {
+                token: Token::of(logged.tree, logged.key),
+                key: logged.key,
+                seqno,
+                kind: logged.kind,
+                stamp: logged.stamp,
+                expires_at_ms: logged.expires_at_ms,
+                value: logged.value,
+            };
+            memory.replay(logged.tree, &entry);
+        },
+    )
+    .await?;
+    let last = replayed.end.last;
+    memory.replayed_through(last);
+
+    let recovery = judge(&state, &replayed, records);
+    let supply = settle_segments(&manifest, &state, &files, &replayed, &recovery, oldest_seqno)
+        .await
+        .map_err(|cause| OpenError::Io {
+            path: dir.clone(),
+            doing: "write the manifest",
+            source: std::io::Error::other(cause.to_string()),
+        })?;
+
+    let store = Rc::new(Inner {
+        clock: ExpiryClock::new(&env),
+        env,
+        options,
+        wal_dir,
+        tables_dir,
+        manifest,
+        memory: RefCell::new(memory),
+        tables: RefCell::new(tables),
+        supply: RefCell::new(supply),
+        health: Health::default(),
+        counts: RefCell::default(),
+        work: Signal::default(),
+        segments: Signal::default(),
+        sync: Signal::default(),
+        flush: Signal::default(),
+        compaction: Signal::default(),
+        compacting: Turn::default(),
+        stopped: Signal::default(),
+    });
+    store.health.written.set(last.sequence);
+    store.health.synced.set(last.sequence);
+    remove_orphans(&store, &files, &state).await;
+    store.look_at_space().await;
+    start(&store, last);
+    Ok((Store(store), recovery))
+}
+
+/// Starts the store's tasks.
+fn start<E: Env>(store: &Rc<Inner<E>>, last: Mark) {
+    let env = &store.env;
+    let replayed_bytes = store.memory.borrow().active_bytes();
+    if replayed_bytes >= store.options.memtable_bytes / 2 {
+        store.memory.borrow_mut().seal();
+    }
+    env.spawn(
+        Class::Foreground,
+        Rc::clone(store).run_commits(Log::new(last)),
+    );
+    env.spawn(Class::Foreground, Rc::clone(store).run_supply());
+    if !store.options.fsync.is_synced() {
+        env.spawn(Class::Foreground, Rc::clone(store).run_syncs());
+    }
+    env.spawn(Class::Flush, Rc::clone(store).run_flushes());
+    env.spawn(Class::Flush, Rc::clone(store).run_compactions());
+    env.spawn(Class::Control, Rc::clone(store).run_space_watch());
+}
+
+/// The files that are there.
+struct Files {
+    segments: BTreeMap<SegmentId, u64>,
+    tables: BTreeMap<u64, u64>,
+}
+
+impl Files {
+    async fn list<D: Disk>(
+        disk: &D,
+        wal_dir: &Path,
+        tables_dir: &Path,
+    ) -> Result<Self, OpenError> {
+        let list = |entries: Vec<DirEntry>| entries.into_iter().filter(|entry| !entry.is_dir);
+        let wal = disk.list(wal_dir).await.map_err(io_error(wal_dir, "list"))?;
+        let tables = disk
+            .list(tables_dir)
+            .await
+            .map_err(io_error(tables_dir, "list"))?;
+        Ok(Self {
+            segments: list(wal)
+                .filter_map(|entry| Some((SegmentId::from_name(&entry.name)?, entry.len)))
+                .collect(),
+            tables: list(tables)
+                .filter_map(|entry| Some((table_id(&entry.name)?, entry.len)))
+                .collect(),
+        })
+    }
+
+    fn are_none(&self) -> bool {
+        self.segments.is_empty() && self.tables.is_empty()
+    }
+
+    /// Everything that the manifest lists must be there, tables at their full length. Checked
+    /// before anything is removed.
+    fn check_listed(
+        &self,
+        state: &State,
+        wal_dir: &Path,
+        tables_dir: &Path,
+    ) -> Result<(), OpenError> {
+        let corrupt = |path: PathBuf, detail: String| OpenError::Corrupt {
+            path,
+            offset: 0,
+            detail,
+        };
+        for id in &state.segments {
+            if !self.segments.contains_key(id) {
+                let detail = "the manifest lists this log segment, but it is missing";
+                return Err(corrupt(id.path(wal_dir), detail.to_owned()));
+            }
+        }
+        for table in state.tables.values() {
+            let found = self.tables.get(&table.file_id);
+            if found != Some(&table.bytes) {
+                let detail = format!("expected {} bytes, found {found:?}", table.bytes);
+                return Err(corrupt(table_path(tables_dir, table.file_id), detail));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Opens every listed table; returns the highest sequence number in one.
+async fn load_tables<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    state: &State,
+    tables: &mut Tables<D>,
+) -> Result<u64, OpenError> {
+    let file_ids: BTreeSet<u64> = state.tables.values().map(|table| table.file_id).collect();
+    let opened: Vec<Table<D>> = stream::iter(file_ids)
+        .map(|file_id| Table::open(disk, dir, file_id))
+        .buffered(OPENING_MAX)
+        .try_collect()
+        .await?;
+    let mut by_id = BTreeMap::new();
+    let mut seqno = 0;
+    for table in opened {
+        seqno = seqno.max(table.info().seqnos.max);
+        by_id.insert(table.info().file_id, (Rc::new(table.info().clone()), table));
+    }
+    let mut edits: BTreeMap<TreeId, (Edit, Vec<Table<D>>)> = BTreeMap::new();
+    for listed in state.tables.values() {
+        let (info, table) = &by_id[&listed.file_id];
+        if info.tree != listed.tree {
+            return Err(OpenError::Corrupt {
+                path: table.path().to_owned(),
+                offset: 0,
+                detail: format!("expected tree {}, found {}", listed.tree.0, info.tree.0),
+            });
+        }
+        let (edit, of_tree) = edits.entry(listed.tree).or_default();
+        edit.added.push(TableRef {
+            info: Rc::clone(info),
+            level: listed.level,
+            run: listed.run,
+            extent: listed.extent,
+        });
+        of_tree.push(table.clone());
+    }
+    for (tree, (edit, of_tree)) in edits {
+        tables.apply(tree, &edit, of_tree);
+    }
+    Ok(seqno)
+}
+
+/// What the replay says about the past.
+fn judge(state: &State, replayed: &Replayed, records: u64) -> Recovery {
+    let end = &replayed.end;
+    let clean = end.gap.is_none() && end.last_flags & FLAG_CLOSED != 0;
+    let was_unsynced = end.last_flags & FLAG_UNSYNCED != 0 && !clean;
+    if was_unsynced {
+        tracing::warn!("the last run acknowledged before it synced, and was not closed");
+    }
+    Recovery {
+        tables: state.tables.len(),
+        table_bytes: state.tables.values().map(|table| table.bytes).sum(),
+        frames: replayed.frames,
+        records,
+        clean,
+        amnesia: state.suspect || end.gap.is_some() || was_unsynced,
+        damaged_from: end.gap.as_ref().map(|gap| gap.missing_from),
+    }
+}
+
+/// Sorts the segments into those with frames and those to be recycled, and puts what the manifest
+/// must know into one edit.
+async fn settle_segments<E: Env>(
+    manifest: &Manifest<E>,
+    state: &State,
+    files: &Files,
+    replayed: &Replayed,
+    recovery: &Recovery,
+    oldest_seqno: u64,
+) -> Result<Supply<super::FileOf<E>>, Rc<str>> {
+    let mut changes = Vec::new();
+    let mut live = VecDeque::new();
+    let mut retired = Vec::new();
+    let is_damaged = recovery.damaged_from.is_some();
+    let segments = state.segments.iter().enumerate();
+    for (index, id) in segments {
+        let bytes = replayed.segment_bytes[index];
+        let last = replayed.segment_last[index];
+        match last {
+            Some(last) if last > state.flushed.sequence || is_damaged => live.push_back(Live {
+                id: *id,
+                bytes,
+                last,
+            }),
+            // A segment without a frame may be the damaged one: it stays as evidence.
+            None if is_damaged => live.push_back(Live {
+                id: *id,
+                bytes,
+                last: 0,
+            }),
+            _ => {
+                changes.push(Change::RemoveSegment(*id));
+                retired.push((*id, bytes));
+            }
+        }
+    }
+    if recovery.amnesia && !state.suspect {
+        changes.push(Change::Suspect(true));
+    }
+    for (tree, seqno) in &state.dropped {
+        if *seqno < oldest_seqno {
+            changes.push(Change::ForgetDrop { tree: *tree });
+        }
+    }
+    manifest.commit(&changes).await?;
+    let unlisted = files.segments.iter();
+    let unlisted = unlisted.filter(|(id, _)| !state.segments.contains(id));
+    retired.extend(unlisted.map(|(id, bytes)| (*id, *bytes)));
+    Ok(Supply::new(live, retired))
+}
+
+/// Removes what neither the manifest lists nor recycling needs. Everything listed was found before.
+async fn remove_orphans<E: Env>(store: &Inner<E>, files: &Files, state: &State) {
+    let listed: BTreeSet<u64> = state.tables.values().map(|table| table.file_id).collect();
+    let orphans: Vec<u64> = files
+        .tables
+        .keys()
+        .filter(|file_id| !listed.contains(file_id))
+        .copied()
+        .collect();
+    store.remove_tables(&orphans).await;
+    let surplus = store.supply.borrow_mut().retire(&[]);
+    store.remove_segments(&surplus).await;
+}
+
+fn io_error(path: &Path, doing: &'static str) -> impl FnOnce(std::io::Error) -> OpenError {
+    let path = path.to_owned();
+    move |source| OpenError::Io {
+        path,
+        doing,
+        source,
+    }
+}

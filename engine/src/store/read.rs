@@ -1,0 +1,139 @@
+//! Reads: memtables, then tables, newest first.
+
+use bytes::Bytes;
+use torc_env::{Env, Token, TokenRange, TreeId};
+
+use super::Inner;
+use crate::error::ReadError;
+use crate::merge::{Merge, RunIter, Source};
+use crate::record::{Entry, Record, ScanFrom};
+use crate::table::ReadAhead;
+
+/// Bounds of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScanLimits {
+    /// Most records of a page.
+    pub records: usize,
+    /// Bytes of keys and values after which a page ends. The first record always gets in.
+    pub bytes: usize,
+}
+
+/// A part of a scan's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScanPage {
+    /// Ascending by (token, key), tombstones and expired records included.
+    pub entries: Vec<Entry>,
+    /// Where to go on; `None` when the range is at its end.
+    pub next: Option<ScanFrom>,
+}
+
+impl<E: Env> Inner<E> {
+    pub(super) async fn get(
+        &self,
+        tree: TreeId,
+        token: Token,
+        key: &[u8],
+    ) -> Result<Option<Record>, ReadError> {
+        self.count(|counts| counts.gets += 1);
+        if let Some(record) = self.memory.borrow().get(tree, token, key) {
+            self.count(|counts| counts.memtable_hits += 1);
+            return Ok(Some(record));
+        }
+        // A flush moves records from memory to tables in one step, and the tables of that moment
+        // are taken here without waiting: nothing falls between.
+        self.get_from_tables(tree, token, key).await
+    }
+
+    /// The key's record in tables.
+    pub(super) async fn get_from_tables(
+        &self,
+        tree: TreeId,
+        token: Token,
+        key: &[u8],
+    ) -> Result<Option<Record>, ReadError> {
+        let Some(tables) = self.tables.borrow().tree(tree) else {
+            return Ok(None);
+        };
+        for candidate in tables.levels.candidates(token) {
+            let table = tables.table(candidate);
+            if !table.may_contain(token) {
+                continue;
+            }
+            self.count(|counts| counts.table_reads += 1);
+            let found = table.get(token, key).await;
+            if let Some(found) = self.count_corrupt(found)? {
+                return Ok(Some(found.record));
+            }
+        }
+        Ok(None)
+    }
+
+    pub(super) async fn scan(
+        &self,
+        tree: TreeId,
+        from: ScanFrom,
+        last: Token,
+        limits: ScanLimits,
+    ) -> Result<ScanPage, ReadError> {
+        let mut page = ScanPage {
+            entries: Vec::new(),
+            next: None,
+        };
+        let records = limits.records.max(1);
+        // Any of the first `records` results from memory is among the first `records` there; one
+        // more tells whether the page is the last.
+        let in_memory = self
+            .memory
+            .borrow()
+            .range(tree, &from, last, records.saturating_add(1));
+        let tables = self.tables.borrow().tree(tree);
+        let range = TokenRange {
+            first: from.token(),
+            last: last.max(from.token()),
+        };
+        let mut sources = vec![Source::Memory(in_memory.into_iter())];
+        for run in tables.iter().flat_map(|tree| tree.levels.runs()) {
+            let parts = run.overlapping(range).iter().filter_map(|table| {
+                let part = table.extent.intersection(&range)?;
+                let tree = tables.as_ref()?;
+                Some((tree.table(table).clone(), part))
+            });
+            sources.push(Source::Run(RunIter::new(
+                parts,
+                from.clone(),
+                ReadAhead::Foreground,
+            )));
+        }
+        let mut merge = Merge::new(sources);
+        let mut bytes = 0;
+        while let Some(entry) = self.count_corrupt(merge.next().await)? {
+            if entry.token > last {
+                break;
+            }
+            let entry_bytes = entry.key.len() + entry.record.value.len();
+            let is_full = page.entries.len() == records
+                || !page.entries.is_empty() && bytes + entry_bytes > limits.bytes;
+            if is_full {
+                page.next = page.entries.last().map(after);
+                break;
+            }
+            bytes += entry_bytes;
+            page.entries.push(entry);
+        }
+        self.count(|counts| counts.scanned += u64::try_from(page.entries.len()).expect("a count in memory fits 64 bits"));
+        Ok(page)
+    }
+
+    /// Counts corruption on its way to the caller.
+    pub(super) fn count_corrupt<T>(&self, result: Result<T, ReadError>) -> Result<T, ReadError> {
+        if let Err(error @ ReadError::Corrupt { .. }) = &result {
+            self.count(|counts| counts.corrupt_blocks += 1);
+            tracing::error!(%error, "a table is damaged");
+        }
+        result
+    }
+}
+
+fn after(entry: &Entry) -> ScanFrom {
+    ScanFrom::After(entry.token, Bytes::clone(&entry.key))
+}

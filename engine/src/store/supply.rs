@@ -1,0 +1,174 @@
+//! The supply of log segments: one ready before it is needed, retired ones recycled.
+
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use torc_env::{Disk, Env, File};
+
+use super::{FileOf, Inner};
+use crate::manifest::Change;
+use crate::stats::Stats;
+use crate::wal::{Segment, SegmentId};
+
+/// Retired segments kept for recycling.
+const RETIRED_MAX: usize = 2;
+/// How long to wait after a segment could not be created.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// A segment that holds frames.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Live {
+    pub(super) id: SegmentId,
+    pub(super) bytes: u64,
+    /// Its last frame; 0 when it holds none.
+    pub(super) last: u64,
+}
+
+/// All segments of the store.
+pub(super) struct Supply<F> {
+    /// Full segments, oldest first.
+    live: VecDeque<Live>,
+    /// The one that is written.
+    active: Option<(Live, F)>,
+    /// Listed by the manifest and empty.
+    spare: Option<Segment<F>>,
+    is_wanted: bool,
+    /// No longer listed.
+    retired: Vec<(SegmentId, u64)>,
+}
+
+impl<F: File> Supply<F> {
+    /// After a replay: `live` is listed, `retired` is not.
+    pub(super) fn new(live: VecDeque<Live>, retired: Vec<(SegmentId, u64)>) -> Self {
+        Self {
+            live,
+            active: None,
+            spare: None,
+            is_wanted: false,
+            retired,
+        }
+    }
+
+    /// Notes a frame in the active segment, which reaches to `end` now.
+    pub(super) fn frame_written(&mut self, sequence: u64, end: u64, is_half_used: bool) {
+        if let Some((active, _)) = &mut self.active {
+            active.last = sequence;
+            active.bytes = active.bytes.max(end);
+        }
+        self.is_wanted |= is_half_used;
+    }
+
+    /// Asks for a segment even though the active one is not half used.
+    pub(super) fn want_segment(&mut self) {
+        self.is_wanted = true;
+    }
+
+    /// Takes the spare segment to be the active one.
+    pub(super) fn take_spare(&mut self) -> Option<Segment<F>> {
+        let spare = self.spare.take()?;
+        self.is_wanted = false;
+        let live = Live {
+            id: spare.id,
+            bytes: spare.len,
+            last: 0,
+        };
+        if let Some((full, _)) = self.active.replace((live, spare.file.clone())) {
+            self.live.push_back(full);
+        }
+        Some(spare)
+    }
+
+    /// The file that is written.
+    pub(super) fn active_file(&self) -> Option<F> {
+        self.active.as_ref().map(|(_, file)| file.clone())
+    }
+
+    /// Full segments that hold nothing beyond frame `sequence`.
+    pub(super) fn retirable(&self, sequence: u64) -> Vec<Live> {
+        let live = self.live.iter();
+        live.filter(|live| live.last <= sequence).copied().collect()
+    }
+
+    /// Notes that these are no longer listed. Returns what is too much to keep.
+    pub(super) fn retire(&mut self, segments: &[Live]) -> Vec<SegmentId> {
+        self.live
+            .retain(|live| !segments.iter().any(|gone| gone.id == live.id));
+        self.retired
+            .extend(segments.iter().map(|gone| (gone.id, gone.bytes)));
+        let keep = self.retired.len().min(RETIRED_MAX);
+        self.retired.drain(keep..).map(|(id, _)| id).collect()
+    }
+
+    /// Segments with frames.
+    pub(super) fn live_count(&self) -> usize {
+        self.live.len() + usize::from(self.active.is_some())
+    }
+
+    fn should_make(&self) -> bool {
+        self.is_wanted && self.spare.is_none()
+    }
+
+    pub(super) fn add_stats(&self, stats: &mut Stats) {
+        stats.wal_segments = self.live_count();
+        let active = self.active.iter().map(|(live, _)| live.bytes);
+        let live = self.live.iter().map(|live| live.bytes);
+        stats.wal_live_bytes = active.chain(live).sum();
+    }
+}
+
+impl<E: Env> Inner<E> {
+    /// The task that makes segments, until the log is closed.
+    pub(super) async fn run_supply(self: Rc<Self>) {
+        loop {
+            self.segments
+                .until(|| (self.has_ended() || self.supply.borrow().should_make()).then_some(()))
+                .await;
+            if self.has_ended() {
+                return;
+            }
+            match self.make_segment().await {
+                Ok(segment) => {
+                    if self.edit(&[Change::AddSegment(segment.id)]).await.is_err() {
+                        return;
+                    }
+                    self.supply.borrow_mut().spare = Some(segment);
+                    self.segments.ring();
+                }
+                Err(error) => {
+                    // Nothing was promised on this file, so another attempt is sound.
+                    tracing::warn!(%error, "cannot make a WAL segment; trying again");
+                    self.note_disk_error(&error);
+                    self.env.sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.health.closed.get() || self.health.poison.borrow().is_some()
+    }
+
+    async fn make_segment(&self) -> io::Result<Segment<FileOf<E>>> {
+        let disk = self.env.disk();
+        let number = self.manifest.state().segment_floor;
+        let id = SegmentId::new(number, self.env.random());
+        let (dir, fsync) = (&self.wal_dir, self.options.fsync);
+        let retired = self.supply.borrow_mut().retired.pop();
+        match retired {
+            Some(old) => Segment::recycle(disk, dir, old, id, fsync).await,
+            None => Segment::create(disk, dir, id, self.options.wal_segment_bytes, fsync).await,
+        }
+    }
+
+    /// Removes segment files that are neither listed nor kept. Best effort.
+    pub(super) async fn remove_segments(&self, segments: &[SegmentId]) {
+        for id in segments {
+            let path = id.path(&self.wal_dir);
+            if let Err(error) = self.env.disk().remove(&path).await {
+                tracing::warn!(%error, path = %path.display(), "an old segment stays for now");
+            }
+        }
+    }
+}

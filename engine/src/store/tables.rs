@@ -1,0 +1,183 @@
+//! The store's view of its tables: per tree the levels, and an open handle for each file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::rc::Rc;
+
+use torc_env::{Disk, TreeId};
+
+use super::Inner;
+use crate::compaction::{Settings, debt_bytes};
+use crate::levels::{Edit, Levels, TableRef};
+use crate::manifest::{Change, Listed};
+use crate::purge::PurgeFloors;
+use crate::stats::Stats;
+use crate::table::{Table, table_path};
+
+/// One tree's tables. Immutable: a change makes a new one, readers keep the one they began with.
+pub(super) struct Tree<D: Disk> {
+    pub(super) levels: Levels,
+    open: BTreeMap<u64, Table<D>>,
+}
+
+impl<D: Disk> Tree<D> {
+    /// The open table behind a reference of these levels.
+    pub(super) fn table(&self, table: &TableRef) -> &Table<D> {
+        self.open
+            .get(&table.info.file_id)
+            .expect("levels refer to open tables")
+    }
+}
+
+/// All trees.
+pub(super) struct Tables<D: Disk> {
+    trees: BTreeMap<TreeId, Rc<Tree<D>>>,
+    floors: BTreeMap<TreeId, PurgeFloors>,
+    settings: Settings,
+    /// Counts the flushes that were applied, and the drops: what was read before one of them may
+    /// no longer be the newest.
+    generation: u64,
+    next_file_id: u64,
+}
+
+impl<D: Disk> Tables<D> {
+    pub(super) fn new(settings: Settings, next_file_id: u64) -> Self {
+        Self {
+            trees: BTreeMap::new(),
+            floors: BTreeMap::new(),
+            settings,
+            generation: 0,
+            next_file_id,
+        }
+    }
+
+    /// A tree's tables, to read from. One reference count.
+    pub(super) fn tree(&self, tree: TreeId) -> Option<Rc<Tree<D>>> {
+        self.trees.get(&tree).cloned()
+    }
+
+    /// Trees with tables, ascending.
+    pub(super) fn tree_ids(&self) -> Vec<TreeId> {
+        self.trees.keys().copied().collect()
+    }
+
+    /// Rises when memory hands records over to tables.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Says that memory is about to let go of records that are in tables now.
+    pub(super) fn begin_generation(&mut self) {
+        self.generation += 1;
+    }
+
+    /// Ids for the files of one job.
+    pub(super) fn reserve_file_ids(&mut self, count: u64) -> Range<u64> {
+        let first = self.next_file_id;
+        self.next_file_id += count;
+        first..self.next_file_id
+    }
+
+    /// Applies an edit to a tree. `opened` holds every added table that was not there before.
+    /// Returns the files that are no longer part of the tree.
+    pub(super) fn apply(
+        &mut self,
+        tree: TreeId,
+        edit: &Edit,
+        opened: impl IntoIterator<Item = Table<D>>,
+    ) -> Vec<u64> {
+        let (mut levels, mut open) = match self.trees.get(&tree) {
+            Some(old) => (old.levels.clone(), old.open.clone()),
+            None => (Levels::new(), BTreeMap::new()),
+        };
+        levels.apply(edit);
+        open.extend(
+            opened
+                .into_iter()
+                .map(|table| (table.info().file_id, table)),
+        );
+        let removed: BTreeSet<u64> = edit.removed.iter().map(|key| key.file_id).collect();
+        let gone: Vec<u64> = removed
+            .into_iter()
+            .filter(|file_id| !levels.holds_file(*file_id))
+            .collect();
+        for file_id in &gone {
+            open.remove(file_id);
+        }
+        if open.is_empty() {
+            self.trees.remove(&tree);
+        } else {
+            self.trees.insert(tree, Rc::new(Tree { levels, open }));
+        }
+        gone
+    }
+
+    /// Forgets a tree; returns its files.
+    pub(super) fn drop_tree(&mut self, tree: TreeId) -> Vec<u64> {
+        self.floors.remove(&tree);
+        self.generation += 1;
+        match self.trees.remove(&tree) {
+            Some(tree) => tree.open.keys().copied().collect(),
+            None => Vec::new(),
+        }
+    }
+
+    pub(super) fn set_purge_floors(&mut self, tree: TreeId, floors: PurgeFloors) {
+        self.floors.insert(tree, floors);
+    }
+
+    pub(super) fn purge_floors(&self, tree: TreeId) -> PurgeFloors {
+        self.floors.get(&tree).cloned().unwrap_or_default()
+    }
+
+    /// Runs on level 0 of the tree that has the most.
+    pub(super) fn level0_runs(&self) -> usize {
+        let trees = self.trees.values();
+        trees
+            .map(|tree| tree.levels.level(0).len())
+            .max()
+            .unwrap_or(0)
+    }
+
+    pub(super) fn add_stats(&self, stats: &mut Stats) {
+        for tree in self.trees.values() {
+            stats.trees += 1;
+            stats.tables += tree.open.len();
+            for table in tree.open.values() {
+                stats.table_memory_bytes += table.memory_bytes();
+                stats.table_bytes += table.info().bytes;
+            }
+            stats.compaction_debt_bytes += debt_bytes(&tree.levels, &self.settings);
+        }
+        stats.level0_runs = self.level0_runs();
+        stats.purge_floors = self.floors.len();
+    }
+}
+
+/// The manifest's changes for an edit of a tree.
+pub(super) fn changes_of(tree: TreeId, edit: &Edit) -> Vec<Change> {
+    let removed = edit.removed.iter().copied().map(Change::RemoveTable);
+    let added = edit.added.iter().map(|table| {
+        Change::AddTable(Listed {
+            tree,
+            file_id: table.info.file_id,
+            level: table.level,
+            run: table.run,
+            extent: table.extent,
+            bytes: table.info.bytes,
+        })
+    });
+    removed.chain(added).collect()
+}
+
+impl<E: torc_env::Env> Inner<E> {
+    /// Removes table files that no manifest lists. Best effort: the next open collects what stays.
+    pub(super) async fn remove_tables(&self, file_ids: &[u64]) {
+        for file_id in file_ids {
+            let path = table_path(&self.tables_dir, *file_id);
+            if let Err(error) = self.env.disk().remove(&path).await {
+                tracing::warn!(%error, path = %path.display(), "an old table stays for now");
+            }
+        }
+    }
+}
