@@ -16,12 +16,6 @@ impl<'a> Reader<'a> {
         Some(head)
     }
 
-    /// Bytes behind a 4-byte length.
-    pub(crate) fn sized(&mut self) -> Option<&'a [u8]> {
-        let len = usize::try_from(self.u32()?).ok()?;
-        self.bytes(len)
-    }
-
     pub(crate) fn u8(&mut self) -> Option<u8> {
         self.array().map(u8::from_le_bytes)
     }

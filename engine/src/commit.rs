@@ -139,7 +139,10 @@ impl Gather {
             let frame = self.buffers.pop().unwrap_or_default();
             self.batches.push_back(Batch::new(frame, packed.seqno));
         }
-        let batch = self.batches.back_mut().expect("pushed above if there was none");
+        let batch = self
+            .batches
+            .back_mut()
+            .expect("pushed above if there was none");
         batch.push(tree, packed, bytes);
         Rc::clone(&batch.fate)
     }

@@ -25,7 +25,7 @@ pub(crate) struct Memtable {
     trees: BTreeMap<TreeId, Buckets>,
     bytes: usize,
     entries: usize,
-    seqno_max: u64,
+    inserted_bytes: usize,
 }
 
 impl Memtable {
@@ -37,15 +37,15 @@ impl Memtable {
             trees: BTreeMap::new(),
             bytes: 0,
             entries: 0,
-            seqno_max: 0,
+            inserted_bytes: 0,
         }
     }
 
     /// Puts a record in, or replaces the key's older one. No allocation beyond the growth of a
     /// bucket.
     pub(crate) fn insert(&mut self, tree: TreeId, packed: Packed) {
-        self.seqno_max = self.seqno_max.max(packed.seqno);
         self.bytes += packed.memory_bytes();
+        self.inserted_bytes += packed.memory_bytes();
         let range = self.range;
         let buckets = self
             .trees
@@ -92,6 +92,12 @@ impl Memtable {
     /// Memory of the records, about.
     pub(crate) fn memory_bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Memory of all records ever put in. Replaced ones may live on in chunks that they share with
+    /// others, so the true figure lies between this and [`Memtable::memory_bytes`].
+    pub(crate) fn inserted_bytes(&self) -> usize {
+        self.inserted_bytes
     }
 
     /// Records held.

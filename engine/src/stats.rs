@@ -1,5 +1,7 @@
 //! What a store counts and holds, in plain numbers.
 
+use crate::cache::CacheStats;
+
 /// Counts since the open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -48,6 +50,8 @@ pub struct Counts {
 pub struct Stats {
     /// Counts since the open.
     pub counts: Counts,
+    /// The record cache.
+    pub cache: CacheStats,
     /// Memory of all memtables.
     pub memtable_bytes: usize,
     /// Records in the active memtable.

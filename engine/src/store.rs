@@ -32,6 +32,7 @@ use std::rc::Rc;
 
 use torc_env::{Disk, Env, Token, TreeId};
 
+use crate::cache::RecordCache;
 use crate::error::{OpenError, ReadError, WriteError};
 use crate::manifest::{Change, Manifest, State};
 use crate::options::Options;
@@ -68,6 +69,7 @@ struct Inner<E: Env> {
     memory: RefCell<Memory>,
     tables: RefCell<Tables<E::Disk>>,
     supply: RefCell<Supply<FileOf<E>>>,
+    cache: RecordCache,
     health: Health,
     counts: RefCell<Counts>,
     /// A batch waits for the commit task, or it is to stop.
@@ -286,10 +288,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// Makes the manifest edit that `build` wants when it is this edit's turn.
-    async fn edit_with(
-        &self,
-        build: impl FnOnce(&State) -> Vec<Change>,
-    ) -> Result<(), WriteError> {
+    async fn edit_with(&self, build: impl FnOnce(&State) -> Vec<Change>) -> Result<(), WriteError> {
         match self.manifest.commit_with(build).await {
             Ok(()) => Ok(()),
             Err(cause) => {
@@ -323,6 +322,7 @@ impl<E: Env> Inner<E> {
         self.check_open()?;
         let seqno = self.memory.borrow_mut().drop_tree(tree);
         let files = self.tables.borrow_mut().drop_tree(tree);
+        self.cache.clear();
         self.edit(&[Change::DropTree { tree, seqno }]).await?;
         self.remove_tables(&files).await;
         Ok(())
@@ -336,6 +336,7 @@ impl<E: Env> Inner<E> {
             free_bytes: self.health.free_bytes.get(),
             ..Stats::default()
         };
+        stats.cache = self.cache.stats();
         self.memory.borrow().add_stats(&mut stats);
         self.tables.borrow().add_stats(&mut stats);
         self.supply.borrow().add_stats(&mut stats);

@@ -20,7 +20,6 @@ mod segment;
 
 use crate::frame::Format;
 
-pub(crate) use chain::End;
 pub(crate) use log::{FrameMeta, Log};
 pub(crate) use payload::{encode, encoded_bytes};
 pub(crate) use replay::{Replayed, replay};

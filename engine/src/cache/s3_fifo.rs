@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use hashbrown::{HashTable, hash_table};
 use torc_env::{Token, TreeId};
 
@@ -187,7 +188,11 @@ impl S3Fifo {
             return;
         };
         let (hash, is_main, before) = (entry.hash, entry.is_main, entry.bytes());
-        entry.record = record.cloned();
+        // A copy: what was written shares memory with much that is not worth keeping.
+        entry.record = record.map(|record| Record {
+            value: Bytes::copy_from_slice(&record.value),
+            ..*record
+        });
         let is_husk = entry.bytes() > bytes_max;
         if is_husk {
             entry.record = None;

@@ -354,10 +354,7 @@ mod tests {
     #[test]
     fn changes_that_do_not_fit_are_refused() {
         let mut state = State::default();
-        for change in [
-            every_change()[1],
-            Change::RemoveSegment(SegmentId(1)),
-        ] {
+        for change in [every_change()[1], Change::RemoveSegment(SegmentId(1))] {
             state.apply(&change).unwrap_err();
         }
         state.apply(&every_change()[0]).unwrap();

@@ -329,6 +329,9 @@ fn encode(changes: &[Change]) -> Vec<u8> {
     payload
 }
 
+/// A frame that holds an edit: header, payload, hash.
+type EditFrame<'a> = (Header, &'a [u8], u64);
+
 /// The edit at `at` if it continues the chain; `None` where the chain ends.
 fn next_edit<'a>(
     path: &Path,
@@ -336,7 +339,7 @@ fn next_edit<'a>(
     at: usize,
     pointer: Pointer,
     last: Mark,
-) -> Result<Option<(Header, &'a [u8], u64)>, OpenError> {
+) -> Result<Option<EditFrame<'a>>, OpenError> {
     let rest = bytes.get(at..).unwrap_or(&[]);
     let header = match Header::parse(LOG_FORMAT, rest) {
         Ok(header) => header,

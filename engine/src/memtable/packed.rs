@@ -88,8 +88,9 @@ const CHUNK_BYTES: usize = 256 << 10;
 
 impl Arena {
     /// Copies key and value next to each other. Allocates once a chunk.
-    pub(crate) fn pack(&mut self, token: Token, key: &[u8], seqno: u64, record: &Record) -> Packed {
-        let len = key.len() + record.value.len();
+    pub(crate) fn pack(&mut self, entry: &EntryRef<'_>) -> Packed {
+        let (key, value) = (entry.key, entry.value);
+        let len = key.len() + value.len();
         let body = if len > CHUNK_BYTES / 8 {
             let mut own = BytesMut::with_capacity(len);
             Self::fill(&mut own, key, value)

@@ -46,7 +46,11 @@ impl ExpiryClock {
             }
             return 0;
         }
-        if self.has_jumped.get() { 0 } else { wall.millis() }
+        if self.has_jumped.get() {
+            0
+        } else {
+            wall.millis()
+        }
     }
 }
 
@@ -181,10 +185,15 @@ impl<E: Env> Inner<E> {
     }
 
     async fn merge_tables(&self, tree: TreeId, plan: &Plan) -> Result<CompactOutput, JobError> {
+        let job = self.merge_job(tree, plan);
+        self.env.background(JobClass::Compaction, job).await
+    }
+
+    fn merge_job(&self, tree: TreeId, plan: &Plan) -> CompactJob {
         let table_bytes = self.options.table_bytes_max;
         let needed = CompactJob::file_ids_needed(plan, table_bytes);
         let mut tables = self.tables.borrow_mut();
-        let job = CompactJob {
+        CompactJob {
             tree,
             dir: self.tables_dir.clone(),
             sources: plan.sources(),
@@ -197,9 +206,7 @@ impl<E: Env> Inner<E> {
             filter: plan.filter(),
             block_bytes: self.options.block_bytes,
             table_bytes,
-        };
-        drop(tables);
-        self.env.background(JobClass::Compaction, job).await
+        }
     }
 
     fn still_has(&self, tree: TreeId, plan: &Plan) -> bool {

@@ -31,7 +31,7 @@ impl<E: Env> Inner<E> {
     /// segments wait for it.
     pub(super) fn seal_if_due(&self, log: &Log<FileOf<E>>) {
         let mut memory = self.memory.borrow_mut();
-        let is_full = memory.active_bytes() >= self.options.memtable_bytes / 2;
+        let is_full = memory.is_active_full(self.options.memtable_bytes);
         // One at a time: more seals would not let segments go any sooner.
         let holds_log = log.offset() > 0
             && memory.sealed_count() == 0
@@ -106,7 +106,11 @@ impl<E: Env> Inner<E> {
             tables.begin_generation();
             self.memory.borrow_mut().pop_sealed();
             let is_kept = |info: &&TableInfo| kept.iter().any(|one| one.file_id == info.file_id);
-            let dropped: Vec<_> = infos.iter().filter(|info| !is_kept(info)).cloned().collect();
+            let dropped: Vec<_> = infos
+                .iter()
+                .filter(|info| !is_kept(info))
+                .cloned()
+                .collect();
             (kept, dropped)
         };
         self.count(|counts| {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ahash::RandomState;
 use torc_env::{Token, TokenRange, TreeId};
 
+use crate::cache::RecordCache;
 use crate::commit::{Batch, Fate, Gather};
 use crate::frame::Mark;
 use crate::memtable::{Arena, Memtable, Packed, Sealed};
@@ -104,10 +105,13 @@ impl Memory {
     }
 
     /// Makes the records of a batch visible, now that its frame `mark` is as durable as promised.
-    pub(super) fn complete(&mut self, batch: &mut Batch, mark: Mark) {
+    pub(super) fn complete(&mut self, batch: &mut Batch, mark: Mark, cache: &RecordCache) {
         for (tree, packed) in batch.entries.drain(..) {
             self.pending.remove(tree, &packed);
-            self.apply(tree, packed);
+            if self.is_current(tree, packed.seqno) {
+                cache.refresh(tree, packed.token, packed.key(), &packed.record());
+                self.active.insert(tree, packed);
+            }
         }
         self.through = mark;
         self.in_flight_bytes = 0;
@@ -186,9 +190,7 @@ impl Memory {
             let mut best: Option<&Packed> = None;
             for table in &mut tables {
                 if let Some(packed) = table.peek()
-                    && best.is_none_or(|best| {
-                        packed.cmp_key(best.token, best.key()).is_le()
-                    })
+                    && best.is_none_or(|best| packed.cmp_key(best.token, best.key()).is_le())
                 {
                     best = Some(packed);
                 }
@@ -246,19 +248,16 @@ impl Memory {
         self.through
     }
 
-    /// Whether the active memtable holds anything.
-    pub(super) fn has_active(&self) -> bool {
-        !self.active.is_empty()
-    }
-
     /// Memtables waiting for their flush.
     pub(super) fn sealed_count(&self) -> usize {
         self.sealed.len()
     }
 
-    /// Memory of the active memtable.
-    pub(super) fn active_bytes(&self) -> usize {
-        self.active.memory_bytes()
+    /// Whether the active memtable has used up its half of a budget, or the whole of it with
+    /// what was replaced.
+    pub(super) fn is_active_full(&self, budget_bytes: usize) -> bool {
+        self.active.memory_bytes() >= budget_bytes / 2
+            || self.active.inserted_bytes() >= budget_bytes
     }
 
     /// Memory of all memtables.

@@ -13,12 +13,13 @@ use super::memory::Memory;
 use super::supply::{Live, Supply};
 use super::tables::Tables;
 use super::{Health, Inner, Store};
+use crate::cache::RecordCache;
 use crate::compaction::Settings;
 use crate::error::OpenError;
 use crate::frame::Mark;
 use crate::levels::{Edit, TableRef};
 use crate::manifest::{Change, Manifest, State};
-use crate::options::Options;
+use crate::options::{Options, WAL_SEGMENT_BYTES_MIN};
 use crate::record::EntryRef;
 use crate::signal::{Signal, Turn};
 use crate::table::{Table, table_id, table_path};
@@ -109,15 +110,24 @@ pub(super) async fn open<E: Env>(
     memory.replayed_through(last);
 
     let recovery = judge(&state, &replayed, records);
-    let supply = settle_segments(&manifest, &state, &files, &replayed, &recovery, oldest_seqno)
-        .await
-        .map_err(|cause| OpenError::Io {
-            path: dir.clone(),
-            doing: "write the manifest",
-            source: std::io::Error::other(cause.to_string()),
-        })?;
+    let supply = settle_segments(
+        &manifest,
+        &state,
+        &files,
+        &replayed,
+        &recovery,
+        oldest_seqno,
+    )
+    .await
+    .map_err(|cause| OpenError::Io {
+        path: dir.clone(),
+        doing: "write the manifest",
+        source: std::io::Error::other(cause.to_string()),
+    })?;
 
+    let cache = RecordCache::new(options.cache_bytes, torc_env::map::hasher(&env));
     let store = Rc::new(Inner {
+        cache,
         clock: ExpiryClock::new(&env),
         env,
         options,
@@ -141,15 +151,19 @@ pub(super) async fn open<E: Env>(
     store.health.synced.set(last.sequence);
     remove_orphans(&store, &files, &state).await;
     store.look_at_space().await;
-    start(&store, last);
+    start(&store, last, recovery.damaged_from.is_some());
     Ok((Store(store), recovery))
 }
 
 /// Starts the store's tasks.
-fn start<E: Env>(store: &Rc<Inner<E>>, last: Mark) {
+fn start<E: Env>(store: &Rc<Inner<E>>, last: Mark, is_damaged: bool) {
     let env = &store.env;
-    let replayed_bytes = store.memory.borrow().active_bytes();
-    if replayed_bytes >= store.options.memtable_bytes / 2 {
+    let is_full = {
+        let memory = store.memory.borrow();
+        memory.is_active_full(store.options.memtable_bytes)
+    };
+    // A damaged log is not needed any more once what it gave is in tables.
+    if is_full || is_damaged {
         store.memory.borrow_mut().seal();
     }
     env.spawn(
@@ -172,13 +186,12 @@ struct Files {
 }
 
 impl Files {
-    async fn list<D: Disk>(
-        disk: &D,
-        wal_dir: &Path,
-        tables_dir: &Path,
-    ) -> Result<Self, OpenError> {
+    async fn list<D: Disk>(disk: &D, wal_dir: &Path, tables_dir: &Path) -> Result<Self, OpenError> {
         let list = |entries: Vec<DirEntry>| entries.into_iter().filter(|entry| !entry.is_dir);
-        let wal = disk.list(wal_dir).await.map_err(io_error(wal_dir, "list"))?;
+        let wal = disk
+            .list(wal_dir)
+            .await
+            .map_err(io_error(wal_dir, "list"))?;
         let tables = disk
             .list(tables_dir)
             .await
@@ -336,7 +349,9 @@ async fn settle_segments<E: Env>(
     }
     manifest.commit(&changes).await?;
     let unlisted = files.segments.iter();
-    let unlisted = unlisted.filter(|(id, _)| !state.segments.contains(id));
+    // A shorter one is what an interrupted creation left.
+    let unlisted = unlisted
+        .filter(|(id, bytes)| !state.segments.contains(id) && **bytes >= WAL_SEGMENT_BYTES_MIN);
     retired.extend(unlisted.map(|(id, bytes)| (*id, *bytes)));
     Ok(Supply::new(live, retired))
 }
@@ -351,8 +366,13 @@ async fn remove_orphans<E: Env>(store: &Inner<E>, files: &Files, state: &State) 
         .copied()
         .collect();
     store.remove_tables(&orphans).await;
-    let surplus = store.supply.borrow_mut().retire(&[]);
-    store.remove_segments(&surplus).await;
+    store.supply.borrow_mut().retire(&[]);
+    let unneeded: Vec<SegmentId> = {
+        let supply = store.supply.borrow();
+        let unlisted = files.segments.keys().filter(|id| !supply.knows(**id));
+        unlisted.copied().collect()
+    };
+    store.remove_segments(&unneeded).await;
 }
 
 fn io_error(path: &Path, doing: &'static str) -> impl FnOnce(std::io::Error) -> OpenError {

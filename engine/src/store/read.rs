@@ -4,6 +4,7 @@ use bytes::Bytes;
 use torc_env::{Env, Token, TokenRange, TreeId};
 
 use super::Inner;
+use crate::cache::Lookup;
 use crate::error::ReadError;
 use crate::merge::{Merge, RunIter, Source};
 use crate::record::{Entry, Record, ScanFrom};
@@ -41,7 +42,14 @@ impl<E: Env> Inner<E> {
         }
         // A flush moves records from memory to tables in one step, and the tables of that moment
         // are taken here without waiting: nothing falls between.
-        self.get_from_tables(tree, token, key).await
+        match self.cache.lookup(tree, token, key) {
+            Lookup::Hit(record) => Ok(record),
+            Lookup::Miss(fill) => {
+                let record = self.get_from_tables(tree, token, key).await?;
+                fill.fill(key, record.as_ref());
+                Ok(record)
+            }
+        }
     }
 
     /// The key's record in tables.
@@ -120,7 +128,10 @@ impl<E: Env> Inner<E> {
             bytes += entry_bytes;
             page.entries.push(entry);
         }
-        self.count(|counts| counts.scanned += u64::try_from(page.entries.len()).expect("a count in memory fits 64 bits"));
+        self.count(|counts| {
+            counts.scanned +=
+                u64::try_from(page.entries.len()).expect("a count in memory fits 64 bits")
+        });
         Ok(page)
     }
 

@@ -21,10 +21,7 @@ impl<E: Env> Inner<E> {
         while !self.is_stopping() {
             self.look_at_space().await;
             let timer = std::pin::pin!(self.env.sleep(PERIOD));
-            let stopping = std::pin::pin!(
-                self.stopped
-                    .until(|| self.is_stopping().then_some(()))
-            );
+            let stopping = std::pin::pin!(self.stopped.until(|| self.is_stopping().then_some(())));
             select(timer, stopping).await;
         }
     }

@@ -101,6 +101,12 @@ impl<F: File> Supply<F> {
         self.retired.drain(keep..).map(|(id, _)| id).collect()
     }
 
+    /// Whether a segment is listed or kept for recycling.
+    pub(super) fn knows(&self, id: SegmentId) -> bool {
+        self.live.iter().any(|live| live.id == id)
+            || self.retired.iter().any(|(retired, _)| *retired == id)
+    }
+
     /// Segments with frames.
     pub(super) fn live_count(&self) -> usize {
         self.live.len() + usize::from(self.active.is_some())

@@ -6,6 +6,7 @@ use torc_env::{Env, Token, TreeId};
 
 use super::Inner;
 use super::memory::Newest;
+use crate::cache::Lookup;
 use crate::commit::Fate;
 use crate::error::WriteError;
 use crate::record::{Kind, Record};
@@ -80,10 +81,10 @@ impl<E: Env> Inner<E> {
                 self.check_open()?;
                 self.check_size(record.value.len(), self.options.value_bytes_max)?;
                 self.admit(record.kind, key.len() + record.value.len())?;
-                let fate = self
-                    .memory
-                    .borrow_mut()
-                    .submit(tree, token, key, &record, &self.options);
+                let fate =
+                    self.memory
+                        .borrow_mut()
+                        .submit(tree, token, key, &record, &self.options);
                 self.count(|counts| counts.updates += 1);
                 self.work.ring();
                 let ticket = Ticket {
@@ -107,6 +108,9 @@ impl<E: Env> Inner<E> {
                 Newest::Pending(record, fate) => return Ok((Some(record), Some(fate))),
                 Newest::Durable(record) => return Ok((Some(record), None)),
                 Newest::Absent => {}
+            }
+            if let Lookup::Hit(record) = self.cache.lookup(tree, token, key) {
+                return Ok((record, None));
             }
             let generation = self.tables.borrow().generation();
             let record = self

@@ -82,7 +82,7 @@ impl<E: Env> Inner<E> {
             Ok(mark) => {
                 let mut memory = self.memory.borrow_mut();
                 memory.gather.recycle(buffer);
-                memory.complete(&mut batch, mark);
+                memory.complete(&mut batch, mark, &self.cache);
                 drop(memory);
                 batch.fate.decide(Ok(mark.sequence));
                 self.seal_if_due(log);
@@ -117,7 +117,9 @@ impl<E: Env> Inner<E> {
             self.switch_segment(log).await?;
         }
         if log.must_wait(bytes) {
-            self.segments.until(|| (!log.must_wait(bytes)).then_some(())).await;
+            self.segments
+                .until(|| (!log.must_wait(bytes)).then_some(()))
+                .await;
         }
         let (result, buffer) = log.append(frame, meta).await;
         let mark = result.map_err(|error| failed("write", &error))?;
@@ -176,10 +178,7 @@ impl<E: Env> Inner<E> {
         Ok(())
     }
 
-    async fn write_closing_frame(
-        self: &Rc<Self>,
-        log: &mut Log<FileOf<E>>,
-    ) -> Result<(), Rc<str>> {
+    async fn write_closing_frame(self: &Rc<Self>, log: &mut Log<FileOf<E>>) -> Result<(), Rc<str>> {
         if log.file().is_none() {
             // Nothing was written since the open: the log ends as it did.
             return Ok(());

@@ -1,0 +1,94 @@
+//! Short forms of the store's calls.
+
+use bytes::Bytes;
+use torc_engine::{
+    Decision, Kind, Options, Record, ScanFrom, ScanLimits, Store, Ticket, WriteError,
+};
+use torc_env::{Env, Token, TreeId};
+
+pub const TREE: TreeId = TreeId(1);
+
+/// Small memtables and segments, so that flushes and switches happen.
+pub fn options() -> Options {
+    Options {
+        memtable_bytes: 1 << 20,
+        wal_segment_bytes: 1 << 20,
+        cache_bytes: 64 << 10,
+        ..Options::new("shard-00")
+    }
+}
+
+pub fn value(bytes: impl Into<Bytes>, stamp: u64) -> Record {
+    Record {
+        kind: Kind::Value,
+        stamp,
+        expires_at_ms: 0,
+        value: bytes.into(),
+    }
+}
+
+pub fn tombstone(stamp: u64) -> Record {
+    Record {
+        kind: Kind::Tombstone,
+        ..value(Bytes::new(), stamp)
+    }
+}
+
+/// Writes whatever the key has; acknowledged on return.
+pub async fn put<E: Env>(
+    store: &Store<E>,
+    key: impl AsRef<[u8]>,
+    record: Record,
+) -> Result<(), WriteError> {
+    submit(store, key, record).await?.wait().await
+}
+
+/// As [`put`], not yet acknowledged.
+pub async fn submit<E: Env>(
+    store: &Store<E>,
+    key: impl AsRef<[u8]>,
+    record: Record,
+) -> Result<Ticket<E>, WriteError> {
+    let key = key.as_ref();
+    let token = Token::of(TREE, key);
+    let (_, ticket) = store
+        .update(TREE, token, key, |_| Decision::Write(record, ()))
+        .await?;
+    Ok(ticket)
+}
+
+/// The value of a key; `None` for tombstones and absent keys.
+pub async fn get<E: Env>(store: &Store<E>, key: impl AsRef<[u8]>) -> Option<Bytes> {
+    let key = key.as_ref();
+    let record = store.get(TREE, Token::of(TREE, key), key).await.unwrap();
+    record
+        .filter(|record| record.kind == Kind::Value)
+        .map(|record| record.value)
+}
+
+/// Every record, by pages of `records`.
+pub async fn scan_all<E: Env>(store: &Store<E>, records: usize) -> Vec<(Bytes, Record)> {
+    let limits = ScanLimits {
+        records,
+        bytes: 1 << 20,
+    };
+    let mut from = Some(ScanFrom::Token(Token(0)));
+    let mut found = Vec::new();
+    while let Some(start) = from {
+        let page = store.scan(TREE, start, Token::MAX, limits).await.unwrap();
+        assert!(page.entries.len() <= records);
+        for entry in page.entries {
+            assert_eq!(entry.token, Token::of(TREE, &entry.key));
+            found.push((entry.key, entry.record));
+        }
+        from = page.next;
+    }
+    assert!(
+        found
+            .windows(2)
+            .all(|two| (Token::of(TREE, &two[0].0), &two[0].0)
+                < (Token::of(TREE, &two[1].0), &two[1].0)),
+        "a scan ascends"
+    );
+    found
+}
