@@ -213,3 +213,406 @@ fn three_seeds_found_one_cluster() {
         })
     });
 }
+
+#[test]
+fn every_subset_of_seeds_founds_if_and_only_if_it_is_a_majority() {
+    for up in 1..8_usize {
+        let world = World::new(10 + up as u64, Options::default(), 3, 3, 1);
+        let chosen: Vec<usize> = (0..3).filter(|host| up & 1 << host != 0).collect();
+        chosen.iter().for_each(|host| world.boot(*host));
+        if chosen.len() >= 2 {
+            world.wait(MINUTE, "the majority is up", || world.all_up(&chosen));
+            let view = world.node(chosen[0]).unwrap().view().unwrap();
+            assert_eq!(
+                view.topology.ring_member_count(),
+                3,
+                "absent seeds are members too"
+            );
+        } else {
+            world.sleep(MINUTE);
+            assert_eq!(world.standing(chosen[0]), Some(Standing::Outside));
+        }
+        // The others come late, claim their slots, and nothing moves for it.
+        (0..3)
+            .filter(|host| !chosen.contains(host))
+            .for_each(|host| world.boot(host));
+        world.wait(MINUTE, "all up", || world.all_up(&[0, 1, 2]));
+        world.assert_one_cluster();
+        let view = world.node(0).unwrap().view().unwrap();
+        let own: BTreeSet<_> = view
+            .topology
+            .members
+            .iter()
+            .filter_map(|m| m.node)
+            .collect();
+        assert_eq!(own.len(), 3, "every slot is claimed");
+        assert_eq!(view.topology.members.len(), 3);
+    }
+}
+
+#[test]
+fn two_halves_of_four_seeds_found_nothing_and_together_one_cluster() {
+    let world = World::new(30, Options::default(), 4, 4, 1);
+    partition(&world, &[0, 1], &[2, 3], true);
+    (0..4).for_each(|host| world.boot(host));
+    world.sleep(MINUTE);
+    assert!((0..4).all(|host| world.standing(host) == Some(Standing::Outside)));
+    partition(&world, &[0, 1], &[2, 3], false);
+    world.wait(MINUTE, "all up", || world.all_up(&[0, 1, 2, 3]));
+    world.assert_one_cluster();
+}
+
+#[test]
+fn a_minority_cut_off_at_the_founding_joins_the_majoritys_cluster() {
+    let world = World::new(31, Options::default(), 5, 5, 1);
+    partition(&world, &[0, 1], &[2, 3, 4], true);
+    (0..5).for_each(|host| world.boot(host));
+    world.wait(MINUTE, "the majority is up", || world.all_up(&[2, 3, 4]));
+    world.sleep(MINUTE / 2);
+    assert_eq!(world.standing(0), Some(Standing::Outside));
+    partition(&world, &[0, 1], &[2, 3, 4], false);
+    world.wait(MINUTE, "all up", || world.all_up(&[0, 1, 2, 3, 4]));
+    world.assert_one_cluster();
+}
+
+fn partition(world: &World, left: &[usize], right: &[usize], blocked: bool) {
+    for (a, b) in left
+        .iter()
+        .flat_map(|a| right.iter().map(move |b| (*a, *b)))
+    {
+        world
+            .sim
+            .set_blocked(world.hosts[a], world.hosts[b], blocked);
+        world
+            .sim
+            .set_blocked(world.hosts[b], world.hosts[a], blocked);
+    }
+}
+
+#[test]
+fn a_crash_at_any_disk_operation_of_a_founder_never_makes_two_clusters() {
+    let mut cuts = 0;
+    for variant in 0..4 {
+        for operation in 0.. {
+            let world = World::new(40 + operation, Options::default(), 3, 3, 1);
+            world
+                .sim
+                .cut_power(world.hosts[0], PowerCut { operation, variant });
+            (0..3).for_each(|host| world.boot(host));
+            world.wait(MINUTE, "two are up", || world.all_up(&[1, 2]));
+            let cut = !world.sim.is_up(world.hosts[0]);
+            if cut {
+                cuts += 1;
+                world.running.borrow_mut()[0].clear();
+                world.boot(0);
+            }
+            world.wait(MINUTE, "all up", || world.all_up(&[0, 1, 2]));
+            world.assert_one_cluster();
+            if !cut {
+                break;
+            }
+        }
+    }
+    assert!(cuts > 20, "{cuts} cuts");
+}
+
+#[test]
+fn founding_under_random_trouble_never_makes_two_clusters() {
+    for seed in 0..300 {
+        let mut rng = Rng::stream(seed, "founding");
+        let count = 2 + rng.index(4);
+        let world = World::new(seed, Options::draw(&mut rng), count, count, 1);
+        for host in 0..count {
+            if rng.chance(0.8) {
+                world.boot(host);
+            } else {
+                world.crash(host, 0);
+            }
+        }
+        for _ in 0..12 {
+            world.sleep(Duration::from_millis(rng.within(0..=1500)));
+            let host = rng.index(count);
+            let other = rng.index(count);
+            match rng.below(4) {
+                0 => world.crash(host, u32::try_from(rng.below(5)).unwrap()),
+                1 if !world.sim.is_up(world.hosts[host]) => world.boot(host),
+                2 if host != other => partition(&world, &[host], &[other], rng.chance(0.5)),
+                3 => world.sim.pause(world.hosts[host], rng.chance(0.5)),
+                _ => {}
+            }
+        }
+        for host in 0..count {
+            world.sim.pause(world.hosts[host], false);
+            for other in (0..count).filter(|other| *other != host) {
+                partition(&world, &[host], &[other], false);
+            }
+            if !world.sim.is_up(world.hosts[host]) {
+                world.boot(host);
+            }
+        }
+        let all: Vec<usize> = (0..count).collect();
+        world.wait(2 * MINUTE, &format!("seed {seed}: all up"), || {
+            world.all_up(&all)
+        });
+        world.assert_one_cluster();
+    }
+}
+
+#[test]
+fn a_lone_node_founds_alone_and_keeps_its_identity_over_restarts() {
+    for seeds in [0, 1] {
+        let world = World::new(50, Options::default(), 1, seeds, 1);
+        world.boot(0);
+        world.wait(MINUTE, "up", || world.all_up(&[0]));
+        let before = world.node(0).unwrap().view().unwrap().topology.clone();
+        world.crash(0, 0);
+        world.boot(0);
+        world.wait(MINUTE, "up again", || world.all_up(&[0]));
+        assert_eq!(*world.node(0).unwrap().view().unwrap().topology, *before);
+    }
+}
+
+#[test]
+fn a_later_node_joins_and_enters_the_ring_once_its_shards_have_pulled() {
+    let world = World::new(60, Options::default(), 2, 1, 2);
+    world.boot(0);
+    world.wait(MINUTE, "the first is up", || world.all_up(&[0]));
+    world.boot(1);
+    world.wait(MINUTE, "the second is joining", || {
+        world.standing(1) == Some(Standing::Joining)
+            && world
+                .shard(1, 1)
+                .is_some_and(|shard| shard.to_pull().is_some())
+    });
+    let ring_members = |host| {
+        let view = world.node(host).unwrap().view().unwrap();
+        view.topology.ring_member_count()
+    };
+    assert_eq!(ring_members(1), 1, "a joining node is not in the ring");
+    for shard in 0..2 {
+        let membership = world.shard(1, shard).unwrap();
+        let pull = membership.to_pull().unwrap();
+        assert_eq!(pull.then.member_count(), 2);
+        assert_eq!(pull.now.member_count(), 1);
+        assert_eq!(
+            world.standing(1),
+            Some(Standing::Joining),
+            "one shard is not enough"
+        );
+        world
+            .sim
+            .run(async move { membership.pulled(pull.epoch).await })
+            .unwrap();
+    }
+    world.wait(MINUTE, "both are in the ring", || {
+        world.all_up(&[0, 1]) && (0..2).all(|host| ring_members(host) == 2)
+    });
+    let first = world.node(0).unwrap().view().unwrap();
+    let second = world.shard(1, 1).unwrap().view().unwrap();
+    assert_eq!(first.topology.cluster, second.topology.cluster);
+    assert_eq!(
+        first.topology.voters.len(),
+        1,
+        "two voters survive less than one"
+    );
+}
+
+#[test]
+fn voters_grow_to_three_with_the_members() {
+    let world = World::new(61, Options::default(), 4, 1, 1);
+    world.boot(0);
+    world.wait(MINUTE, "the first is up", || world.all_up(&[0]));
+    for host in 1..4 {
+        world.boot(host);
+        join(&world, host);
+    }
+    let all = [0, 1, 2, 3];
+    world.wait(MINUTE, "everyone knows", || {
+        all.iter().all(|host| world.epoch(*host) == world.epoch(3)) && world.all_up(&all)
+    });
+    let view = world.node(0).unwrap().view().unwrap();
+    assert_eq!(view.topology.voters.len(), 3);
+    // One of three voters may be gone: the others still decide.
+    world.crash(0, 0);
+    put_keyspace(&world, 3, "later").unwrap();
+}
+
+/// Says for every shard of a joining host that it has pulled, until it is in the ring.
+fn join(world: &World, host: usize) {
+    world.wait(MINUTE, "in the ring", || {
+        for shard in 0..world.shards {
+            let membership = world.shard(host, usize::from(shard));
+            let pull = membership.as_ref().and_then(Membership::to_pull);
+            if let (Some(membership), Some(pull)) = (membership, pull) {
+                world
+                    .sim
+                    .run(async move { membership.pulled(pull.epoch).await })
+                    .unwrap();
+            }
+        }
+        world.all_up(&[host])
+    });
+}
+
+fn put_keyspace(world: &World, host: usize, name: &str) -> Result<Epoch, super::ChangeError> {
+    let membership = world.node(host).unwrap();
+    let keyspace = Keyspace {
+        name: name.to_owned(),
+        ..Keyspace::default_keyspace()
+    };
+    world
+        .sim
+        .run(async move { membership.put_keyspace(keyspace).await })
+        .unwrap()
+}
+
+#[test]
+fn keyspaces_made_at_once_on_every_node_all_exist_everywhere() {
+    let world = World::new(70, Options::default(), 3, 3, 2);
+    (0..3).for_each(|host| world.boot(host));
+    world.wait(MINUTE, "all up", || world.all_up(&[0, 1, 2]));
+    world.wait(MINUTE, "second shards know", || {
+        (0..3).all(|host| world.shard(host, 1).is_some_and(|shard| shard.ready()))
+    });
+    for host in 0..3 {
+        // Through the second shard: it hands the change to the first.
+        let membership = world.shard(host, 1).unwrap();
+        let keyspace = Keyspace {
+            name: format!("k{host}"),
+            ..Keyspace::default_keyspace()
+        };
+        world.sim.spawn(async move {
+            membership
+                .put_keyspace(keyspace)
+                .await
+                .expect("nobody is missing");
+        });
+    }
+    world.wait(MINUTE, "all keyspaces on all shards", || {
+        (0..3).all(|host| {
+            (0..2).all(|shard| {
+                let view = world.shard(host, shard).unwrap().view().unwrap();
+                (0..3).all(|name| view.topology.keyspace(&format!("k{name}")).is_some())
+            })
+        })
+    });
+    let view = world.node(0).unwrap().view().unwrap();
+    let ids: BTreeSet<_> = view
+        .topology
+        .keyspaces
+        .iter()
+        .map(|keyspace| keyspace.id)
+        .collect();
+    assert_eq!(ids.len(), 4, "every keyspace has an id of its own");
+}
+
+#[test]
+fn without_a_majority_of_voters_nothing_changes_and_the_caller_is_told() {
+    let world = World::new(71, Options::default(), 3, 3, 1);
+    (0..3).for_each(|host| world.boot(host));
+    world.wait(MINUTE, "all up", || world.all_up(&[0, 1, 2]));
+    world.crash(1, 0);
+    world.crash(2, 0);
+    assert_eq!(
+        put_keyspace(&world, 0, "k"),
+        Err(super::ChangeError::NoMajority { in_doubt: false })
+    );
+    world.boot(1);
+    world.wait(MINUTE, "back", || world.all_up(&[0, 1]));
+    put_keyspace(&world, 0, "k").unwrap();
+    // The third learns of it by gossip alone.
+    world.boot(2);
+    world.wait(MINUTE, "the third knows", || {
+        world.epoch(2) == world.epoch(0)
+    });
+}
+
+#[test]
+fn a_wiped_seed_is_not_let_in_under_its_old_slot() {
+    let world = World::new(72, Options::default(), 3, 3, 1);
+    (0..3).for_each(|host| world.boot(host));
+    world.wait(MINUTE, "all up", || world.all_up(&[0, 1, 2]));
+    world.crash(2, 0);
+    world.sim.replace(world.hosts[2]);
+    world.boot(2);
+    world.sleep(MINUTE);
+    assert_eq!(world.standing(2), Some(Standing::Outside));
+    let trouble = world.node(2).unwrap().trouble().unwrap();
+    assert!(trouble.contains("replaced explicitly"), "{trouble}");
+    world.assert_one_cluster();
+}
+
+#[test]
+fn founders_with_different_seed_lists_found_nothing_together() {
+    let world = World::new(73, Options::default(), 3, 3, 1);
+    world.boot(0);
+    world.boot_with(1, |config| config.cluster_name = "another".to_owned());
+    world.sleep(MINUTE);
+    assert_eq!(world.standing(0), Some(Standing::Outside));
+    assert!(
+        world
+            .node(0)
+            .unwrap()
+            .trouble()
+            .unwrap()
+            .contains("seed list")
+    );
+    world.boot(2);
+    world.wait(MINUTE, "the two of one mind are up", || {
+        world.all_up(&[0, 2])
+    });
+    world.sleep(MINUTE);
+    assert_eq!(world.standing(1), Some(Standing::Outside));
+    world.assert_one_cluster();
+}
+
+#[test]
+fn a_silent_node_is_down_for_all_and_up_again_after_its_return() {
+    let world = World::new(80, Options::default(), 3, 3, 2);
+    (0..3).for_each(|host| world.boot(host));
+    let sees = |host: usize, shard: usize, other: usize, up: bool| {
+        let node = world.sim.node(world.hosts[other]);
+        let view = world.shard(host, shard).and_then(|shard| shard.view());
+        view.is_some_and(|view| view.is_up(view.find(node).unwrap()) == up)
+    };
+    let all_see = |up| (0..2).all(|host| (0..2).all(|shard| sees(host, shard, 2, up)));
+    world.wait(MINUTE, "all hear the third", || {
+        world.all_up(&[0, 1, 2]) && all_see(true)
+    });
+    world.crash(2, 0);
+    world.wait(MINUTE / 6, "the third is down for all", || all_see(false));
+    world.boot(2);
+    world.wait(MINUTE / 6, "the third is up for all", || all_see(true));
+}
+
+#[test]
+fn a_node_that_was_paused_blames_nobody_else() {
+    let world = World::new(81, Options::default(), 3, 3, 1);
+    (0..3).for_each(|host| world.boot(host));
+    world.wait(MINUTE, "all up", || world.all_up(&[0, 1, 2]));
+    world.sleep(MINUTE / 4);
+    world.sim.pause(world.hosts[0], true);
+    world.sleep(MINUTE / 2);
+    world.sim.pause(world.hosts[0], false);
+    for _ in 0..100 {
+        world.sleep(Duration::from_millis(20));
+        let view = world.node(0).unwrap().view().unwrap();
+        let accused = view
+            .topology
+            .indexed()
+            .find(|(member, _)| !view.is_up(*member));
+        assert!(accused.is_none(), "{accused:?}");
+    }
+}
+
+#[test]
+fn one_seed_is_one_course_of_events() {
+    let run = || {
+        let world = World::new(90, Options::default(), 3, 3, 2);
+        (0..3).for_each(|host| world.boot(host));
+        world.wait(MINUTE, "all up", || world.all_up(&[0, 1, 2]));
+        world.sleep(MINUTE / 10);
+        world.sim.hash()
+    };
+    assert_eq!(run(), run());
+}

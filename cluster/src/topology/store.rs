@@ -161,9 +161,10 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
+    /// Writes beside, syncs, renames over. What a crash left beside is removed first.
     async fn write(&self, kind: Kind, payload: &[u8]) -> Result<(), StoreError> {
         let target = path(kind);
-        let fresh = target.with_extension("new");
+        let fresh = Path::new(DIR).join(format!("{}.new", kind.name()));
         match self.disk.remove(&fresh).await {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&fresh)(error)),
             _ => {}
