@@ -317,6 +317,29 @@ fn a_crash_at_any_disk_operation_of_a_founder_never_makes_two_clusters() {
 }
 
 #[test]
+fn a_voter_that_crashed_right_after_the_decision_remembers_its_vote() {
+    for seed in 0..10 {
+        let world = World::new(seed, Options::default(), 3, 3, 1);
+        world.boot(0);
+        world.boot(1);
+        while world.node(0).is_none_or(|node| node.view().is_none()) {
+            assert!(world.sim.step());
+        }
+        let learned = world.node(1).unwrap().view().is_some();
+        assert!(
+            !learned,
+            "seed {seed}: the voter has not heard of the decision yet"
+        );
+        world.crash(1, 0);
+        partition(&world, &[0], &[1, 2], true);
+        world.boot(1);
+        world.boot(2);
+        world.wait(MINUTE, "the others go on", || world.all_up(&[1, 2]));
+        world.assert_one_cluster();
+    }
+}
+
+#[test]
 fn founding_under_random_trouble_never_makes_two_clusters() {
     for seed in 0..300 {
         let mut rng = Rng::stream(seed, "founding");
