@@ -227,7 +227,11 @@ fn unknown(node: NodeId) -> NodeState {
 
 #[cfg(test)]
 mod tests {
+    use torc_env::Instant;
+
     use super::*;
+    use crate::detector::{Detector, DetectorOptions, Evidence};
+    use crate::membership::Health;
 
     /// Nodes that gossip in lockstep: a round is everyone's turn once.
     struct Crowd {
@@ -342,6 +346,70 @@ mod tests {
             rounds <= 15 && rounds < rounds_in_30_seconds(),
             "{rounds} rounds"
         );
+    }
+
+    /// Detectors beside the gossip of a crowd; returns (suspicions, convictions) over `rounds`.
+    fn judge_crowd(count: u32, rounds: u32, dead: &[usize]) -> (usize, usize) {
+        let mut crowd = Crowd::new(count);
+        let interval = GossipOptions::default().interval;
+        let new = |_| Detector::new(DetectorOptions::default(), interval);
+        let mut detectors: Vec<Detector> = (0..count).map(new).collect();
+        let mut verdicts = (0, 0);
+        for round in 0..rounds {
+            if round == rounds / 2 {
+                dead.iter().for_each(|dead| crowd.alive[*dead] = false);
+            }
+            let before = crowd.nodes.clone();
+            crowd.round(|_| Epoch(1));
+            for (index, detector) in detectors.iter_mut().enumerate() {
+                if !crowd.alive[index] {
+                    continue;
+                }
+                // News arrives somewhere within the round.
+                let jitter =
+                    interval / 100 * u32::try_from(Crowd::draw(&mut crowd.random) % 100).unwrap();
+                let now = Instant(0) + interval * round + jitter;
+                for (old, new) in before[index].rows.iter().zip(&crowd.nodes[index].rows) {
+                    if new.age > old.age && new.node != crowd.nodes[index].own {
+                        detector.heard(new.node, Evidence::Hearsay, now);
+                    }
+                }
+                let probed: Vec<NodeId> = detector.suspects().collect();
+                for node in probed {
+                    let target = crowd
+                        .nodes
+                        .iter()
+                        .position(|other| other.own == node)
+                        .unwrap();
+                    if crowd.alive[target] {
+                        detector.heard(node, Evidence::Direct, now);
+                    }
+                }
+                for verdict in detector.judge(Instant(0) + interval * (round + 1)) {
+                    verdicts.0 += usize::from(verdict.to == Health::Suspect);
+                    verdicts.1 += usize::from(verdict.to == Health::Down);
+                }
+            }
+        }
+        verdicts
+    }
+
+    #[test]
+    fn a_calm_crowd_suspects_rarely_and_convicts_nobody() {
+        for count in [3, 30, 200] {
+            let rounds = 120;
+            let (suspicions, convictions) = judge_crowd(count, rounds, &[]);
+            assert_eq!(convictions, 0, "{count} nodes");
+            let judgements = (count * (count - 1) * rounds) as f64;
+            let rate = suspicions as f64 / judgements;
+            assert!(rate < 0.001, "{count} nodes: {rate}");
+        }
+    }
+
+    #[test]
+    fn everyone_convicts_the_dead_and_nobody_else() {
+        let (_, convictions) = judge_crowd(100, 120, &[7, 70]);
+        assert_eq!(convictions, 98 * 2);
     }
 
     #[test]

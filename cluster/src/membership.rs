@@ -314,18 +314,31 @@ impl<E: Env> Membership<E> {
         self.0.state.borrow_mut().load = load;
     }
 
-    /// Reports that a connection to `member` was refused or broken: it is suspected at once and
-    /// asked directly. Counts on this shard's detector, so tell shard 0; elsewhere it has no effect.
+    /// Reports that a connection to `member` was refused or broken. This shard suspects it at once;
+    /// shard 0 asks it directly. Cheap when the member is suspected already.
     pub fn unreachable(&self, member: MemberIndex) {
-        let mut state = self.0.state.borrow_mut();
-        let node = state
-            .view
-            .as_ref()
-            .and_then(|view| view.topology.members.get(member.index()))
-            .and_then(|member| member.node);
-        if let Some(node) = node {
-            let now = self.0.env.now();
-            state.detector.failed(node, now);
+        let Some(view) = self.view() else {
+            return;
+        };
+        if view.health(member) != Health::Up {
+            return;
+        }
+        let Some(node) = view.topology.member(member).node else {
+            return;
+        };
+        let mut suspecting = (*view).clone();
+        suspecting.liveness[member.index()].health = Health::Suspect;
+        self.0.state.borrow_mut().view = Some(Rc::new(suspecting));
+        if self.leads() {
+            self.note_unreachable(node);
+        } else {
+            let membership = self.clone();
+            self.0.env.spawn(Class::Control, async move {
+                // What is lost here is noticed by the detector itself.
+                let _answer = membership
+                    .ask_lead(&Message::Unreachable { node: node.0 })
+                    .await;
+            });
         }
     }
 
@@ -418,13 +431,18 @@ impl<E: Env> Membership<E> {
                 let outcome = wire_outcome(self.change(change).await);
                 Answer::Outcome { outcome }
             }
+            Message::Unreachable { node } if own => {
+                self.note_unreachable(NodeId(node));
+                Answer::Ok
+            }
             Message::Pulled { epoch } if own => {
                 self.note_pulled(origin.shard, Epoch(epoch)).await;
                 Answer::Ok
             }
-            Message::Publish { .. } | Message::Change { .. } | Message::Pulled { .. } => {
-                refused("only shards of one node say this to each other")
-            }
+            Message::Publish { .. }
+            | Message::Change { .. }
+            | Message::Unreachable { .. }
+            | Message::Pulled { .. } => refused("only shards of one node say this to each other"),
             _ if self.is_removed(origin.node) => refused("the sender was removed from the cluster"),
             Message::Prepare { instance } => self.on_prepare(&instance).await,
             Message::Accept { instance, value } => self.on_accept(&instance, value).await,

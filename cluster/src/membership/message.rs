@@ -144,6 +144,11 @@ pub enum Message {
         /// What.
         change: WireChange,
     },
+    /// A shard to shard 0 of its node: a connection to this member was refused or broken.
+    Unreachable {
+        /// Who.
+        node: u128,
+    },
     /// A shard to shard 0 of its node: the shard has pulled its ranges for `epoch`.
     Pulled {
         /// The epoch that made this node a joining member.

@@ -203,12 +203,15 @@ impl<E: Env> Membership<E> {
                 tracing::debug!(%node, reason, "a member refuses gossip");
             }
             Ok(_) => self.note_alive(node),
-            Err(true) => {
-                let now = self.0.env.now();
-                self.0.state.borrow_mut().detector.failed(node, now);
-            }
+            Err(true) => self.note_unreachable(node),
             Err(false) => {}
         }
+    }
+
+    /// Nothing listens where `node` should be.
+    pub(super) fn note_unreachable(&self, node: NodeId) {
+        let now = self.0.env.now();
+        self.0.state.borrow_mut().detector.failed(node, now);
     }
 
     /// A member talked to this node itself.

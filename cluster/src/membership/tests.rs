@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use torc_env::{Class, Env, ShardId};
 use torc_sim::{HostId, Options, PowerCut, Rng, SimEnv, Simulation};
 
-use super::{Membership, MembershipConfig, Standing};
+use super::{Health, Membership, MembershipConfig, Standing};
 use crate::detector::DetectorOptions;
 use crate::gossip::GossipOptions;
 use crate::keyspace::Keyspace;
@@ -616,6 +616,24 @@ fn a_silent_node_is_down_for_all_and_up_again_after_its_return() {
     world.wait(MINUTE / 6, "the third is down for all", || all_see(false));
     world.boot(2);
     world.wait(MINUTE / 6, "the third is up for all", || all_see(true));
+}
+
+#[test]
+fn a_refused_connection_makes_a_suspect_at_once_and_an_answer_clears_it() {
+    let world = World::new(82, Options::default(), 2, 2, 2);
+    (0..2).for_each(|host| world.boot(host));
+    let other = world.sim.node(world.hosts[1]);
+    let health = |shard| {
+        let view = world.shard(0, shard)?.view()?;
+        Some(view.health(view.find(other)?))
+    };
+    let all = |wanted| (0..2).all(|shard| health(shard) == Some(wanted));
+    world.wait(MINUTE, "up for both shards", || all(Health::Up));
+    let shard = world.shard(0, 1).unwrap();
+    let view = shard.view().unwrap();
+    shard.unreachable(view.find(other).unwrap());
+    assert_eq!(health(1), Some(Health::Suspect));
+    world.wait(MINUTE, "cleared by a probe", || all(Health::Up));
 }
 
 #[test]

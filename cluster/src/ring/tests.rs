@@ -4,6 +4,10 @@ use torc_env::{Token, TokenRange};
 use super::assign::{Positions, VNODES_DEFAULT};
 use super::{MemberIndex, Place, Ring, RingMember, Vnode};
 
+fn member(index: usize) -> MemberIndex {
+    MemberIndex(u16::try_from(index).unwrap())
+}
+
 /// Vnodes of `weights.len()` members that came one after the other.
 fn assigned(weights: &[u16], cluster: u64) -> Vec<Vec<Vnode>> {
     let mut positions = Positions::default();
@@ -22,7 +26,7 @@ fn ring(vnodes: &[Vec<Vnode>], racks: &[String], width: usize) -> Ring {
         .iter()
         .enumerate()
         .map(|(index, vnodes)| RingMember {
-            index: MemberIndex(index as u16),
+            index: member(index),
             place: Place {
                 rack: racks.get(index).map_or("", String::as_str),
                 ..Place::default()
@@ -96,7 +100,7 @@ proptest! {
         prop_assert_eq!(&ring.replicas(token, 5)[..replicas.len()], replicas);
         prop_assert_eq!(&all[..ring.replicas(token, 5).len()], ring.replicas(token, 5));
         all.sort_unstable();
-        let every: Vec<MemberIndex> = (0..weights.len() as u16).map(MemberIndex).collect();
+        let every: Vec<MemberIndex> = (0..weights.len()).map(member).collect();
         prop_assert_eq!(all, every);
     }
 
@@ -123,7 +127,7 @@ proptest! {
         (weights, racks) in members(), cluster: u64, n in 1..5_usize
     ) {
         let vnodes = assigned(&weights, cluster);
-        let newcomer = MemberIndex(weights.len() as u16 - 1);
+        let newcomer = member(weights.len() - 1);
         prop_assume!(newcomer.0 > 0);
         let after = ring(&vnodes, &racks, n);
         let before = ring(&vnodes[..newcomer.index()], &racks, n);
@@ -146,7 +150,7 @@ proptest! {
         (weights, _) in members(), cluster: u64, n in 1..5_usize
     ) {
         let vnodes = assigned(&weights, cluster);
-        let newcomer = MemberIndex(weights.len() as u16 - 1);
+        let newcomer = member(weights.len() - 1);
         prop_assume!(newcomer.0 > 0);
         let after = ring(&vnodes, &[], n);
         let before = ring(&vnodes[..newcomer.index()], &[], n);
@@ -176,8 +180,8 @@ proptest! {
             next = last.0.checked_add(1).map(Token);
         }
         prop_assert_eq!(next, None);
-        let by_member: usize = (0..weights.len() as u16)
-            .map(|member| ring.ranges_of(MemberIndex(member), n, shards).count()).sum();
+        let by_member: usize = (0..weights.len())
+            .map(|index| ring.ranges_of(member(index), n, shards).count()).sum();
         prop_assert_eq!(by_member, owned);
     }
 
