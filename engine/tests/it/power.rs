@@ -1,1 +1,218 @@
-//! Power cuts at every disk operation.
+//! Power cuts at every disk operation of a workload, and at every one of the recovery.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use torc_engine::{Fsync, Kind, Options, PurgeFloors, Record, Store};
+use torc_env::{Class, Env};
+use torc_sim::{Cuts, SimEnv, at_every_power_cut};
+
+use crate::support::{TREE, options, scan_all, submit, tombstone, value};
+
+/// What was submitted and what was promised, a key.
+#[derive(Default)]
+struct Promised {
+    /// Every record submitted, in order.
+    submitted: BTreeMap<Vec<u8>, Vec<Record>>,
+    /// How many of them were acknowledged: the rest may be there or not.
+    acknowledged: BTreeMap<Vec<u8>, usize>,
+    /// Submission order over all keys: (key, index within the key).
+    order: Vec<(Vec<u8>, usize)>,
+}
+
+type Shared = Rc<RefCell<Promised>>;
+
+async fn write(store: &Store<SimEnv>, env: &SimEnv, promised: &Shared, key: &str, record: Record) {
+    let key = key.as_bytes().to_vec();
+    let index = {
+        let mut promised = promised.borrow_mut();
+        let records = promised.submitted.entry(key.clone()).or_default();
+        records.push(record.clone());
+        let index = records.len();
+        promised.order.push((key.clone(), index - 1));
+        index
+    };
+    let ticket = submit(store, &key, record).await.unwrap();
+    let promised = Rc::clone(promised);
+    env.spawn(Class::Foreground, async move {
+        if ticket.wait().await.is_ok() {
+            let mut promised = promised.borrow_mut();
+            let count = promised.acknowledged.entry(key).or_default();
+            *count = index.max(*count);
+        }
+    });
+}
+
+/// Writes to few keys, some of them large, flushes, compacts, deletes and reopens.
+async fn workload(env: SimEnv, options: Options, promised: Shared) {
+    let (mut store, _) = Store::open(env.clone(), options.clone()).await.unwrap();
+    for step in 1..=24u64 {
+        let len = if step % 5 == 0 { 200_000 } else { 300 };
+        let key = format!("key-{}", step % 7);
+        let record = if step % 6 == 0 {
+            tombstone(step)
+        } else {
+            value(vec![u8::try_from(step).unwrap(); len], step)
+        };
+        write(&store, &env, &promised, &key, record).await;
+        write(
+            &store,
+            &env,
+            &promised,
+            "hot",
+            value(step.to_string(), step),
+        )
+        .await;
+        if step % 2 == 0 {
+            env.sleep(Duration::from_millis(1)).await;
+        }
+        match step {
+            8 => store.flush().await.unwrap(),
+            14 => {
+                store.flush().await.unwrap();
+                store.compact().await.unwrap();
+            }
+            18 => {
+                store.close().await.unwrap();
+                store = Store::open(env.clone(), options.clone()).await.unwrap().0;
+            }
+            20 => {
+                store.set_purge_floors(TREE, PurgeFloors::everywhere(7));
+                store.flush().await.unwrap();
+                store.compact().await.unwrap();
+            }
+            _ => {}
+        }
+    }
+    env.sleep(Duration::from_millis(20)).await;
+}
+
+/// What a store holds, by key.
+async fn contents(store: &Store<SimEnv>) -> BTreeMap<Vec<u8>, Record> {
+    let all = scan_all(store, 10).await;
+    all.into_iter()
+        .map(|(key, record): (Bytes, Record)| (key.to_vec(), record))
+        .collect()
+}
+
+/// Purged by the workload's floor: an absence that stands for a tombstone.
+fn may_be_purged(record: &Record) -> bool {
+    record.kind == Kind::Tombstone && record.stamp < 7
+}
+
+/// Holds what a store has against what was promised. `keeps_promises`: acknowledged means durable.
+fn judge(found: &BTreeMap<Vec<u8>, Record>, promised: &Promised, keeps_promises: bool) {
+    for key in found.keys() {
+        assert!(promised.submitted.contains_key(key), "a key from nowhere");
+    }
+    // Which prefix of each key's history is there: every state that is consistent with what was found.
+    let mut low = 0;
+    let mut high = promised.order.len();
+    for (key, records) in &promised.submitted {
+        let acknowledged = promised.acknowledged.get(key).copied().unwrap_or(0);
+        let is_at = |count: &usize| match count.checked_sub(1).map(|index| &records[index]) {
+            None => !found.contains_key(key),
+            Some(last) => {
+                found.get(key) == Some(last) || !found.contains_key(key) && may_be_purged(last)
+            }
+        };
+        let least = if keeps_promises { acknowledged } else { 0 };
+        let count = (least..=records.len()).find(is_at);
+        let name = String::from_utf8_lossy(key);
+        let count = count.unwrap_or_else(|| {
+            panic!(
+                "{name}: {acknowledged} of {} acknowledged, found stamp {:?}",
+                records.len(),
+                found.get(key).map(|record| record.stamp)
+            )
+        });
+        // The store holds submissions up to some point of the one order, and nothing beyond it.
+        let place = |index: usize| {
+            let at = |(other, number): &(Vec<u8>, usize)| other == key && *number == index;
+            promised.order.iter().position(at)
+        };
+        // What a check wrote on top has no place in the workload's order.
+        if let Some(last) = count.checked_sub(1).and_then(place) {
+            low = low.max(last + 1);
+        }
+        if let Some(next) = place(count) {
+            high = high.min(next);
+        }
+    }
+    assert!(low <= high, "not a prefix: has {low}, lacks {high}");
+}
+
+async fn check(env: SimEnv, options: Options, promised: Shared) {
+    let keeps_promises = options.fsync.is_synced();
+    let (store, recovery) = Store::open(env.clone(), options.clone()).await.unwrap();
+    assert_eq!(recovery.damaged_from, None, "a power cut is not rot");
+    assert!(!keeps_promises || !recovery.amnesia);
+    let found = contents(&store).await;
+    judge(&found, &promised.borrow(), keeps_promises);
+
+    // The store works on, and a second recovery sees the same and what came on top.
+    let record = value("after", 1_000);
+    {
+        // Power may be cut below, and this check be run again.
+        let mut promised = promised.borrow_mut();
+        let after = promised.submitted.entry(b"after".to_vec()).or_default();
+        after.push(record.clone());
+    }
+    let ticket = submit(&store, "after", record.clone()).await.unwrap();
+    ticket.wait_durable().await.unwrap();
+    let (store, recovery) = Store::open(env.clone(), options.clone()).await.unwrap();
+    assert_eq!(recovery.damaged_from, None);
+    let mut expected = found;
+    expected.insert(b"after".to_vec(), record);
+    assert_eq!(contents(&store).await, expected);
+    store.flush().await.unwrap();
+    store.compact().await.unwrap();
+    assert_eq!(contents(&store).await, expected);
+}
+
+fn cut_everywhere(fsync: Fsync, cuts: &Cuts) -> u64 {
+    let options = Options { fsync, ..options() };
+    at_every_power_cut(
+        cuts,
+        {
+            let options = options.clone();
+            move |env, promised| workload(env, options.clone(), promised)
+        },
+        move |env, promised| check(env, options.clone(), promised),
+    )
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_whenever_power_is_cut() {
+    for seed in 1..=2 {
+        let cuts = Cuts {
+            seed,
+            ..Cuts::default()
+        };
+        let images = cut_everywhere(Fsync::Group, &cuts);
+        assert!(images > 400, "{images} images");
+    }
+}
+
+#[test]
+fn weaker_policies_lose_a_suffix_at_most() {
+    for fsync in [Fsync::Never, Fsync::Interval(Duration::from_millis(3))] {
+        let images = cut_everywhere(fsync, &Cuts::default());
+        assert!(images > 400, "{images} images");
+    }
+}
+
+#[test]
+fn a_recovery_that_is_cut_short_is_repeated() {
+    let cuts = Cuts {
+        stride: 7,
+        variants: 3,
+        cut_recovery: true,
+        ..Cuts::default()
+    };
+    let images = cut_everywhere(Fsync::Group, &cuts);
+    assert!(images > 400, "{images} images");
+}
