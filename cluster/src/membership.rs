@@ -1,6 +1,6 @@
 //! Membership: how this node becomes part of a cluster, and what it knows about the others.
 //!
-//! Shard 0 runs it: it founds or joins ([`founding`](self)), votes on epochs, gossips, judges who answers,
+//! Shard 0 runs it: it founds or joins its cluster, votes on epochs, gossips, judges who answers,
 //! and publishes a [`View`] to the other shards of its node, which only keep that view and pass on
 //! what concerns everybody.
 //!
@@ -13,7 +13,7 @@
 
 mod agreement;
 mod founding;
-pub mod message;
+pub(crate) mod message;
 mod pulse;
 mod view;
 
@@ -389,7 +389,7 @@ impl<E: Env> Membership<E> {
         .await
     }
 
-    /// Answers a message of [`message::FAMILY`].
+    /// Answers a message of the membership family (its first byte says so).
     pub async fn serve(&self, origin: Origin, request: Bytes) -> Bytes {
         let answer = match Message::decode(&request) {
             Some(message @ (Message::Gossip { .. } | Message::States { .. })) => {

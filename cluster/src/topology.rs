@@ -272,3 +272,6 @@ impl Topology {
         Ring::new(&members, usize::from(width.unwrap_or(1)))
     }
 }
+
+#[cfg(test)]
+mod tests;
