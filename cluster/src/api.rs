@@ -14,6 +14,8 @@ use std::fmt;
 use bytes::Bytes;
 use torc_env::{Instant, NodeId, ShardId};
 
+pub use crate::version::Context;
+
 /// The longest key, in bytes. The shortest is one byte.
 pub const KEY_BYTES_MAX: usize = 1024;
 /// The largest value, in bytes (1 MiB).
@@ -463,10 +465,6 @@ pub struct Owner {
     /// Its shard that owns the key.
     pub shard: ShardId,
 }
-
-/// An opaque causal context.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Context(Bytes);
 
 #[cfg(test)]
 mod tests {

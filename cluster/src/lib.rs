@@ -4,17 +4,30 @@
 #![cfg_attr(not(test), warn(missing_docs))]
 
 pub mod admission;
+mod anti_entropy;
 pub mod api;
+mod clock_mark;
 pub mod conflict;
+mod coordinator;
+mod core;
 pub mod detector;
 pub mod gossip;
+pub mod hint;
 pub mod hlc;
 pub mod keyspace;
 pub mod latency;
 pub mod membership;
+mod merkle;
 mod message;
 pub mod metrics;
+pub mod node;
 pub mod quorum;
+mod replica;
 pub mod ring;
+mod run;
+mod serve;
+mod target;
+#[cfg(test)]
+mod tests;
 pub mod topology;
 pub mod version;

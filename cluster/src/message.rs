@@ -136,9 +136,40 @@ pub enum Body<'a> {
         prefix: &'a [u8],
         /// Most records of the page.
         records: u32,
-        /// Most bytes of the page.
-        bytes: u32,
     },
+    /// Hash sums of a replica's records in a run of the ring.
+    Sums {
+        /// Keyspace id.
+        tree: u32,
+        /// First token of the run.
+        first: u128,
+        /// Last token of the run.
+        last: u128,
+        /// Hour before which the sender leaves out what is dead.
+        floor_hour: u32,
+        /// Leaves wanted, each as first and last; the run cuts those at its ends.
+        leaves: Vec<(u32, u32)>,
+    },
+    /// One page of hashes of a replica's records.
+    Hashes {
+        /// Keyspace id.
+        tree: u32,
+        /// First token of the run.
+        first: u128,
+        /// Key at `first` after which the page starts; `None` = at `first` itself.
+        #[rkyv(with = Map<InlineAsBox>)]
+        after: Option<&'a [u8]>,
+        /// Last token of the run.
+        last: u128,
+        /// As the sums were agreed on.
+        floor_hour: u32,
+        /// Most records of the page.
+        records: u32,
+    },
+    /// When the oldest hint on this shard was created, and for how long it has been so.
+    OldestHint,
+    /// From a shard of the same node: repair what this shard holds.
+    Repair,
 }
 
 /// Bits of a client's write.
@@ -189,13 +220,32 @@ pub enum Answer<'a> {
     Page {
         /// The entries.
         entries: Vec<PageEntry<'a>>,
-        /// Whether the run may go on after the last entry.
-        more: bool,
-        /// When `more` and nothing passed the filter: the key and token up to which was looked.
-        #[rkyv(with = InlineAsBox)]
-        looked_key: &'a [u8],
-        /// See `looked_key`.
-        looked_token: u128,
+        /// Token and key up to which was looked, when the run goes on behind them.
+        looked: Option<(u128, Vec<u8>)>,
+    },
+    /// Hash sums, in the order of the leaves asked for.
+    Sums {
+        /// The hour before which these leave out what is dead: the lower one of both sides.
+        floor_hour: u32,
+        /// The sums.
+        sums: Vec<u128>,
+    },
+    /// One page of hashes in (token, key) order.
+    Hashes {
+        /// The entries.
+        entries: Vec<HashEntry<'a>>,
+        /// Token and key up to which was looked, when the run goes on behind them.
+        looked: Option<(u128, Vec<u8>)>,
+    },
+    /// Creation time of the oldest hint in milliseconds since 1970; `None` = no hints.
+    OldestHint {
+        /// See above.
+        oldest_ms: Option<u64>,
+    },
+    /// What a repair has done.
+    Repaired {
+        /// See [`crate::api::RepairReport`], in order of its fields.
+        counts: [u64; 4],
     },
     /// It was not done, or may not have been.
     Failed {
@@ -223,6 +273,16 @@ pub struct PageEntry<'a> {
     /// Encoded state.
     #[rkyv(with = InlineAsBox)]
     pub state: &'a [u8],
+}
+
+/// A record of a [`Answer::Hashes`].
+#[derive(Archive, Serialize, Debug)]
+pub struct HashEntry<'a> {
+    /// Key.
+    #[rkyv(with = InlineAsBox)]
+    pub key: &'a [u8],
+    /// Leaf hash of its state.
+    pub hash: u128,
 }
 
 /// Why received bytes are not a message.
@@ -340,6 +400,42 @@ pub fn code_from_wire(number: u8) -> FailureCode {
         14 => FailureCode::DiskFull,
         15 => FailureCode::Unreadable,
         _ => FailureCode::Internal,
+    }
+}
+
+/// The failure that an answer means to whoever expected another one.
+pub fn failure_of(answer: &ArchivedAnswer<'_>) -> Failure {
+    match answer {
+        ArchivedAnswer::Failed {
+            code,
+            message,
+            in_doubt,
+            retry_after_ms,
+        } => {
+            let code = code_from_wire(*code);
+            Failure {
+                code,
+                message: message.as_ref().to_owned(),
+                retryable: code.retryable(),
+                in_doubt: *in_doubt,
+                retry_after_ms: retry_after_ms.to_native(),
+            }
+        }
+        ArchivedAnswer::OtherOwners => Failure::refused(
+            FailureCode::QuorumNotMet,
+            "a replica knows other owners of the range",
+        ),
+        ArchivedAnswer::Acked
+        | ArchivedAnswer::Same
+        | ArchivedAnswer::State { .. }
+        | ArchivedAnswer::Written { .. }
+        | ArchivedAnswer::Page { .. }
+        | ArchivedAnswer::Sums { .. }
+        | ArchivedAnswer::Hashes { .. }
+        | ArchivedAnswer::OldestHint { .. }
+        | ArchivedAnswer::Repaired { .. } => {
+            Failure::refused(FailureCode::Internal, "an answer to another question").in_doubt()
+        }
     }
 }
 

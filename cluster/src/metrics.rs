@@ -54,11 +54,13 @@ pub enum Counter {
     RecordsSent,
     /// Records that cannot be read: unknown, not absent.
     UnreadableRecords,
+    /// States from others whose stamps are too far ahead of this node's clock.
+    SkewedStamps,
 }
 
 impl Counter {
     /// Every counter, in order of declaration.
-    pub const ALL: [Counter; 23] = [
+    pub const ALL: [Counter; 24] = [
         Counter::Reads,
         Counter::ReadFailures,
         Counter::Writes,
@@ -82,6 +84,7 @@ impl Counter {
         Counter::RecordsReceived,
         Counter::RecordsSent,
         Counter::UnreadableRecords,
+        Counter::SkewedStamps,
     ];
 
     /// The counter's name, as metrics are named: what is counted, plural, lower case.
@@ -110,6 +113,7 @@ impl Counter {
             Counter::RecordsReceived => "records_received",
             Counter::RecordsSent => "records_sent",
             Counter::UnreadableRecords => "unreadable_records",
+            Counter::SkewedStamps => "skewed_stamps",
         }
     }
 }

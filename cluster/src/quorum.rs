@@ -324,6 +324,12 @@ impl<P: Peer> Tracker<P> {
             .is_some_and(|index| self.parts[index].1 == Part::Acked)
     }
 
+    /// Whether this replica was asked and has not answered.
+    pub fn is_pending(&self, node: P) -> bool {
+        self.index(node)
+            .is_some_and(|index| self.parts[index].1 == Part::Pending)
+    }
+
     /// Replicas that have not acked, in preference order: those that need a hint or a repair.
     pub fn missed(&self) -> impl Iterator<Item = P> + '_ {
         self.parts

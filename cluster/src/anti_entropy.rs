@@ -1,0 +1,429 @@
+//! Anti-entropy: every replica range is compared with all its owners within a target interval, and
+//! what differs is exchanged record by record.
+//!
+//! Not on a request's path. [`schedule`] runs on every shard; [`compare`] walks down the hash sums of
+//! one run with one peer; [`floors`] says which deletions all owners are known to hold.
+//!
+//! Invariants: a run counts as repaired only when one repair of it, begun and ended under the same
+//! owners, was completed with every one of them; purge floors follow from nothing else.
+//!
+//! It moves no ranges and judges no liveness.
+
+pub(crate) mod compare;
+pub(crate) mod floors;
+pub(crate) mod local;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::lock::Mutex;
+use torc_engine::{PurgeFloors, ScanFrom, ScanLimits};
+use torc_env::{Class, Env, ShardId, Token, TokenRange, TreeId};
+
+use crate::api::{Failure, FailureCode, RepairReport};
+use crate::coordinator::spread::call_failure;
+use crate::core::Core;
+use crate::membership::View;
+use crate::message::{ArchivedAnswer, Body, Request, Response, failure_of};
+use crate::metrics::Counter;
+use crate::replica::read_failure;
+use crate::run::{Run, own_runs};
+use compare::{Comparison, Direction};
+use floors::{Confirmed, MARGIN, Report};
+
+/// How a shard repairs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RepairOptions {
+    /// Within this time every range is repaired. Default 24 hours.
+    pub target: Duration,
+    /// How often it is looked for a range that is due. Default one second.
+    pub tick: Duration,
+    /// How long a range that could not be repaired with all its owners waits for the next attempt.
+    /// Default one minute.
+    pub retry: Duration,
+    /// Bytes of states exchanged a second. Default 32 MiB.
+    pub bytes_per_second: u64,
+    /// Whether ranges are repaired without being asked to. Default true.
+    pub automatic: bool,
+}
+
+impl Default for RepairOptions {
+    fn default() -> Self {
+        Self {
+            target: Duration::from_secs(24 * 3600),
+            tick: Duration::from_secs(1),
+            retry: Duration::from_secs(60),
+            bytes_per_second: 32 << 20,
+            automatic: true,
+        }
+    }
+}
+
+/// How often purge floors are thought about: each time costs a question to every shard of the
+/// cluster.
+const FLOORS_INTERVAL: Duration = Duration::from_secs(600);
+/// How long a member may take to tell about its hints.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What is known of one run.
+#[derive(Clone, Copy, Debug)]
+struct Progress {
+    run: Run,
+    /// The last repair that was completed with all owners.
+    confirmed: Option<Confirmed>,
+    /// Beginning of the last attempt, whatever came of it.
+    attempted_ms: Option<u64>,
+    /// Hour before which deletions may be purged here.
+    floor_hour: u32,
+}
+
+/// A shard's repair state.
+#[derive(Debug)]
+pub(crate) struct Repairs {
+    progress: RefCell<BTreeMap<(TreeId, Token), Progress>>,
+    /// Held while a run is repaired: one at a time on a shard.
+    turn: Mutex<()>,
+    since_ms: u64,
+    floors_due_ms: std::cell::Cell<u64>,
+    epoch: std::cell::Cell<Option<u64>>,
+}
+
+impl Repairs {
+    pub(crate) fn new(now_ms: u64) -> Self {
+        Self {
+            progress: RefCell::default(),
+            turn: Mutex::new(()),
+            since_ms: now_ms,
+            floors_due_ms: std::cell::Cell::new(now_ms),
+            epoch: std::cell::Cell::new(None),
+        }
+    }
+
+    /// Runs, and the time since the one that was repaired the longest ago was repaired.
+    pub(crate) fn lag(&self, now_ms: u64) -> (u64, u64) {
+        let progress = self.progress.borrow();
+        let oldest = progress
+            .values()
+            .map(|of| of.confirmed.map_or(self.since_ms, |done| done.started_ms))
+            .min()
+            .unwrap_or(now_ms);
+        let count = u64::try_from(progress.len()).unwrap_or(u64::MAX);
+        (count, now_ms.saturating_sub(oldest))
+    }
+
+    /// Keeps what is known of runs that still are the same, and takes up new ones.
+    fn take_up(&self, runs: Vec<Run>) {
+        let mut progress = self.progress.borrow_mut();
+        let mut known = std::mem::take(&mut *progress);
+        for run in runs {
+            let key = (run.tree, run.range.first);
+            let kept = known.remove(&key).filter(|of| of.run == run);
+            progress.insert(
+                key,
+                kept.unwrap_or(Progress {
+                    run,
+                    confirmed: None,
+                    attempted_ms: None,
+                    floor_hour: 0,
+                }),
+            );
+        }
+    }
+
+    fn runs(&self) -> Vec<Run> {
+        self.progress.borrow().values().map(|of| of.run).collect()
+    }
+
+    /// The run that has waited the longest, if it is due.
+    fn due(&self, now_ms: u64, options: &RepairOptions) -> Option<Run> {
+        let age_max = millis(options.target) / 2;
+        let retry = millis(options.retry);
+        let progress = self.progress.borrow();
+        let waited = |of: &Progress| match (of.confirmed, of.attempted_ms) {
+            (Some(done), _) => now_ms.saturating_sub(done.started_ms),
+            (None, _) => age_max,
+        };
+        progress
+            .values()
+            .filter(|of| waited(of) >= age_max)
+            .filter(|of| {
+                of.attempted_ms
+                    .is_none_or(|attempt| now_ms.saturating_sub(attempt) >= retry)
+            })
+            .max_by_key(|of| waited(of))
+            .map(|of| of.run)
+    }
+
+    /// Changes what is known of a run, unless the ring has changed under it.
+    fn edit(&self, run: &Run, edit: impl FnOnce(&mut Progress)) {
+        let mut progress = self.progress.borrow_mut();
+        if let Some(of) = progress.get_mut(&(run.tree, run.range.first))
+            && of.run == *run
+        {
+            edit(of);
+        }
+    }
+
+    /// Hour before which this shard may have purged what is dead in `range`.
+    pub(crate) fn floor_hour(&self, tree: TreeId, range: TokenRange) -> u32 {
+        let progress = self.progress.borrow();
+        progress
+            .range((tree, Token(0))..=(tree, range.last))
+            .filter(|(_, of)| of.run.range.intersection(&range).is_some())
+            .map(|(_, of)| of.floor_hour)
+            .max()
+            .unwrap_or(0)
+    }
+}
+
+/// Repairs one range after the other for as long as the shard runs.
+pub(crate) async fn schedule<E: Env>(core: Rc<Core<E>>) {
+    let options = core.options.repair;
+    loop {
+        core.env.sleep(options.tick).await;
+        let Ok(view) = core.view() else { continue };
+        if !view.in_ring() {
+            continue;
+        }
+        refresh(&core, &view).await;
+        if !options.automatic {
+            continue;
+        }
+        if let Some(run) = core.repairs.due(core.now_ms(), &options) {
+            let _turn = core.repairs.turn.lock().await;
+            if let Err(error) = repair_run(&core, &view, &run).await {
+                tracing::debug!(%error, "a range is not repaired with all its owners yet");
+            }
+        }
+        raise_floors(&core, &view).await;
+    }
+}
+
+/// Takes up the runs of the newest topology, and sums up trees that are not yet.
+async fn refresh<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>) {
+    let slice = TokenRange::of_shard(core.env.shard(), core.env.shard_count());
+    if core.repairs.epoch.get() != Some(view.topology.epoch.0) {
+        core.repairs.take_up(own_runs(view, slice));
+        core.repairs.epoch.set(Some(view.topology.epoch.0));
+    }
+    for keyspace in &view.topology.keyspaces {
+        let is_built = core.sums.borrow().is_built(keyspace.id);
+        if !is_built && let Err(error) = build_sums(core, keyspace.id).await {
+            tracing::warn!(%error, "the records of a keyspace cannot be summed up");
+        }
+    }
+}
+
+/// Reads a tree through and sums its records up.
+async fn build_sums<E: Env>(core: &Core<E>, tree: TreeId) -> Result<(), Failure> {
+    let limits = ScanLimits {
+        records: 256,
+        bytes: 1 << 20,
+    };
+    let done = core.sums.borrow_mut().build_from(tree);
+    let mut from = match done {
+        None => ScanFrom::Token(Token(0)),
+        Some((token, key)) => ScanFrom::After(token, key),
+    };
+    loop {
+        let page = core
+            .store
+            .scan(tree, from, Token::MAX, limits)
+            .await
+            .map_err(|error| read_failure(&error))?;
+        for entry in &page.entries {
+            core.sums
+                .borrow_mut()
+                .build(tree, entry.token, &entry.key, &entry.record);
+        }
+        match page.next {
+            Some(next) => from = next,
+            None => break,
+        }
+        core.env.give_way().await;
+    }
+    core.sums.borrow_mut().built(tree);
+    Ok(())
+}
+
+/// Repairs everything that this shard holds, once, now.
+pub(crate) async fn repair_all<E: Env>(core: &Rc<Core<E>>) -> Result<RepairReport, Failure> {
+    let view = core.view()?;
+    refresh(core, &view).await;
+    let mut report = RepairReport::default();
+    for run in core.repairs.runs() {
+        let _turn = core.repairs.turn.lock().await;
+        let view = core.view()?;
+        let before = report_of(core);
+        match repair_run(core, &view, &run).await {
+            Ok(()) => report.ranges_repaired += 1,
+            Err(error) => {
+                tracing::info!(%error, "a range is not repaired with all its owners");
+                report.ranges_failed += 1;
+            }
+        }
+        let after = report_of(core);
+        report.records_received += after.records_received - before.records_received;
+        report.records_sent += after.records_sent - before.records_sent;
+    }
+    raise_floors(core, &view).await;
+    Ok(report)
+}
+
+fn report_of<E: Env>(core: &Core<E>) -> RepairReport {
+    RepairReport {
+        records_received: core.metrics.get(Counter::RecordsReceived),
+        records_sent: core.metrics.get(Counter::RecordsSent),
+        ..RepairReport::default()
+    }
+}
+
+/// Compares a run with all its other owners, those that are up first of all: one that is silent
+/// makes it fail in the end, and the others are healed all the same.
+async fn repair_run<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>, run: &Run) -> Result<(), Failure> {
+    let started_ms = core.now_ms();
+    core.repairs
+        .edit(run, |of| of.attempted_ms = Some(started_ms));
+    let mut failure = None;
+    // What came from a later peer has not been seen by the earlier ones: a second round gives it to
+    // them. When nothing came the first round has shown that all are equal.
+    for _ in 0..2 {
+        let received = core.metrics.get(Counter::RecordsReceived);
+        for member in run.replicas.as_slice() {
+            if Some(*member) == view.me {
+                continue;
+            }
+            let Some(address) = run.address(view, *member).filter(|_| view.is_up(*member)) else {
+                failure = Some(Failure::refused(
+                    FailureCode::QuorumNotMet,
+                    "an owner of the range is not up",
+                ));
+                continue;
+            };
+            let comparison = Comparison::new(core, view, *run, address, Direction::Both);
+            if let Err(error) = comparison.run().await {
+                failure = Some(error);
+            }
+        }
+        if core.metrics.get(Counter::RecordsReceived) == received || failure.is_some() {
+            break;
+        }
+    }
+    let is_current = core
+        .view()
+        .is_ok_and(|now| now.topology.epoch == view.topology.epoch);
+    if failure.is_none() && !is_current {
+        failure = Some(Failure::refused(
+            FailureCode::NotReady,
+            "the topology changed during the repair",
+        ));
+    }
+    match failure {
+        Some(failure) => {
+            core.count(Counter::RangeRepairFailures);
+            Err(failure)
+        }
+        None => {
+            core.count(Counter::RangesRepaired);
+            let confirmed = Confirmed {
+                started_ms,
+                completed_ms: core.now_ms(),
+            };
+            core.repairs.edit(run, |of| of.confirmed = Some(confirmed));
+            Ok(())
+        }
+    }
+}
+
+/// Raises the purge floors as far as the repairs done and the hints still waiting anywhere allow.
+async fn raise_floors<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>) {
+    let now_ms = core.now_ms();
+    if now_ms < core.repairs.floors_due_ms.get() {
+        return;
+    }
+    let settled: Vec<(Run, Confirmed)> = core
+        .repairs
+        .progress
+        .borrow()
+        .values()
+        .filter_map(|of| of.confirmed.map(|confirmed| (of.run, confirmed)))
+        .filter(|(_, confirmed)| now_ms >= confirmed.completed_ms + millis(MARGIN))
+        .collect();
+    if settled.is_empty() {
+        return;
+    }
+    core.repairs
+        .floors_due_ms
+        .set(now_ms + millis(FLOORS_INTERVAL));
+    let reports = hint_reports(core, view).await;
+    let mut pieces: BTreeMap<TreeId, Vec<(TokenRange, u64)>> = BTreeMap::new();
+    for (run, confirmed) in settled {
+        let Some(floor) = floors::floor(&confirmed, &reports, !view.in_ring()) else {
+            continue;
+        };
+        core.repairs
+            .edit(&run, |of| of.floor_hour = of.floor_hour.max(floor.hour()));
+        pieces
+            .entry(run.tree)
+            .or_default()
+            .push((run.range, floor.stamp()));
+    }
+    for (tree, pieces) in pieces {
+        core.store.set_purge_floors(tree, PurgeFloors::new(pieces));
+    }
+}
+
+/// What every shard of every member says about its hints.
+async fn hint_reports<E: Env>(core: &Rc<Core<E>>, view: &View) -> Vec<Report> {
+    let mut reports = Vec::new();
+    for (_, member) in view.topology.indexed() {
+        for shard in (0..member.description.shards).map(ShardId) {
+            reports.push(match member.shard_address(shard) {
+                // Nobody has ever claimed the slot, so nobody keeps a hint there.
+                None => Report::Oldest(None),
+                Some(address) => match ask_oldest_hint(core, address).await {
+                    Ok(oldest_ms) => Report::Oldest(oldest_ms),
+                    Err(_) => Report::Silent,
+                },
+            });
+        }
+    }
+    reports
+}
+
+async fn ask_oldest_hint<E: Env>(
+    core: &Core<E>,
+    address: torc_env::Address,
+) -> Result<Option<u64>, Failure> {
+    if address.node == core.env.node() && address.shard == core.env.shard() {
+        return Ok(core.hints.oldest_ms());
+    }
+    let deadline = core.env.now() + REPORT_TIMEOUT;
+    let message = Request {
+        id: core.next_request(),
+        remaining_ms: core.remaining_ms(deadline),
+        epoch: core.view()?.topology.epoch.0,
+        owners: 0,
+        body: Body::OldestHint,
+    }
+    .encode();
+    let answer = core
+        .env
+        .call(address, Class::Repair, message, deadline)
+        .await
+        .map_err(call_failure)?;
+    let response = Response::access(&answer)
+        .map_err(|error| Failure::refused(FailureCode::Internal, error))?;
+    match &response.answer {
+        ArchivedAnswer::OldestHint { oldest_ms } => {
+            Ok(oldest_ms.as_ref().map(|oldest_ms| oldest_ms.to_native()))
+        }
+        other => Err(failure_of(other)),
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

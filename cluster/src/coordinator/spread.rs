@@ -1,0 +1,392 @@
+//! Spreads one state over the replicas of its key and says when enough of them hold it.
+//!
+//! On the path: a put has minted and spreads the new state; a read has found its replicas to
+//! differ and spreads the merged state before it answers. The state is encoded once, in one
+//! message whose bytes all replicas share.
+//!
+//! Invariants: a replica that is down is not waited for; a node that may have got the state counts
+//! as doubt until it is known; what a replica missed becomes a hint.
+//!
+//! It never changes the state, and forwards nothing.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::future::{FutureExt as _, LocalBoxFuture};
+use futures_util::stream::FuturesUnordered;
+use torc_engine::{Ticket, WriteError};
+use torc_env::{CallError, Class, Env, Instant};
+
+use crate::api::{Failure, FailureCode, Written};
+use crate::core::{Core, deadline_passed};
+use crate::hint;
+use crate::message::{ArchivedAnswer, Body, Response, failure_of};
+use crate::quorum::{Requirement, Tracker, Verdict};
+use crate::replica;
+use crate::ring::MemberIndex;
+use crate::target::Target;
+use crate::version::Context;
+
+/// What happened at one node.
+enum Event {
+    /// This shard's own copy is durable, or is not.
+    Local(Result<(), WriteError>),
+    /// A replica answered.
+    Replica(MemberIndex, Result<Bytes, CallError>),
+    /// A node answered that was asked to keep a hint.
+    Holder {
+        holder: MemberIndex,
+        target: MemberIndex,
+        answer: Result<Bytes, CallError>,
+    },
+}
+
+/// What becomes of replicas that miss the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Missed {
+    /// They get a hint on this node, which does not count.
+    Hinted,
+    /// They get a hint on the next node that is no replica, which counts; else as `Hinted`.
+    Sloppy,
+    /// Nothing: a read repairs, it does not promise.
+    Ignored,
+}
+
+/// One state on its way.
+pub(crate) struct Spread<E: Env> {
+    core: Rc<Core<E>>,
+    target: Target,
+    key: Bytes,
+    state: Bytes,
+    message: Bytes,
+    class: Class,
+    id: u64,
+    deadline: Instant,
+    missed: Missed,
+    tracker: Tracker<MemberIndex>,
+    events: FuturesUnordered<LocalBoxFuture<'static, Event>>,
+    /// Nodes that could take a hint and were not asked yet, best first; `None` until needed.
+    fallbacks: Option<std::vec::IntoIter<MemberIndex>>,
+    /// The most telling refusal so far.
+    refusal: Option<Failure>,
+}
+
+impl<E: Env> Spread<E> {
+    /// Of the encoded `state` over `order`, the replicas of the target in the order in which
+    /// `requirement` counts them.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is said once, by name, at two places"
+    )]
+    pub(crate) fn new(
+        core: &Rc<Core<E>>,
+        target: &Target,
+        order: &[MemberIndex],
+        key: &Bytes,
+        state: Bytes,
+        requirement: Requirement,
+        missed: Missed,
+        id: u64,
+        deadline: Instant,
+    ) -> Self {
+        let message = core.encode(
+            target,
+            id,
+            deadline,
+            Body::Merge {
+                tree: target.tree().0,
+                key,
+                state: &state,
+            },
+        );
+        Self {
+            core: Rc::clone(core),
+            target: target.clone(),
+            key: key.clone(),
+            state,
+            message,
+            class: Class::Replication,
+            id,
+            deadline,
+            missed,
+            tracker: Tracker::new(order.iter().copied(), requirement, missed == Missed::Sloppy),
+            events: FuturesUnordered::new(),
+            fallbacks: None,
+            refusal: None,
+        }
+    }
+
+    /// A replica is known to hold the state.
+    pub(crate) fn holds(&mut self, member: MemberIndex) {
+        self.tracker.acked(member);
+    }
+
+    /// This shard has written the state; `ticket` says when it is durable.
+    pub(crate) fn written(&mut self, member: MemberIndex, ticket: Ticket<E>) {
+        self.tracker.sent(member);
+        self.events
+            .push(async move { Event::Local(ticket.wait().await) }.boxed_local());
+    }
+
+    /// Sends the state to one replica (writes it, when that is this node).
+    pub(crate) fn send(&mut self, member: MemberIndex) {
+        if Some(member) == self.target.view.me {
+            self.write_here(member);
+            return;
+        }
+        let address = self.target.address(member);
+        match address.filter(|_| self.target.is_up(member)) {
+            Some(address) => {
+                self.tracker.sent(member);
+                let call =
+                    self.core
+                        .env
+                        .call(address, self.class, self.message.clone(), self.deadline);
+                self.events.push(
+                    call.map(move |answer| Event::Replica(member, answer))
+                        .boxed_local(),
+                );
+            }
+            None => {
+                self.tracker.refused(member);
+                self.hint_elsewhere(member);
+            }
+        }
+    }
+
+    fn write_here(&mut self, member: MemberIndex) {
+        self.tracker.sent(member);
+        let core = Rc::clone(&self.core);
+        let (tree, token) = (self.target.tree(), self.target.token);
+        let conflict = self.target.keyspace().conflict;
+        let (key, state) = (self.key.clone(), self.state.clone());
+        let write = async move {
+            let written = replica::merge(&core, tree, token, &key, &state, conflict).await;
+            match written {
+                Ok(ticket) => Event::Local(ticket.wait().await),
+                Err(failure) => Event::Local(Err(WriteError::Poisoned {
+                    cause: failure.message.into(),
+                    in_doubt: failure.in_doubt,
+                })),
+            }
+        };
+        self.events.push(write.boxed_local());
+    }
+
+    /// Waits until enough replicas hold the state, or cannot any more, or the deadline passes.
+    ///
+    /// # Errors
+    /// In doubt exactly when some node may have, or may yet get, the state.
+    pub(crate) async fn settle(&mut self) -> Result<(), Failure> {
+        let (core, deadline) = (Rc::clone(&self.core), self.deadline);
+        let verdict = core
+            .until(deadline, async {
+                loop {
+                    match self.tracker.verdict() {
+                        Verdict::Waiting => {}
+                        settled => return settled,
+                    }
+                    match self.events.next().await {
+                        Some(event) => self.note(event),
+                        None => return self.tracker.verdict_at_deadline(),
+                    }
+                }
+            })
+            .await;
+        let is_late = verdict.is_none();
+        match verdict.unwrap_or_else(|| self.tracker.verdict_at_deadline()) {
+            Verdict::Done => Ok(()),
+            Verdict::Waiting => unreachable!("neither an end nor a deadline leaves it waiting"),
+            Verdict::Unmet { in_doubt } => {
+                let failure = if is_late {
+                    deadline_passed("enough replicas acknowledged")
+                } else {
+                    self.unmet()
+                };
+                Err(marked(failure, in_doubt))
+            }
+        }
+    }
+
+    /// The answer of a write of `version` that is done.
+    pub(crate) fn written_answer(&self, version: Context) -> Written {
+        Written {
+            context: version,
+            replicas: self.tracker.replicas(),
+            hints: self.tracker.hints(),
+        }
+    }
+
+    /// Lets what is still on its way come to its end, and keeps hints for those that miss it.
+    pub(crate) fn finish(mut self) {
+        let has_missed = self.tracker.missed().next().is_some();
+        if self.events.is_empty() && !(has_missed && self.missed != Missed::Ignored) {
+            return;
+        }
+        let core = Rc::clone(&self.core);
+        core.spawn(Class::Replication, async move {
+            while let Some(event) = self.events.next().await {
+                self.note(event);
+            }
+            if self.missed == Missed::Ignored || !self.tracker.may_be_applied() {
+                return;
+            }
+            for member in self.tracker.missed() {
+                let slot = self.target.slot(member);
+                let hint = hint::Hint {
+                    target: slot,
+                    tree: self.target.tree(),
+                    key: &self.key,
+                    state: &self.state,
+                    epoch: self.target.view.topology.epoch,
+                };
+                hint::store_uncounted(&self.core, hint).await;
+            }
+        });
+    }
+
+    fn note(&mut self, event: Event) {
+        match event {
+            Event::Local(result) => {
+                let Some(me) = self.target.view.me else {
+                    return;
+                };
+                match result {
+                    Ok(()) => self.tracker.acked(me),
+                    Err(error) => {
+                        let failure = replica::write_failure(&error);
+                        self.failed(me, failure);
+                    }
+                }
+            }
+            Event::Replica(member, answer) => match ack_of(&answer) {
+                Ok(()) => self.tracker.acked(member),
+                Err(failure) => {
+                    self.failed(member, failure);
+                    self.hint_elsewhere(member);
+                }
+            },
+            Event::Holder {
+                holder,
+                target,
+                answer,
+            } => match ack_of(&answer) {
+                Ok(()) => self.tracker.hint_acked(holder, target),
+                Err(failure) => {
+                    self.tracker.hint_failed(holder, target, failure.in_doubt);
+                    self.hint_elsewhere(target);
+                }
+            },
+        }
+    }
+
+    fn failed(&mut self, member: MemberIndex, failure: Failure) {
+        if failure.in_doubt {
+            self.tracker.lost(member);
+        } else {
+            self.tracker.refused(member);
+        }
+        let tells_more = match &self.refusal {
+            None => true,
+            Some(known) => known.code == FailureCode::QuorumNotMet,
+        };
+        if tells_more {
+            self.refusal = Some(failure);
+        }
+    }
+
+    /// Under `sloppy`: asks the next node that is no replica to keep the state for `member`.
+    fn hint_elsewhere(&mut self, member: MemberIndex) {
+        if self.missed != Missed::Sloppy {
+            return;
+        }
+        let target = &self.target;
+        let fallbacks = self.fallbacks.get_or_insert_with(|| {
+            let n = target.replicas.as_slice().len();
+            let up: Vec<MemberIndex> = target
+                .view
+                .ring
+                .fallbacks(target.token, n)
+                .filter(|member| target.is_up(*member))
+                .collect();
+            up.into_iter()
+        });
+        for holder in fallbacks.by_ref() {
+            let Some(address) = target.address(holder) else {
+                continue;
+            };
+            if !self.tracker.hint_sent(holder, member) {
+                continue;
+            }
+            let message = self.core.encode(
+                target,
+                self.id,
+                self.deadline,
+                Body::Hint {
+                    tree: target.tree().0,
+                    key: &self.key,
+                    state: &self.state,
+                    target: target.slot(member).0,
+                },
+            );
+            let call = self
+                .core
+                .env
+                .call(address, self.class, message, self.deadline);
+            let event = call.map(move |answer| Event::Holder {
+                holder,
+                target: member,
+                answer,
+            });
+            self.events.push(event.boxed_local());
+            return;
+        }
+    }
+
+    fn unmet(&self) -> Failure {
+        let reached = self.tracker.replicas();
+        match &self.refusal {
+            Some(refusal) if refusal.code != FailureCode::QuorumNotMet => Failure::refused(
+                refusal.code,
+                format_args!("{reached} replicas acknowledged; {}", refusal.message),
+            ),
+            _ => Failure::refused(
+                FailureCode::QuorumNotMet,
+                format_args!("{reached} replicas acknowledged, the others did not"),
+            ),
+        }
+    }
+}
+
+fn marked(failure: Failure, in_doubt: bool) -> Failure {
+    if in_doubt {
+        failure.in_doubt()
+    } else {
+        failure
+    }
+}
+
+/// What an answer to a merge or a hint says.
+fn ack_of(answer: &Result<Bytes, CallError>) -> Result<(), Failure> {
+    let bytes = answer.as_ref().map_err(|error| call_failure(*error))?;
+    match Response::access(bytes) {
+        Ok(response) => match &response.answer {
+            ArchivedAnswer::Acked => Ok(()),
+            other => Err(failure_of(other)),
+        },
+        // It was handled by somebody; how, nobody can tell.
+        Err(error) => Err(Failure::refused(FailureCode::Internal, error).in_doubt()),
+    }
+}
+
+/// What a call without answer means.
+pub(crate) fn call_failure(error: CallError) -> Failure {
+    let code = match error {
+        CallError::Overloaded => FailureCode::Overloaded,
+        CallError::Unreachable | CallError::WrongNode | CallError::Lost => {
+            FailureCode::QuorumNotMet
+        }
+    };
+    marked(Failure::refused(code, error), error.in_doubt())
+}

@@ -1,0 +1,186 @@
+//! The parts of one shard's cluster half, shared by everything that runs on the shard.
+//!
+//! Not on the path by itself: [`Node`](crate::node::Node) owns it, coordinators and replicas borrow it.
+//!
+//! Invariant: no `RefCell` of it is borrowed across an `.await`.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::{Either, select};
+use torc_engine::Store;
+use torc_env::{Address, Class, Env, Instant, ShardId, TreeId};
+
+use crate::admission::Admission;
+use crate::anti_entropy::Repairs;
+use crate::api::{Failure, FailureCode};
+use crate::hint::Hints;
+use crate::hlc::Hlc;
+use crate::latency::{Hedge, Peers};
+use crate::membership::{Membership, View};
+use crate::merkle::Sums;
+use crate::message::{Body, Request};
+use crate::metrics::{Counter, Metrics};
+use crate::node::NodeConfig;
+use crate::target::Target;
+use crate::version::Actor;
+
+/// Trees of the store that are no keyspace's.
+pub(crate) mod tree {
+    use super::TreeId;
+
+    /// Hints for other nodes.
+    pub(crate) const HINTS: TreeId = TreeId(u32::MAX);
+    /// What a shard must remember about itself.
+    pub(crate) const SYSTEM: TreeId = TreeId(u32::MAX - 1);
+}
+
+/// One shard's cluster half.
+pub(crate) struct Core<E: Env> {
+    pub(crate) env: E,
+    pub(crate) store: Store<E>,
+    pub(crate) options: NodeConfig,
+    /// Under which this shard mints. Replaced when its memory of a key may have holes.
+    pub(crate) actor: Cell<Actor>,
+    pub(crate) clock: Hlc,
+    pub(crate) admission: Admission,
+    pub(crate) metrics: Metrics,
+    pub(crate) hedge: Hedge,
+    pub(crate) peers: Peers,
+    pub(crate) hints: Hints,
+    pub(crate) sums: RefCell<Sums>,
+    pub(crate) repairs: Repairs,
+    pub(crate) membership: Membership<E>,
+    next_request: Cell<u64>,
+}
+
+impl<E: Env> Core<E> {
+    /// `clock_mark`: see [`Hlc::resume`].
+    pub(crate) fn new(
+        env: E,
+        store: Store<E>,
+        membership: Membership<E>,
+        options: NodeConfig,
+        clock_mark: u64,
+    ) -> Self {
+        Self {
+            actor: Cell::new(options.identity.actor()),
+            clock: Hlc::resume(clock_mark, options.skew_max),
+            admission: Admission::new(options.admission),
+            metrics: Metrics::default(),
+            hedge: Hedge::default(),
+            peers: Peers::default(),
+            hints: Hints::new(options.hints),
+            sums: RefCell::default(),
+            repairs: Repairs::new(env.wall().millis()),
+            // Ids of two boots or shards must not meet in a log.
+            next_request: Cell::new(env.random()),
+            env,
+            store,
+            membership,
+            options,
+        }
+    }
+
+    /// What this shard knows about the cluster now.
+    ///
+    /// # Errors
+    /// [`FailureCode::NotReady`] before there is a topology.
+    pub(crate) fn view(&self) -> Result<Rc<View>, Failure> {
+        self.membership.view().ok_or_else(|| {
+            Failure::refused(FailureCode::NotReady, "this node knows no cluster yet")
+        })
+    }
+
+    pub(crate) fn next_request(&self) -> u64 {
+        let id = self.next_request.get();
+        self.next_request.set(id.wrapping_add(1));
+        id
+    }
+
+    /// Civil time in milliseconds.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.env.wall().millis()
+    }
+
+    /// Whether this shard is the one of its node that owns the target's key.
+    pub(crate) fn owns(&self, target: &Target) -> bool {
+        target.token.shard(self.env.shard_count()) == self.env.shard()
+    }
+
+    /// The bytes of a request about the target's key.
+    pub(crate) fn encode(
+        &self,
+        target: &Target,
+        id: u64,
+        deadline: Instant,
+        body: Body<'_>,
+    ) -> Bytes {
+        Request {
+            id,
+            remaining_ms: self.remaining_ms(deadline),
+            epoch: target.view.topology.epoch.0,
+            owners: target.owners,
+            body,
+        }
+        .encode()
+    }
+
+    pub(crate) fn remaining_ms(&self, deadline: Instant) -> u32 {
+        let left = deadline.since(self.env.now()).as_millis();
+        u32::try_from(left).unwrap_or(u32::MAX)
+    }
+
+    /// The deadline of a received request.
+    pub(crate) fn deadline(&self, remaining_ms: u32) -> Instant {
+        self.env.now() + Duration::from_millis(u64::from(remaining_ms))
+    }
+
+    /// `work`, or `None` when the deadline comes first. Costs no timer when the work is done at
+    /// once.
+    pub(crate) async fn until<T>(
+        &self,
+        deadline: Instant,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
+        let mut work = pin!(work);
+        if let std::task::Poll::Ready(output) = futures_util::poll!(work.as_mut()) {
+            return Some(output);
+        }
+        match select(work, pin!(self.env.sleep_until(deadline))).await {
+            Either::Left((output, _)) => Some(output),
+            Either::Right(_) => None,
+        }
+    }
+
+    /// Runs a task that nobody waits for.
+    pub(crate) fn spawn(&self, class: Class, task: impl Future<Output = ()> + 'static) {
+        self.env.spawn(class, task);
+    }
+
+    /// A shard of this node.
+    pub(crate) fn own_shard(&self, shard: ShardId) -> Address {
+        Address {
+            node: self.env.node(),
+            host: SocketAddr::from(([0, 0, 0, 0], 0)),
+            shard,
+        }
+    }
+
+    pub(crate) fn count(&self, counter: Counter) {
+        self.metrics.add(counter, 1);
+    }
+}
+
+/// The deadline has passed.
+pub(crate) fn deadline_passed(what: &str) -> Failure {
+    Failure::refused(
+        FailureCode::DeadlinePassed,
+        format_args!("the deadline passed before {what}"),
+    )
+}

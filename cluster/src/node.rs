@@ -1,0 +1,317 @@
+//! One shard's cluster half, as protocols and links see it.
+//!
+//! On the path: a connection's shard calls [`Node::get`], [`Node::put`], …; a link hands what other
+//! shards and nodes ask to [`Node::serve`]. Any shard of any node takes any request: what belongs to
+//! another shard goes over the mesh once, what belongs to another node is forwarded once.
+//!
+//! Invariants: every request is admitted within the bounds of its class, and every answer says
+//! truthfully what happened (see [`crate::api`]).
+//!
+//! It knows no sockets and no wire format of clients.
+
+mod admin;
+
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use torc_engine::Store;
+use torc_env::{Class, Env, Origin};
+
+use crate::admission::AdmissionLimits;
+use crate::anti_entropy::{self, RepairOptions};
+use crate::api::{
+    BatchRequest, DeleteRequest, Failure, FailureCode, GetAnswer, GetRequest, Outcome, PutRequest,
+    ScanAnswer, ScanRequest, Written,
+};
+use crate::clock_mark;
+use crate::coordinator::put::{WriteOperation, write};
+use crate::coordinator::{batch, delete, get, scan};
+use crate::core::{Core, deadline_passed};
+use crate::hint::{self, HintOptions};
+use crate::hlc::SKEW_MAX_DEFAULT;
+use crate::membership::{self, Membership, MembershipConfig};
+use crate::message::{self, ArchivedAnswer, Body, Response, failure_of, level_to_wire, slice_of};
+use crate::metrics::{Counter, Gauges};
+use crate::serve;
+use crate::target::Target;
+use crate::topology::store::StoreError;
+use crate::version::{BootIdentity, Context, RETENTION_DEFAULT_MS};
+
+/// The most live siblings of a key that a further write may join, unless configured: far above
+/// what conflicts make, and a client that never reads is told before it has filled a record.
+pub const SIBLINGS_MAX_DEFAULT: usize = 100;
+
+/// Settings of a node's cluster half; the same on all its shards.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// This boot of this node, synced to disk before the start.
+    pub identity: BootIdentity,
+    /// How far clocks may be apart; see [`crate::hlc`].
+    pub skew_max: Duration,
+    /// The most siblings of a key; see [`SIBLINGS_MAX_DEFAULT`].
+    pub siblings_max: usize,
+    /// How long a keyed write is remembered, in milliseconds.
+    pub idempotency_window_ms: u64,
+    /// Bounds of what is in flight.
+    pub admission: AdmissionLimits,
+    /// Bounds of hints.
+    pub hints: HintOptions,
+    /// How ranges are repaired.
+    pub repair: RepairOptions,
+    /// How the node finds its cluster.
+    pub membership: MembershipConfig,
+}
+
+impl NodeConfig {
+    /// Defaults, for this boot.
+    pub fn new(identity: BootIdentity, membership: MembershipConfig) -> Self {
+        Self {
+            identity,
+            membership,
+            skew_max: SKEW_MAX_DEFAULT,
+            siblings_max: SIBLINGS_MAX_DEFAULT,
+            idempotency_window_ms: RETENTION_DEFAULT_MS,
+            admission: AdmissionLimits::default(),
+            hints: HintOptions::default(),
+            repair: RepairOptions::default(),
+        }
+    }
+}
+
+/// Why a shard's cluster half cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The shard's store fails.
+    #[error("the store cannot be read: {0}")]
+    Store(#[from] torc_engine::ReadError),
+    /// What the node knows of its cluster cannot be read.
+    #[error("the topology cannot be read: {0}")]
+    Topology(#[from] StoreError),
+}
+
+/// One shard's cluster half. Clones share it.
+pub struct Node<E: Env>(pub(crate) Rc<Core<E>>);
+
+impl<E: Env> Clone for Node<E> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
+impl<E: Env> Node<E> {
+    /// Starts the cluster half of one shard on its open store.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn start(env: E, config: NodeConfig, store: Store<E>) -> Result<Self, StartError> {
+        let clock_mark = clock_mark::read(&env, &store).await?;
+        let membership = Membership::start(env.clone(), config.membership.clone()).await?;
+        let core = Rc::new(Core::new(env, store, membership, config, clock_mark));
+        core.spawn(Class::Control, clock_mark::keep(Rc::clone(&core)));
+        core.spawn(Class::Repair, hint::replay(Rc::clone(&core)));
+        core.spawn(Class::Repair, anti_entropy::schedule(Rc::clone(&core)));
+        Ok(Self(core))
+    }
+
+    /// Answers a request of another shard or node.
+    pub fn serve(
+        &self,
+        origin: Origin,
+        request: Bytes,
+    ) -> impl Future<Output = Bytes> + use<E> + 'static {
+        let core = Rc::clone(&self.0);
+        async move {
+            match request.first() {
+                Some(&message::FAMILY) => serve::serve(core, request).await,
+                Some(&membership::message::FAMILY) => {
+                    let membership = core.membership.clone();
+                    membership.serve(origin, request).await
+                }
+                _ => {
+                    tracing::debug!(node = %origin.node, "a message of an unknown family");
+                    core.count(Counter::BadMessages);
+                    Bytes::new()
+                }
+            }
+        }
+    }
+
+    /// Reads a key.
+    ///
+    /// # Errors
+    /// Never in doubt; see [`FailureCode`].
+    pub async fn get(&self, request: GetRequest) -> Result<GetAnswer, Failure> {
+        let core = &self.0;
+        let result = self.admitted(self.try_get(&request)).await;
+        core.count(match result {
+            Ok(_) => Counter::Reads,
+            Err(_) => Counter::ReadFailures,
+        });
+        result
+    }
+
+    async fn try_get(&self, request: &GetRequest) -> Result<GetAnswer, Failure> {
+        let core = &self.0;
+        let target = Target::named(core.view()?, &request.keyspace, &request.key)?;
+        let plain = get::Read {
+            target: &target,
+            key: &request.key,
+            r: request.r,
+            id: core.next_request(),
+            deadline: request.deadline,
+        };
+        let state = if target.me().is_some() && !core.owns(&target) {
+            self.get_over_mesh(&plain, request.at_least.as_ref())
+                .await?
+        } else {
+            match &request.at_least {
+                None => get::read(core, &plain).await?,
+                Some(at_least) => get::read_at_least(core, &plain, at_least).await?,
+            }
+        };
+        get::answer(&state, core.now_ms())
+    }
+
+    /// The shard of this node that owns the key coordinates: it reads its own copy without a call.
+    async fn get_over_mesh(
+        &self,
+        read: &get::Read<'_>,
+        at_least: Option<&Context>,
+    ) -> Result<Bytes, Failure> {
+        let core = &self.0;
+        core.count(Counter::MeshHops);
+        let at_least = at_least.map(Context::to_bytes);
+        let message = core.encode(
+            read.target,
+            read.id,
+            read.deadline,
+            Body::Get {
+                tree: read.target.tree().0,
+                key: read.key,
+                r: level_to_wire(read.r),
+                at_least: at_least.as_deref(),
+            },
+        );
+        let address = core.own_shard(read.target.token.shard(core.env.shard_count()));
+        let call = core
+            .env
+            .call(address, Class::Foreground, message, read.deadline);
+        let bytes = call.await.map_err(|error| {
+            if core.env.now() >= read.deadline {
+                deadline_passed("the owning shard answered")
+            } else {
+                Failure::refused(FailureCode::Overloaded, error)
+            }
+        })?;
+        let response = Response::access(&bytes)
+            .map_err(|error| Failure::refused(FailureCode::Internal, error))?;
+        match &response.answer {
+            ArchivedAnswer::State { state } => Ok(slice_of(&bytes, state)),
+            other => Err(Failure {
+                in_doubt: false,
+                ..failure_of(other)
+            }),
+        }
+    }
+
+    /// Writes a key.
+    ///
+    /// # Errors
+    /// In doubt exactly when it may have been applied; see [`FailureCode`].
+    pub async fn put(&self, request: PutRequest) -> Result<Written, Failure> {
+        let core = &self.0;
+        let work = async {
+            let target = Target::named(core.view()?, &request.keyspace, &request.key)?;
+            let operation = WriteOperation {
+                key: request.key,
+                value: Some(request.value),
+                ttl_seconds: request.ttl_seconds.unwrap_or(0),
+                options: request.write,
+                is_forwarded: false,
+                id: core.next_request(),
+            };
+            write(core, &target, operation).await
+        };
+        self.count_write(self.admitted(work).await)
+    }
+
+    /// Deletes a key, whether or not it exists.
+    ///
+    /// # Errors
+    /// As for [`Node::put`].
+    pub async fn delete(&self, request: DeleteRequest) -> Result<Written, Failure> {
+        let work = delete::delete(&self.0, request);
+        self.count_write(self.admitted(work).await)
+    }
+
+    /// Lists one page of keys.
+    ///
+    /// # Errors
+    /// Never in doubt.
+    pub async fn scan(&self, request: ScanRequest) -> Result<ScanAnswer, Failure> {
+        self.admitted(scan::scan(&self.0, &request)).await
+    }
+
+    /// Runs many operations; each has its own outcome, in order.
+    ///
+    /// # Errors
+    /// When there are too many: then none was carried out.
+    pub async fn batch(&self, request: BatchRequest) -> Result<Vec<Outcome>, Failure> {
+        batch::batch(self, request).await
+    }
+
+    /// What this shard has counted since it started.
+    pub fn counts(&self) -> Vec<(&'static str, u64)> {
+        self.0.metrics.counts()
+    }
+
+    /// What is now on this shard.
+    pub fn gauges(&self) -> Gauges {
+        let core = &self.0;
+        let (hints, hint_bytes) = core.hints.waiting();
+        let (ranges, oldest_unrepaired_ms) = core.repairs.lag(core.now_ms());
+        let hint_age_ms = core
+            .hints
+            .oldest_ms()
+            .map_or(0, |oldest_ms| core.now_ms().saturating_sub(oldest_ms));
+        Gauges {
+            requests_in_flight: core.admission.in_flight(Class::Foreground),
+            replica_requests_in_flight: core.admission.in_flight(Class::Replication),
+            hints,
+            hint_bytes,
+            hint_age_ms,
+            ranges,
+            oldest_unrepaired_ms,
+            hedge_delay_us: micros(core.hedge.delay()),
+            clock_ahead_us: micros(core.clock.ahead(core.env.wall())),
+        }
+    }
+
+    async fn admitted<T>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        match self.0.admission.enter(Class::Foreground) {
+            Ok(_permit) => work.await,
+            Err(failure) => {
+                self.0.count(Counter::Overloads);
+                Err(failure)
+            }
+        }
+    }
+
+    fn count_write(&self, result: Result<Written, Failure>) -> Result<Written, Failure> {
+        self.0.count(match &result {
+            Ok(_) => Counter::Writes,
+            Err(failure) if failure.in_doubt => Counter::WriteDoubts,
+            Err(_) => Counter::WriteRefusals,
+        });
+        result
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,88 @@
+//! Runs of the ring: as far as one set of replicas, and on each of them one shard, reaches.
+//!
+//! On the path of scans and of repair, which go over tokens rather than keys. Neighbouring replica
+//! ranges often have the same replicas in another order; where order does not matter they are one
+//! run, so that a cluster of N nodes has a handful of runs and not hundreds of ranges.
+
+use std::rc::Rc;
+
+use torc_env::{Address, Token, TokenRange, TreeId};
+
+use crate::membership::View;
+use crate::ring::{MemberIndex, Ring};
+use crate::target::{Replicas, owners_of};
+use crate::topology::Topology;
+
+/// A run of the ring in one keyspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) tree: TreeId,
+    pub(crate) range: TokenRange,
+    /// Ascending.
+    pub(crate) replicas: Replicas,
+    /// The range epoch: a fingerprint of the replicas. Not that of a key in the run, whose replicas
+    /// have an order.
+    pub(crate) owners: u64,
+}
+
+impl Run {
+    /// The run at `token` and behind it, of a keyspace with `n` replicas.
+    pub(crate) fn at(view: &View, tree: TreeId, n: usize, token: Token) -> Self {
+        let (last, replicas) = reach(&view.topology, &view.ring, n, token);
+        Self {
+            tree,
+            range: TokenRange { first: token, last },
+            owners: owners_of(view, replicas.as_slice()),
+            replicas,
+        }
+    }
+
+    /// The shard of `member` that owns the run; `None` while nobody has claimed its slot.
+    pub(crate) fn address(&self, view: &View, member: MemberIndex) -> Option<Address> {
+        view.topology.member(member).address(self.range.first)
+    }
+}
+
+/// How far from `token` on the replicas and their shards stay the same.
+fn reach(topology: &Topology, ring: &Ring, n: usize, token: Token) -> (Token, Replicas) {
+    let sorted_at = |token| {
+        let mut sorted = Replicas::of(ring.replicas(token, n));
+        sorted.as_mut_slice().sort_unstable();
+        sorted
+    };
+    let replicas = sorted_at(token);
+    let mut limit = Token::MAX;
+    for member in replicas.as_slice() {
+        let shards = topology.member(*member).description.shards.max(1);
+        limit = limit.min(TokenRange::of_shard(token.shard(shards), shards).last);
+    }
+    let mut last = ring.range_at(token, 1).last.min(limit);
+    while last < limit && sorted_at(Token(last.0 + 1)) == replicas {
+        last = ring.range_at(Token(last.0 + 1), 1).last.min(limit);
+    }
+    (last, replicas)
+}
+
+/// The runs of all keyspaces within `slice` of which this node is a replica.
+pub(crate) fn own_runs(view: &Rc<View>, slice: TokenRange) -> Vec<Run> {
+    let Some(me) = view.me else {
+        return Vec::new();
+    };
+    let mut runs = Vec::new();
+    for keyspace in &view.topology.keyspaces {
+        let n = usize::from(view.topology.effective_n(keyspace));
+        let mut token = slice.first;
+        loop {
+            let mut run = Run::at(view, keyspace.id, n, token);
+            run.range.last = run.range.last.min(slice.last);
+            if run.replicas.contains(me) {
+                runs.push(run);
+            }
+            if run.range.last >= slice.last {
+                break;
+            }
+            token = Token(run.range.last.0 + 1);
+        }
+    }
+    runs
+}

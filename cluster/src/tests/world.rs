@@ -1,0 +1,296 @@
+//! Nodes of the simulated world that run stores and the whole cluster half.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use torc_engine::Store;
+use torc_env::{Class, Env, Instant, ShardId, Token, TreeId};
+use torc_sim::{HostId, Options, SimEnv, Simulation};
+
+use crate::api::{
+    DeleteRequest, Failure, GetAnswer, GetRequest, KEYSPACE_DEFAULT, Level, PutRequest,
+    WriteOptions, Written,
+};
+use crate::detector::DetectorOptions;
+use crate::gossip::GossipOptions;
+use crate::membership::{MembershipConfig, Standing};
+use crate::metrics::Gauges;
+use crate::node::{Node, NodeConfig};
+use crate::topology::Description;
+use crate::version::BootIdentity;
+
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+pub(super) struct World {
+    pub(super) sim: Simulation,
+    hosts: Vec<HostId>,
+    shards: u16,
+    boots: RefCell<Vec<u64>>,
+    nodes: Rc<RefCell<BTreeMap<(usize, u16), Node<SimEnv>>>>,
+    edit: fn(&mut NodeConfig),
+}
+
+impl World {
+    /// Three nodes of one shard, ready.
+    pub(super) fn three(seed: u64) -> Self {
+        Self::new(seed, 3, 1)
+    }
+
+    pub(super) fn new(seed: u64, count: usize, shards: u16) -> Self {
+        Self::with(seed, count, shards, |_| {})
+    }
+
+    pub(super) fn with(seed: u64, count: usize, shards: u16, edit: fn(&mut NodeConfig)) -> Self {
+        let sim = Simulation::new(seed, Options::default());
+        let hosts = (0..count).map(|_| sim.add_host(shards)).collect();
+        let world = Self {
+            sim,
+            hosts,
+            shards,
+            boots: RefCell::new(vec![0; count]),
+            nodes: Rc::default(),
+            edit,
+        };
+        for host in 0..count {
+            world.boot(host);
+        }
+        world.wait("all nodes are ready", || {
+            (0..count).all(|host| world.is_ready(host))
+        });
+        // Until every one has heard every other.
+        world.sleep(Duration::from_secs(2));
+        world
+    }
+
+    pub(super) fn boot(&self, host: usize) {
+        let id = self.hosts[host];
+        if !self.sim.is_up(id) {
+            self.sim.restart(id, self.shards);
+        }
+        self.boots.borrow_mut()[host] += 1;
+        for shard in (0..self.shards).map(ShardId) {
+            let env = self.sim.env(id, shard);
+            let config = self.config(host, &env);
+            let (sim, nodes) = (self.sim.clone(), Rc::clone(&self.nodes));
+            env.clone().spawn(Class::Control, async move {
+                let options = torc_engine::Options::new(format!("shard-{:02}", shard.0));
+                let (store, _) = Store::open(env.clone(), options).await.unwrap();
+                let node = Node::start(env, config, store).await.unwrap();
+                let serving = node.clone();
+                sim.serve(
+                    id,
+                    shard,
+                    Rc::new(move |origin, request| serving.serve(origin, request).boxed_local()),
+                );
+                nodes.borrow_mut().insert((host, shard.0), node);
+            });
+        }
+    }
+
+    fn config(&self, host: usize, env: &SimEnv) -> NodeConfig {
+        let address = self.hosts[host].address();
+        let boot = self.boots.borrow()[host];
+        let membership = MembershipConfig {
+            cluster_name: "test".to_owned(),
+            seeds: self.hosts.iter().map(|host| host.address()).collect(),
+            own: Description {
+                name: format!("n{host}"),
+                internode: address,
+                http: address,
+                client: address,
+                datacenter: String::new(),
+                zone: String::new(),
+                rack: String::new(),
+                shards: self.shards,
+                vnodes: 8,
+            },
+            generation: boot,
+            gossip: GossipOptions::default(),
+            detector: DetectorOptions::default(),
+        };
+        let identity = BootIdentity {
+            node: env.node(),
+            boot,
+            random: env.random(),
+        };
+        let mut config = NodeConfig::new(identity, membership);
+        (self.edit)(&mut config);
+        config
+    }
+
+    pub(super) fn crash(&self, host: usize) {
+        self.sim.crash(self.hosts[host], 0);
+        self.nodes
+            .borrow_mut()
+            .retain(|(other, _), _| *other != host);
+    }
+
+    /// Cuts a node off from all others, or ends that.
+    pub(super) fn isolate(&self, host: usize, is_cut: bool) {
+        for other in (0..self.hosts.len()).filter(|other| *other != host) {
+            self.sim
+                .set_blocked(self.hosts[host], self.hosts[other], is_cut);
+            self.sim
+                .set_blocked(self.hosts[other], self.hosts[host], is_cut);
+        }
+    }
+
+    /// The node's shard that a client happened to connect to.
+    pub(super) fn node(&self, host: usize) -> Node<SimEnv> {
+        self.shard(host, 0)
+    }
+
+    pub(super) fn shard(&self, host: usize, shard: u16) -> Node<SimEnv> {
+        self.nodes.borrow()[&(host, shard)].clone()
+    }
+
+    pub(super) fn is_ready(&self, host: usize) -> bool {
+        (0..self.shards).all(|shard| {
+            self.nodes
+                .borrow()
+                .get(&(host, shard))
+                .is_some_and(|node| node.0.membership.standing() == Standing::Up)
+        })
+    }
+
+    pub(super) fn sleep(&self, delay: Duration) {
+        self.sim.run(self.sim.sleep(delay)).unwrap();
+    }
+
+    pub(super) fn wait(&self, what: &str, done: impl Fn() -> bool) {
+        let end = self.sim.now() + Duration::from_secs(120);
+        while !done() {
+            assert!(self.sim.now() < end, "not within two minutes: {what}");
+            self.sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub(super) fn wait_until_down(&self, observer: usize, host: usize) {
+        let dead = self.sim.node(self.hosts[host]);
+        self.wait("the detector notices", || {
+            let view = self.node(observer).0.view().unwrap();
+            let member = view.find(dead).unwrap();
+            !view.is_up(member)
+        });
+    }
+
+    /// A key whose replicas are exactly these nodes.
+    pub(super) fn key_with_replicas(&self, hosts: &[usize]) -> String {
+        let view = self.node(hosts[0]).0.view().unwrap();
+        let mut wanted: Vec<_> = hosts
+            .iter()
+            .map(|host| view.find(self.sim.node(self.hosts[*host])).unwrap())
+            .collect();
+        wanted.sort_unstable();
+        (0..10_000)
+            .map(|index| format!("key {index}"))
+            .find(|key| {
+                let token = Token::of(TreeId(1), key.as_bytes());
+                let mut replicas = view.ring.replicas(token, 3).to_vec();
+                replicas.sort_unstable();
+                replicas == wanted
+            })
+            .expect("some key of ten thousand")
+    }
+
+    /// Runs work as a client of the node would: it ends with its deadline at the latest.
+    pub(super) fn on<T: 'static, F: Future<Output = T> + 'static>(
+        &self,
+        host: usize,
+        work: impl FnOnce(Node<SimEnv>, Instant) -> F,
+    ) -> T {
+        let node = self.node(host);
+        self.sim
+            .run_on(self.hosts[host], ShardId(0), |env| {
+                work(node, env.now() + TIMEOUT)
+            })
+            .expect("the node lives")
+    }
+
+    pub(super) fn put(&self, host: usize, key: &str, value: &str) -> Result<Written, Failure> {
+        self.put_with(host, key, value, |_| {})
+    }
+
+    pub(super) fn put_with(
+        &self,
+        host: usize,
+        key: &str,
+        value: &str,
+        edit: impl FnOnce(&mut WriteOptions),
+    ) -> Result<Written, Failure> {
+        let (key, value) = (Bytes::from(key.to_owned()), Bytes::from(value.to_owned()));
+        self.on(host, |node, deadline| {
+            let mut write = WriteOptions::until(deadline);
+            edit(&mut write);
+            let request = PutRequest {
+                keyspace: KEYSPACE_DEFAULT.clone(),
+                key,
+                value,
+                ttl_seconds: None,
+                write,
+            };
+            async move { node.put(request).await }
+        })
+    }
+
+    pub(super) fn delete_with(
+        &self,
+        host: usize,
+        key: &str,
+        edit: impl FnOnce(&mut WriteOptions),
+    ) -> Result<Written, Failure> {
+        let key = Bytes::from(key.to_owned());
+        self.on(host, |node, deadline| {
+            let mut write = WriteOptions::until(deadline);
+            edit(&mut write);
+            let request = DeleteRequest {
+                keyspace: KEYSPACE_DEFAULT.clone(),
+                key,
+                write,
+            };
+            async move { node.delete(request).await }
+        })
+    }
+
+    pub(super) fn get(&self, host: usize, key: &str, r: Level) -> Result<GetAnswer, Failure> {
+        let key = Bytes::from(key.to_owned());
+        self.on(host, |node, deadline| async move {
+            node.get(GetRequest {
+                keyspace: KEYSPACE_DEFAULT.clone(),
+                key,
+                r,
+                at_least: None,
+                deadline,
+            })
+            .await
+        })
+    }
+
+    /// The values that a quorum read sees.
+    pub(super) fn values(&self, host: usize, key: &str) -> Vec<Bytes> {
+        let answer = self.get(host, key, Level::Quorum).unwrap();
+        answer
+            .siblings
+            .into_iter()
+            .map(|sibling| sibling.value)
+            .collect()
+    }
+
+    pub(super) fn counts(&self, host: usize) -> BTreeMap<&'static str, u64> {
+        let mut sums = BTreeMap::new();
+        for shard in 0..self.shards {
+            for (name, count) in self.shard(host, shard).counts() {
+                *sums.entry(name).or_default() += count;
+            }
+        }
+        sums
+    }
+
+    pub(super) fn gauges(&self, host: usize) -> Gauges {
+        self.node(host).gauges()
+    }
+}
