@@ -9,12 +9,13 @@
 //!
 //! It moves no ranges and judges no liveness.
 
+pub(crate) mod catch_up;
 pub(crate) mod compare;
 pub(crate) mod floors;
 pub(crate) mod local;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ use crate::message::{ArchivedAnswer, Body, Request, Response, failure_of};
 use crate::metrics::Counter;
 use crate::replica::read_failure;
 use crate::run::{Run, own_runs};
+use crate::target::keyspace_index;
 use compare::{Comparison, Direction};
 use floors::{Confirmed, MARGIN, Report};
 
@@ -85,6 +87,8 @@ pub(crate) struct Repairs {
     progress: RefCell<BTreeMap<(TreeId, Token), Progress>>,
     /// Held while a run is repaired: one at a time on a shard.
     turn: Mutex<()>,
+    /// Trees whose data has been deleted in this life.
+    dropped: RefCell<BTreeSet<TreeId>>,
     since_ms: u64,
     floors_due_ms: std::cell::Cell<u64>,
     epoch: std::cell::Cell<Option<u64>>,
@@ -95,6 +99,7 @@ impl Repairs {
         Self {
             progress: RefCell::default(),
             turn: Mutex::new(()),
+            dropped: RefCell::default(),
             since_ms: now_ms,
             floors_due_ms: std::cell::Cell::new(now_ms),
             epoch: std::cell::Cell::new(None),
@@ -188,7 +193,7 @@ pub(crate) async fn schedule<E: Env>(core: Rc<Core<E>>) {
             continue;
         }
         refresh(&core, &view).await;
-        if !options.automatic {
+        if !options.automatic || !core.is_whole.get() {
             continue;
         }
         if let Some(run) = core.repairs.due(core.now_ms(), &options) {
@@ -206,8 +211,30 @@ async fn refresh<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>) {
     let slice = TokenRange::of_shard(core.env.shard(), core.env.shard_count());
     if core.repairs.epoch.get() != Some(view.topology.epoch.0) {
         core.repairs.take_up(own_runs(view, slice));
+        drop_trees(core, view).await;
         core.repairs.epoch.set(Some(view.topology.epoch.0));
     }
+    build_missing_sums(core, view).await;
+}
+
+/// Deletes the data of keyspaces that the topology has dropped. Their ids are never used again, and
+/// a node uses no topology before it is stored, so what is missing in it is gone for good.
+async fn drop_trees<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>) {
+    for id in (1..view.topology.next_keyspace).map(TreeId) {
+        let is_kept = keyspace_index(view, id).is_some();
+        if is_kept || !core.repairs.dropped.borrow_mut().insert(id) {
+            continue;
+        }
+        core.sums.borrow_mut().forget(id);
+        if let Err(error) = core.store.drop_tree(id).await {
+            core.repairs.dropped.borrow_mut().remove(&id);
+            tracing::warn!(%error, tree = id.0, "a dropped keyspace's data is not deleted yet");
+        }
+    }
+}
+
+/// Sums up the trees that are not yet.
+async fn build_missing_sums<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>) {
     for keyspace in &view.topology.keyspaces {
         let is_built = core.sums.borrow().is_built(keyspace.id);
         if !is_built && let Err(error) = build_sums(core, keyspace.id).await {
@@ -360,7 +387,7 @@ async fn raise_floors<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>) {
     let reports = hint_reports(core, view).await;
     let mut pieces: BTreeMap<TreeId, Vec<(TokenRange, u64)>> = BTreeMap::new();
     for (run, confirmed) in settled {
-        let Some(floor) = floors::floor(&confirmed, &reports, !view.in_ring()) else {
+        let Some(floor) = floors::floor(&confirmed, &reports, !core.is_whole.get()) else {
             continue;
         };
         core.repairs

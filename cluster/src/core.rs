@@ -56,6 +56,9 @@ pub(crate) struct Core<E: Env> {
     pub(crate) sums: RefCell<Sums>,
     pub(crate) repairs: Repairs,
     pub(crate) membership: Membership<E>,
+    /// Whether this shard has all that it has acknowledged and all that it should have; see
+    /// [`catch_up`](crate::anti_entropy::catch_up).
+    pub(crate) is_whole: Cell<bool>,
     next_request: Cell<u64>,
 }
 
@@ -67,6 +70,7 @@ impl<E: Env> Core<E> {
         membership: Membership<E>,
         options: NodeConfig,
         clock_mark: u64,
+        is_whole: bool,
     ) -> Self {
         Self {
             actor: Cell::new(options.identity.actor()),
@@ -83,6 +87,7 @@ impl<E: Env> Core<E> {
             env,
             store,
             membership,
+            is_whole: Cell::new(is_whole),
             options,
         }
     }
@@ -95,6 +100,18 @@ impl<E: Env> Core<E> {
         self.membership.view().ok_or_else(|| {
             Failure::refused(FailureCode::NotReady, "this node knows no cluster yet")
         })
+    }
+
+    /// # Errors
+    /// [`FailureCode::NotReady`] while this shard lacks data that it should have.
+    pub(crate) fn check_whole(&self) -> Result<(), Failure> {
+        if self.is_whole.get() {
+            return Ok(());
+        }
+        Err(Failure::refused(
+            FailureCode::NotReady,
+            "this replica is still fetching its data",
+        ))
     }
 
     pub(crate) fn next_request(&self) -> u64 {

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(missing_docs))]
 
-pub mod admission;
+mod admission;
 mod anti_entropy;
 pub mod api;
 mod clock_mark;
@@ -12,10 +12,10 @@ mod coordinator;
 mod core;
 pub mod detector;
 pub mod gossip;
-pub mod hint;
+mod hint;
 pub mod hlc;
 pub mod keyspace;
-pub mod latency;
+mod latency;
 pub mod membership;
 mod merkle;
 mod message;

@@ -57,6 +57,8 @@ pub enum Body<'a> {
         /// Digest of the state that the sender has: the answer is then just [`Answer::Same`] if
         /// it is equal.
         known: Option<u128>,
+        /// Asked by repair: a replica that has not caught up yet gives what it has.
+        is_repair: bool,
     },
     /// Merge a whole state into a replica's.
     Merge {

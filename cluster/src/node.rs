@@ -19,8 +19,9 @@ use bytes::Bytes;
 use torc_engine::Store;
 use torc_env::{Class, Env, Origin};
 
-use crate::admission::AdmissionLimits;
-use crate::anti_entropy::{self, RepairOptions};
+pub use crate::admission::AdmissionLimits;
+pub use crate::anti_entropy::RepairOptions;
+use crate::anti_entropy::{self, catch_up};
 use crate::api::{
     BatchRequest, DeleteRequest, Failure, FailureCode, GetAnswer, GetRequest, Outcome, PutRequest,
     ScanAnswer, ScanRequest, Written,
@@ -29,7 +30,8 @@ use crate::clock_mark;
 use crate::coordinator::put::{WriteOperation, write};
 use crate::coordinator::{batch, delete, get, scan};
 use crate::core::{Core, deadline_passed};
-use crate::hint::{self, HintOptions};
+use crate::hint;
+pub use crate::hint::HintOptions;
 use crate::hlc::SKEW_MAX_DEFAULT;
 use crate::membership::{self, Membership, MembershipConfig};
 use crate::message::{self, ArchivedAnswer, Body, Response, failure_of, level_to_wire, slice_of};
@@ -60,6 +62,9 @@ pub struct NodeConfig {
     pub hints: HintOptions,
     /// How ranges are repaired.
     pub repair: RepairOptions,
+    /// Whether the store may have lost what it had acknowledged: `amnesia` of its recovery. The shard
+    /// then fetches what its ranges should hold before it answers reads.
+    pub amnesia: bool,
     /// How the node finds its cluster.
     pub membership: MembershipConfig,
 }
@@ -74,6 +79,7 @@ impl NodeConfig {
             siblings_max: SIBLINGS_MAX_DEFAULT,
             idempotency_window_ms: RETENTION_DEFAULT_MS,
             admission: AdmissionLimits::default(),
+            amnesia: false,
             hints: HintOptions::default(),
             repair: RepairOptions::default(),
         }
@@ -108,10 +114,13 @@ impl<E: Env> Node<E> {
     pub async fn start(env: E, config: NodeConfig, store: Store<E>) -> Result<Self, StartError> {
         let clock_mark = clock_mark::read(&env, &store).await?;
         let membership = Membership::start(env.clone(), config.membership.clone()).await?;
-        let core = Rc::new(Core::new(env, store, membership, config, clock_mark));
+        let is_whole = !config.amnesia && !catch_up::is_marked(&env, &store).await?;
+        let core = Core::new(env, store, membership, config, clock_mark, is_whole);
+        let core = Rc::new(core);
         core.spawn(Class::Control, clock_mark::keep(Rc::clone(&core)));
         core.spawn(Class::Repair, hint::replay(Rc::clone(&core)));
         core.spawn(Class::Repair, anti_entropy::schedule(Rc::clone(&core)));
+        core.spawn(Class::Repair, catch_up::run(Rc::clone(&core)));
         Ok(Self(core))
     }
 

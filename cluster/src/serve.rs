@@ -80,10 +80,18 @@ async fn dispatch<E: Env>(
     }
     let deadline = core.deadline(remaining_ms);
     match &request.body {
-        ArchivedBody::Read { tree, key, known } => {
+        ArchivedBody::Read {
+            tree,
+            key,
+            known,
+            is_repair,
+        } => {
             let Some(target) = own_target(core, request, tree.to_native(), key)? else {
                 return Ok(other_owners(core));
             };
+            if !is_repair {
+                core.check_whole()?;
+            }
             core.count(Counter::ReplicaReads);
             let known = known.as_ref().map(|digest| digest.to_native());
             read_here(core, &target, key, known, deadline).await
@@ -155,6 +163,7 @@ async fn dispatch<E: Env>(
         }
         ArchivedBody::Write { .. } => serve_write(core, bytes, request, deadline).await,
         ArchivedBody::Scan { .. } => {
+            core.check_whole()?;
             let Some(page) = scan::serve(core, request).await? else {
                 return Ok(other_owners(core));
             };

@@ -6,7 +6,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::api::{FailureCode, Level};
+use crate::api::{
+    BatchRequest, Condition, Context, FailureCode, GetRequest, Idempotency, KEYSPACE_DEFAULT,
+    Level, Operation, Outcome, PutRequest, WriteOptions,
+};
+use crate::conflict::Conflict;
+use crate::version::{Actor, Dot};
 use world::World;
 
 #[test]
@@ -214,4 +219,430 @@ fn ranges_are_repaired_without_being_asked_to() {
     world.wait("the record has come", || {
         world.is_ready(2) && !world.get(2, "k", Level::One).unwrap().siblings.is_empty()
     });
+}
+
+#[test]
+fn a_conditional_write_holds_on_the_version_that_was_read_and_on_no_other() {
+    let world = World::three(12);
+    let first = world.put(0, "k", "a").unwrap();
+    let with = |context: &Context| Condition::Match(context.clone());
+    let second = world
+        .put_with(1, "k", "b", |write| write.condition = with(&first.context))
+        .unwrap();
+    let failure = world
+        .put_with(2, "k", "c", |write| write.condition = with(&first.context))
+        .unwrap_err();
+    assert_eq!(failure.code, FailureCode::ConditionFailed);
+    assert!(!failure.retryable && !failure.in_doubt);
+    let failure = world
+        .put_with(2, "k", "c", |write| write.condition = Condition::Absent)
+        .unwrap_err();
+    assert_eq!(failure.code, FailureCode::ConditionFailed);
+    world
+        .delete_with(0, "k", |write| write.condition = with(&second.context))
+        .unwrap();
+    world
+        .put_with(2, "k", "d", |write| write.condition = Condition::Absent)
+        .unwrap();
+    assert_eq!(world.values(1, "k"), ["d"]);
+    let failure = world
+        .put_with(2, "other", "c", |write| {
+            write.condition = with(&first.context)
+        })
+        .unwrap_err();
+    assert_eq!(failure.code, FailureCode::ConditionFailed, "an absent key");
+}
+
+#[test]
+fn conditions_need_a_strict_quorum() {
+    let world = World::three(13);
+    for edit in [
+        |write: &mut WriteOptions| write.w = Level::One,
+        |write: &mut WriteOptions| write.sloppy = true,
+        |write: &mut WriteOptions| write.w = Level::Count(4),
+    ] {
+        let failure = world
+            .put_with(0, "k", "v", |write| {
+                write.condition = Condition::Absent;
+                edit(write);
+            })
+            .unwrap_err();
+        assert_eq!(failure.code, FailureCode::InvalidRequest);
+    }
+    assert!(world.values(0, "k").is_empty());
+}
+
+#[test]
+fn of_two_conditional_writes_through_one_node_one_succeeds() {
+    let world = World::three(14);
+    let first = world.put(0, "k", "a").unwrap();
+    let results = world.on(0, |node, deadline| async move {
+        let put = |value: &'static str| {
+            let mut write = WriteOptions::until(deadline);
+            write.condition = Condition::Match(first.context.clone());
+            node.put(PutRequest {
+                keyspace: KEYSPACE_DEFAULT.clone(),
+                key: Bytes::from_static(b"k"),
+                value: Bytes::from_static(value.as_bytes()),
+                ttl_seconds: None,
+                write,
+            })
+        };
+        futures_util::future::join_all([put("b"), put("c")]).await
+    });
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
+    assert_eq!(world.values(1, "k").len(), 1);
+}
+
+#[test]
+fn a_retry_gets_the_first_answer_through_any_node_and_after_restarts() {
+    let world = World::three(15);
+    let keyed = |write: &mut WriteOptions| {
+        write.idempotency = Some(Idempotency {
+            id: 7,
+            body_hash: 1,
+        });
+    };
+    let first = world.put_with(0, "k", "v", keyed).unwrap();
+    let second = world.put_with(1, "k", "v", keyed).unwrap();
+    assert_eq!(first.context, second.context);
+    world
+        .put_with(2, "k", "w", |write| write.read_context_first = true)
+        .unwrap();
+    for host in 0..3 {
+        world.crash(host);
+    }
+    for host in 0..3 {
+        world.boot(host);
+    }
+    world.wait("all are back", || (0..3).all(|host| world.is_ready(host)));
+    world.sleep(Duration::from_secs(3));
+    let third = world.put_with(2, "k", "v", keyed).unwrap();
+    assert_eq!(first.context, third.context);
+    assert_eq!(
+        world.values(0, "k"),
+        ["w"],
+        "applied once, and overwritten since"
+    );
+    let failure = world
+        .put_with(2, "k", "x", |write| {
+            write.idempotency = Some(Idempotency {
+                id: 7,
+                body_hash: 2,
+            });
+        })
+        .unwrap_err();
+    assert_eq!(failure.code, FailureCode::IdempotencyMismatch);
+}
+
+#[test]
+fn a_quorum_read_that_has_shown_a_value_is_never_followed_by_an_older_one() {
+    let world = World::with(16, 3, 1, |config| {
+        config.hints.bytes_max = 0;
+        config.repair.automatic = false;
+    });
+    world.put(0, "k", "old").unwrap();
+    world.sleep(Duration::from_secs(1));
+    // Only node 0 gets the new value: its answers to the others are cut off.
+    world.isolate(0, true);
+    let seen = world.get(0, "k", Level::One).unwrap();
+    let failure = world
+        .put_with(0, "k", "new", |write| {
+            write.context = Some(seen.context.clone())
+        })
+        .unwrap_err();
+    assert!(failure.in_doubt);
+    world.isolate(0, false);
+    world.wait("the cluster is whole again", || {
+        world.sees_all_up(0) && world.sees_all_up(1)
+    });
+    assert_eq!(
+        world.get(1, "k", Level::One).unwrap().siblings[0].value,
+        "old"
+    );
+    // A read through node 0 sees the new value, and leaves it on a second replica before it
+    // answers: one of them answers every later quorum.
+    assert_eq!(world.values(0, "k"), ["new"]);
+    assert!(world.counts(0)["read_repairs"] > 0);
+    world.crash(0);
+    assert_eq!(world.values(1, "k"), ["new"]);
+    assert_eq!(world.values(2, "k"), ["new"]);
+}
+
+#[test]
+fn a_read_covers_what_the_session_has_seen_or_fails() {
+    let world = World::with(17, 3, 1, |config| {
+        config.hints.bytes_max = 0;
+        config.repair.automatic = false;
+    });
+    world.crash(2);
+    world.wait_until_down(0, 2);
+    let written = world.put(0, "k", "v").unwrap();
+    world.boot(2);
+    world.wait("all are back", || world.is_ready(2) && world.sees_all_up(2));
+    let read = |host, at_least: &Context| {
+        let at_least = Some(at_least.clone());
+        world.on(host, |node, deadline| async move {
+            node.get(GetRequest {
+                keyspace: KEYSPACE_DEFAULT.clone(),
+                key: Bytes::from_static(b"k"),
+                r: Level::One,
+                at_least,
+                deadline,
+            })
+            .await
+        })
+    };
+    assert!(world.get(2, "k", Level::One).unwrap().siblings.is_empty());
+    let answer = read(2, &written.context).unwrap();
+    assert_eq!(answer.siblings.len(), 1, "escalated to a quorum");
+    let mut unseen = written.context.clone();
+    unseen.add(Dot {
+        actor: Actor(1),
+        counter: 1,
+    });
+    assert!(read(2, &unseen).is_err());
+}
+
+#[test]
+fn last_write_wins_keeps_one_value_however_it_was_written() {
+    let world = World::three(18);
+    world.keyspace("last", |keyspace| keyspace.conflict = Conflict::Lww);
+    for (host, value) in ["a", "b", "c"].into_iter().enumerate() {
+        world.put_in(host, "last", "k", value).unwrap();
+        world.sleep(Duration::from_millis(100));
+    }
+    for host in 0..3 {
+        assert_eq!(world.values_in(host, "last", "k"), ["c"]);
+    }
+    let failure = world.put_in(0, "none", "k", "v").unwrap_err();
+    assert_eq!(failure.code, FailureCode::UnknownKeyspace);
+}
+
+#[test]
+fn values_end_with_their_time_to_live() {
+    let world = World::three(19);
+    world.keyspace("short", |keyspace| keyspace.ttl_default_seconds = 2);
+    world.put_in(0, "short", "k", "v").unwrap();
+    assert_eq!(world.values_in(1, "short", "k"), ["v"]);
+    world.sleep(Duration::from_secs(3));
+    assert!(world.values_in(2, "short", "k").is_empty());
+}
+
+#[test]
+fn a_scan_lists_every_live_key_once_whatever_node_goes_on() {
+    let world = World::new(20, 4, 2);
+    let mut expected = Vec::new();
+    for index in 0..60 {
+        let key = format!("{} {index}", if index % 3 == 0 { "a" } else { "b" });
+        world.put(index % 4, &key, "v").unwrap();
+        expected.push(key);
+    }
+    let seen = world.get(0, "b 1", Level::Quorum).unwrap();
+    world
+        .delete_with(0, "b 1", |write| write.context = Some(seen.context.clone()))
+        .unwrap();
+    expected.retain(|key| key != "b 1");
+    expected.sort_unstable();
+    for limit in [1, 7, 100] {
+        let entries = world.scan(limit, "", false);
+        let mut found: Vec<String> = entries
+            .iter()
+            .map(|entry| String::from_utf8(entry.key.to_vec()).unwrap())
+            .collect();
+        found.sort_unstable();
+        assert_eq!(found, expected, "pages of {limit}");
+        assert!(entries.iter().all(|entry| entry.siblings.is_empty()));
+    }
+    let entries = world.scan(10, "a", true);
+    assert_eq!(entries.len(), 20);
+    assert!(entries.iter().all(|entry| entry.siblings[0].value == "v"));
+}
+
+#[test]
+fn a_batch_answers_each_operation_on_its_own() {
+    let world = World::three(21);
+    world.put(0, "there", "v").unwrap();
+    let outcomes = world
+        .on(1, |node, deadline| async move {
+            let get = |key: &'static str, keyspace: &Bytes| {
+                Operation::Get(GetRequest {
+                    keyspace: keyspace.clone(),
+                    key: Bytes::from_static(key.as_bytes()),
+                    r: Level::Quorum,
+                    at_least: None,
+                    deadline,
+                })
+            };
+            let put = Operation::Put(PutRequest {
+                keyspace: KEYSPACE_DEFAULT.clone(),
+                key: Bytes::from_static(b"new"),
+                value: Bytes::from_static(b"w"),
+                ttl_seconds: None,
+                write: WriteOptions::until(deadline),
+            });
+            let operations = vec![
+                get("there", &KEYSPACE_DEFAULT),
+                put,
+                get("there", &Bytes::from_static(b"none")),
+            ];
+            node.batch(BatchRequest { operations }).await
+        })
+        .unwrap();
+    assert!(matches!(&outcomes[0], Outcome::Got(Ok(answer)) if answer.siblings.len() == 1));
+    assert!(matches!(&outcomes[1], Outcome::Written(Ok(_))));
+    assert!(matches!(&outcomes[2], Outcome::Got(Err(failure))
+        if failure.code == FailureCode::UnknownKeyspace));
+}
+
+#[test]
+fn beyond_its_bound_a_shard_refuses_and_says_when_to_come_back() {
+    let world = World::with(22, 3, 1, |config| config.admission.foreground = 4);
+    let results = world.on(0, |node, deadline| async move {
+        let puts = (0..16).map(|index| {
+            node.put(PutRequest {
+                keyspace: KEYSPACE_DEFAULT.clone(),
+                key: Bytes::from(format!("key {index}")),
+                value: Bytes::from_static(b"v"),
+                ttl_seconds: None,
+                write: WriteOptions::until(deadline),
+            })
+        });
+        futures_util::future::join_all(puts).await
+    });
+    let refused: Vec<_> = results
+        .iter()
+        .filter_map(|result| result.as_ref().err())
+        .collect();
+    assert_eq!(refused.len(), 12);
+    for failure in refused {
+        assert_eq!(failure.code, FailureCode::Overloaded);
+        assert!(failure.retryable && !failure.in_doubt && failure.retry_after_ms > 0);
+    }
+    assert!(world.put(0, "later", "v").is_ok());
+}
+
+#[test]
+fn too_many_siblings_are_refused_and_a_delete_is_not() {
+    let world = World::with(23, 3, 1, |config| config.siblings_max = 3);
+    for value in ["a", "b", "c"] {
+        world.put(0, "k", value).unwrap();
+    }
+    let failure = world.put(0, "k", "d").unwrap_err();
+    assert_eq!(failure.code, FailureCode::TooManySiblings);
+    assert!(!failure.in_doubt);
+    assert!(world.delete_with(0, "k", |_| {}).is_ok());
+    assert_eq!(world.values(0, "k").len(), 3, "it has seen nothing");
+}
+
+#[test]
+fn a_node_that_joins_has_every_key_of_its_ranges_before_it_answers() {
+    let world = World::growing(24, 3, 4, 2, |config| {
+        config.hints.bytes_max = 0;
+        config.repair.automatic = false;
+    });
+    for index in 0..100 {
+        world.put(index % 3, &format!("key {index}"), "v").unwrap();
+    }
+    world.boot(3);
+    world.wait("the newcomer is in the ring", || world.is_ready(3));
+    world.wait("the newcomer has its data", || world.is_whole(3));
+    world.wait("all know it", || (0..4).all(|host| world.sees_all_up(host)));
+    let mut own = 0;
+    for index in 0..100 {
+        let key = format!("key {index}");
+        own += usize::from(world.is_replica(3, &key));
+        assert_eq!(
+            world.get(3, &key, Level::One).unwrap().siblings.len(),
+            1,
+            "{key}"
+        );
+        assert_eq!(world.values(index % 4, &key), ["v"]);
+    }
+    assert!(own > 30, "{own} keys are its own");
+}
+
+#[test]
+fn writes_go_on_while_a_node_joins_and_none_is_lost() {
+    let world = World::growing(25, 3, 4, 1, |config| {
+        config.hints.bytes_max = 0;
+        config.repair.automatic = false;
+    });
+    world.boot(3);
+    let mut written = Vec::new();
+    let mut index = 0;
+    while !(world.is_ready(3) && world.is_whole(3)) {
+        let key = format!("key {index}");
+        if world.put(index % 3, &key, "v").is_ok() {
+            written.push(key);
+        }
+        index += 1;
+    }
+    assert!(written.len() > 50, "{} writes", written.len());
+    for (index, key) in written.iter().enumerate() {
+        assert_eq!(world.values(index % 4, key), ["v"], "{key}");
+    }
+}
+
+#[test]
+fn a_dropped_keyspace_is_gone_with_its_data() {
+    let world = World::three(26);
+    world.keyspace("temporary", |_| {});
+    world.put_in(0, "temporary", "k", "v").unwrap();
+    world
+        .on(
+            0,
+            |node, _| async move { node.keyspace_drop("temporary").await },
+        )
+        .unwrap();
+    world.sleep(Duration::from_secs(5));
+    let failure = world.put_in(1, "temporary", "k", "v").unwrap_err();
+    assert_eq!(failure.code, FailureCode::UnknownKeyspace);
+    world.keyspace("temporary", |_| {});
+    assert!(world.values_in(2, "temporary", "k").is_empty());
+}
+
+#[test]
+fn a_counted_hint_outlives_a_crash_of_its_holder() {
+    let world = World::new(27, 4, 1);
+    let key = world.key_with_replicas(&[0, 1, 2]);
+    for node in [1, 2] {
+        world.crash(node);
+        world.wait_until_down(0, node);
+    }
+    let written = world
+        .put_with(0, &key, "v", |write| write.sloppy = true)
+        .unwrap();
+    assert_eq!(written.hints, 1);
+    world.crash(3);
+    world.crash(0);
+    for node in [1, 2, 3] {
+        world.boot(node);
+    }
+    world.wait("the hint is delivered", || {
+        [1, 2, 3].iter().all(|node| world.is_ready(*node)) && world.gauges(3).hints == 0
+    });
+    assert!([1, 2].iter().any(|node| {
+        !world
+            .get(*node, &key, Level::One)
+            .unwrap()
+            .siblings
+            .is_empty()
+    }));
+}
+
+#[test]
+fn two_runs_of_one_seed_are_the_same() {
+    let run = || {
+        let world = World::three(28);
+        for index in 0..20 {
+            world.put(index % 3, &format!("key {index}"), "v").unwrap();
+        }
+        world.crash(1);
+        world.sleep(Duration::from_secs(10));
+        world.boot(1);
+        world.sleep(Duration::from_secs(10));
+        world.sim.hash()
+    };
+    assert_eq!(run(), run());
 }

@@ -248,6 +248,7 @@ impl<'a, E: Env> Comparison<'a, E> {
             tree: self.run.tree.0,
             key,
             known: None,
+            is_repair: true,
         };
         let answer = self.ask(target.owners, body).await?;
         let response = Response::access(&answer).map_err(unreadable)?;

@@ -42,7 +42,10 @@ pub(crate) struct Read<'a> {
 pub(crate) async fn read<E: Env>(core: &Rc<Core<E>>, read: &Read<'_>) -> Result<Bytes, Failure> {
     let order = order(core, read.target);
     let requirement = read.target.requirement(read.r, order.as_slice())?;
-    let local = read.target.me().filter(|_| core.owns(read.target));
+    let local = read
+        .target
+        .me()
+        .filter(|_| core.owns(read.target) && core.is_whole.get());
     if local.is_some() && requirement.is_met_by(1) {
         let tree = read.target.tree();
         let here = replica::read(core, tree, read.target.token, read.key);
@@ -135,7 +138,7 @@ pub(crate) fn order<E: Env>(core: &Core<E>, target: &Target) -> Replicas {
     let mut order = target.replicas;
     let me = target.me();
     order.as_mut_slice().sort_by_cached_key(|member| {
-        if Some(*member) == me {
+        if Some(*member) == me && core.is_whole.get() {
             return (0, 0);
         }
         let liveness = match target.view.health(*member) {
@@ -198,7 +201,10 @@ impl<E: Env> Round<'_, E> {
         let target = self.read.target;
         self.tracker.sent(member);
         if target.me() == Some(member) && self.core.owns(target) {
-            self.ask_here(member);
+            match self.core.check_whole() {
+                Ok(()) => self.ask_here(member),
+                Err(failure) => self.failed(member, failure),
+            }
             return;
         }
         let Some(address) = target.address(member) else {
@@ -218,6 +224,7 @@ impl<E: Env> Round<'_, E> {
                     tree: target.tree().0,
                     key: self.read.key,
                     known,
+                    is_repair: false,
                 },
             );
         }

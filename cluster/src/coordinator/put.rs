@@ -153,6 +153,7 @@ struct Attempt<'a, E: Env> {
 impl<E: Env> Attempt<'_, E> {
     async fn run(&self) -> Result<Written, Refused> {
         self.admit().map_err(Refused::Everywhere)?;
+        self.core.check_whole().map_err(Refused::Here)?;
         let known = self.read_first().await.map_err(Refused::Everywhere)?;
         let (tree, token) = (self.target.tree(), self.target.token);
         let mint = replica::update(self.core, tree, token, &self.operation.key, |stored| {

@@ -300,7 +300,14 @@ impl<E: Env> Scan<'_, E> {
         let shards = topology.member(member).description.shards.max(1);
         let shard = from.token().shard(shards);
         if Some(member) == self.view.me && shard == core.env.shard() {
-            return async move { (member, page_here(&core, &ask).await) }.boxed_local();
+            return async move {
+                let page = match core.check_whole() {
+                    Ok(()) => page_here(&core, &ask).await,
+                    Err(failure) => Err(failure),
+                };
+                (member, page)
+            }
+            .boxed_local();
         }
         let address = if Some(member) == self.view.me {
             Some(core.own_shard(shard))

@@ -178,11 +178,17 @@ impl<E: Env> Membership<E> {
     pub(super) async fn propose(&self, change: &Change) -> Result<Epoch, ChangeError> {
         let give_up = self.0.env.now() + CHANGE_TIMEOUT;
         let mut doubt = false;
+        let mut wanted: Option<Topology> = None;
         loop {
             let base = self.decided().ok_or(ChangeError::Outside)?;
+            // A change that cannot be made twice (a drop) is refused once it is in force.
+            if wanted.as_ref() == Some(&*base.topology) {
+                return Ok(base.topology.epoch);
+            }
             let Some(next) = change.apply(&base.topology)? else {
                 return Ok(base.topology.epoch);
             };
+            wanted = Some(next.clone());
             match self.attempt(&base, next).await? {
                 Outcome::Decided => continue,
                 Outcome::Open { in_doubt } => doubt |= in_doubt,

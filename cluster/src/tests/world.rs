@@ -12,11 +12,12 @@ use torc_env::{Class, Env, Instant, ShardId, Token, TreeId};
 use torc_sim::{HostId, Options, SimEnv, Simulation};
 
 use crate::api::{
-    DeleteRequest, Failure, GetAnswer, GetRequest, KEYSPACE_DEFAULT, Level, PutRequest,
-    WriteOptions, Written,
+    DeleteRequest, Failure, GetAnswer, GetRequest, KEYSPACE_DEFAULT, Level, PutRequest, ScanEntry,
+    ScanRequest, WriteOptions, Written,
 };
 use crate::detector::DetectorOptions;
 use crate::gossip::GossipOptions;
+use crate::keyspace::Keyspace;
 use crate::membership::{MembershipConfig, Standing};
 use crate::metrics::Gauges;
 use crate::node::{Node, NodeConfig};
@@ -32,6 +33,7 @@ pub(super) struct World {
     boots: RefCell<Vec<u64>>,
     nodes: Rc<RefCell<BTreeMap<(usize, u16), Node<SimEnv>>>>,
     edit: fn(&mut NodeConfig),
+    founders: usize,
 }
 
 impl World {
@@ -45,6 +47,17 @@ impl World {
     }
 
     pub(super) fn with(seed: u64, count: usize, shards: u16, edit: fn(&mut NodeConfig)) -> Self {
+        Self::growing(seed, count, count, shards, edit)
+    }
+
+    /// `founders` nodes, ready, and room for more, up to `count`, to be booted later.
+    pub(super) fn growing(
+        seed: u64,
+        founders: usize,
+        count: usize,
+        shards: u16,
+        edit: fn(&mut NodeConfig),
+    ) -> Self {
         let sim = Simulation::new(seed, Options::default());
         let hosts = (0..count).map(|_| sim.add_host(shards)).collect();
         let world = Self {
@@ -54,12 +67,13 @@ impl World {
             boots: RefCell::new(vec![0; count]),
             nodes: Rc::default(),
             edit,
+            founders,
         };
-        for host in 0..count {
+        for host in 0..founders {
             world.boot(host);
         }
         world.wait("all nodes are ready", || {
-            (0..count).all(|host| world.is_ready(host))
+            (0..founders).all(|host| world.is_ready(host))
         });
         // Until every one has heard every other.
         world.sleep(Duration::from_secs(2));
@@ -78,7 +92,9 @@ impl World {
             let (sim, nodes) = (self.sim.clone(), Rc::clone(&self.nodes));
             env.clone().spawn(Class::Control, async move {
                 let options = torc_engine::Options::new(format!("shard-{:02}", shard.0));
-                let (store, _) = Store::open(env.clone(), options).await.unwrap();
+                let (store, recovery) = Store::open(env.clone(), options).await.unwrap();
+                let mut config = config;
+                config.amnesia = recovery.amnesia;
                 let node = Node::start(env, config, store).await.unwrap();
                 let serving = node.clone();
                 sim.serve(
@@ -96,7 +112,10 @@ impl World {
         let boot = self.boots.borrow()[host];
         let membership = MembershipConfig {
             cluster_name: "test".to_owned(),
-            seeds: self.hosts.iter().map(|host| host.address()).collect(),
+            seeds: self.hosts[..self.founders]
+                .iter()
+                .map(|host| host.address())
+                .collect(),
             own: Description {
                 name: format!("n{host}"),
                 internode: address,
@@ -176,6 +195,86 @@ impl World {
             let member = view.find(dead).unwrap();
             !view.is_up(member)
         });
+    }
+
+    /// Whether a node believes all others to answer.
+    pub(super) fn sees_all_up(&self, host: usize) -> bool {
+        let Ok(view) = self.node(host).0.view() else {
+            return false;
+        };
+        view.topology
+            .indexed()
+            .all(|(member, _)| view.is_up(member) && view.topology.members.len() >= self.founders)
+    }
+
+    pub(super) fn is_whole(&self, host: usize) -> bool {
+        (0..self.shards).all(|shard| {
+            let nodes = self.nodes.borrow();
+            let node = nodes.get(&(host, shard));
+            node.is_some_and(|node| node.0.is_whole.get())
+        })
+    }
+
+    pub(super) fn is_replica(&self, host: usize, key: &str) -> bool {
+        let view = self.node(host).0.view().unwrap();
+        let token = Token::of(TreeId(1), key.as_bytes());
+        view.ring.is_replica(token, 3, view.me.unwrap())
+    }
+
+    /// Creates a keyspace and waits until every shard knows it.
+    pub(super) fn keyspace(&self, name: &str, edit: impl FnOnce(&mut Keyspace)) {
+        let mut keyspace = Keyspace {
+            name: name.to_owned(),
+            ..Keyspace::default_keyspace()
+        };
+        edit(&mut keyspace);
+        let put = |node: Node<SimEnv>, _| async move { node.keyspace_put(keyspace).await };
+        self.on(0, put).unwrap();
+        self.wait("all shards know the keyspace", || {
+            self.nodes.borrow().values().all(|node| {
+                let keyspaces = node.keyspaces().unwrap();
+                keyspaces.iter().any(|known| known.name == name)
+            })
+        });
+    }
+
+    pub(super) fn put_in(
+        &self,
+        host: usize,
+        keyspace: &str,
+        key: &str,
+        value: &str,
+    ) -> Result<Written, Failure> {
+        let request = |deadline| PutRequest {
+            keyspace: Bytes::from(keyspace.to_owned()),
+            key: Bytes::from(key.to_owned()),
+            value: Bytes::from(value.to_owned()),
+            ttl_seconds: None,
+            write: WriteOptions::until(deadline),
+        };
+        self.on(host, |node, deadline| {
+            let request = request(deadline);
+            async move { node.put(request).await }
+        })
+    }
+
+    pub(super) fn values_in(&self, host: usize, keyspace: &str, key: &str) -> Vec<Bytes> {
+        let (keyspace, key) = (
+            Bytes::from(keyspace.to_owned()),
+            Bytes::from(key.to_owned()),
+        );
+        let answer = self.on(host, |node, deadline| async move {
+            node.get(GetRequest {
+                keyspace,
+                key,
+                r: Level::Quorum,
+                at_least: None,
+                deadline,
+            })
+            .await
+        });
+        let siblings = answer.unwrap().siblings;
+        siblings.into_iter().map(|sibling| sibling.value).collect()
     }
 
     /// A key whose replicas are exactly these nodes.
@@ -268,6 +367,37 @@ impl World {
             })
             .await
         })
+    }
+
+    /// Every key that a scan in pages of `limit` lists, each page asked of another node.
+    pub(super) fn scan(&self, limit: u32, prefix: &str, values: bool) -> Vec<ScanEntry> {
+        let mut entries = Vec::new();
+        let mut cursor = None;
+        for page in 0.. {
+            let host = page % self.founders;
+            let prefix = Bytes::from(prefix.to_owned());
+            let answer = self
+                .on(host, |node, deadline| async move {
+                    node.scan(ScanRequest {
+                        keyspace: KEYSPACE_DEFAULT.clone(),
+                        cursor,
+                        limit,
+                        prefix,
+                        values,
+                        r: Level::Quorum,
+                        deadline,
+                    })
+                    .await
+                })
+                .unwrap();
+            assert!(answer.entries.len() <= usize::try_from(limit).unwrap());
+            entries.extend(answer.entries);
+            cursor = answer.cursor;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        entries
     }
 
     /// The values that a quorum read sees.
