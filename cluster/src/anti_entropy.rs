@@ -77,6 +77,8 @@ struct Progress {
     confirmed: Option<Confirmed>,
     /// Beginning of the last attempt, whatever came of it.
     attempted_ms: Option<u64>,
+    /// Due before its time.
+    is_marked: bool,
     /// Hour before which deletions may be purged here.
     floor_hour: u32,
 }
@@ -131,6 +133,7 @@ impl Repairs {
                     run,
                     confirmed: None,
                     attempted_ms: None,
+                    is_marked: false,
                     floor_hour: 0,
                 }),
             );
@@ -147,6 +150,7 @@ impl Repairs {
         let retry = millis(options.retry);
         let progress = self.progress.borrow();
         let waited = |of: &Progress| match (of.confirmed, of.attempted_ms) {
+            _ if of.is_marked => age_max,
             (Some(done), _) => now_ms.saturating_sub(done.started_ms),
             (None, _) => age_max,
         };
@@ -168,6 +172,19 @@ impl Repairs {
             && of.run == *run
         {
             edit(of);
+        }
+    }
+
+    /// A replica has missed a write of this key and nobody keeps it for it: the key's run is due.
+    pub(crate) fn mark(&self, tree: TreeId, token: Token) {
+        let mut progress = self.progress.borrow_mut();
+        let run = progress
+            .range_mut((tree, Token(0))..=(tree, token))
+            .next_back();
+        if let Some((_, of)) = run
+            && of.run.range.contains(token)
+        {
+            of.is_marked = true;
         }
     }
 
@@ -311,8 +328,11 @@ fn report_of<E: Env>(core: &Core<E>) -> RepairReport {
 /// makes it fail in the end, and the others are healed all the same.
 async fn repair_run<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>, run: &Run) -> Result<(), Failure> {
     let started_ms = core.now_ms();
-    core.repairs
-        .edit(run, |of| of.attempted_ms = Some(started_ms));
+    core.repairs.edit(run, |of| {
+        of.attempted_ms = Some(started_ms);
+        // What is missed from now on is not covered by this repair.
+        of.is_marked = false;
+    });
     let mut failure = None;
     // What came from a later peer has not been seen by the earlier ones: a second round gives it to
     // them. When nothing came the first round has shown that all are equal.
@@ -350,6 +370,7 @@ async fn repair_run<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>, run: &Run) -> R
     match failure {
         Some(failure) => {
             core.count(Counter::RangeRepairFailures);
+            core.repairs.edit(run, |of| of.is_marked = true);
             Err(failure)
         }
         None => {

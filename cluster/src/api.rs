@@ -270,6 +270,8 @@ pub enum FailureCode {
     TooManySiblings,
     /// Too few replicas answered well (503).
     QuorumNotMet,
+    /// The key's replicas are changing, and this node does not know the new ones yet (503).
+    TopologyChanging,
     /// A bound of this node or of a replica is reached (503).
     Overloaded,
     /// The node is not in the ring yet, or is leaving (503).
@@ -299,6 +301,7 @@ impl FailureCode {
             FailureCode::IdempotencyMismatch => "idempotency_mismatch",
             FailureCode::TooManySiblings => "too_many_siblings",
             FailureCode::QuorumNotMet => "quorum_not_met",
+            FailureCode::TopologyChanging => "topology_changing",
             FailureCode::Overloaded => "overloaded",
             FailureCode::NotReady => "not_ready",
             FailureCode::ClockSkew => "clock_skew",
@@ -319,6 +322,7 @@ impl FailureCode {
             FailureCode::IdempotencyMismatch => 422,
             FailureCode::TooManySiblings => 409,
             FailureCode::QuorumNotMet
+            | FailureCode::TopologyChanging
             | FailureCode::Overloaded
             | FailureCode::NotReady
             | FailureCode::ClockSkew
@@ -341,6 +345,7 @@ impl FailureCode {
             | FailureCode::IdempotencyMismatch
             | FailureCode::TooManySiblings => false,
             FailureCode::QuorumNotMet
+            | FailureCode::TopologyChanging
             | FailureCode::Overloaded
             | FailureCode::NotReady
             | FailureCode::ClockSkew

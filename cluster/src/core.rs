@@ -40,6 +40,11 @@ pub(crate) mod tree {
     pub(crate) const SYSTEM: TreeId = TreeId(u32::MAX - 1);
 }
 
+/// How often a request that met a newer topology looks whether it has arrived here. It comes with
+/// the next message of the control plane, so within a gossip interval.
+const EPOCH_POLL: Duration = Duration::from_millis(10);
+const EPOCH_PATIENCE: Duration = Duration::from_millis(500);
+
 /// One shard's cluster half.
 pub(crate) struct Core<E: Env> {
     pub(crate) env: E,
@@ -59,6 +64,8 @@ pub(crate) struct Core<E: Env> {
     /// Whether this shard has all that it has acknowledged and all that it should have; see
     /// [`catch_up`](crate::anti_entropy::catch_up).
     pub(crate) is_whole: Cell<bool>,
+    /// Writes that are answered and still wait for a replica.
+    pub(crate) finishing: Rc<Cell<u32>>,
     next_request: Cell<u64>,
 }
 
@@ -84,6 +91,7 @@ impl<E: Env> Core<E> {
             repairs: Repairs::new(env.wall().millis()),
             // Ids of two boots or shards must not meet in a log.
             next_request: Cell::new(env.random()),
+            finishing: Rc::default(),
             env,
             store,
             membership,
@@ -100,6 +108,23 @@ impl<E: Env> Core<E> {
         self.membership.view().ok_or_else(|| {
             Failure::refused(FailureCode::NotReady, "this node knows no cluster yet")
         })
+    }
+
+    /// The epoch of the topology known here; 0 before there is one.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.membership
+            .view()
+            .map_or(0, |view| view.topology.epoch.0)
+    }
+
+    /// Waits until the topology known here is not that of `epoch` any more, or for a while: it may
+    /// have been another shard of this node that was behind. False at the deadline.
+    pub(crate) async fn outlives(&self, epoch: u64, deadline: Instant) -> bool {
+        let patience = self.env.now() + EPOCH_PATIENCE;
+        while self.epoch() == epoch && self.env.now() < patience.min(deadline) {
+            self.env.sleep(EPOCH_POLL).await;
+        }
+        self.env.now() < deadline
     }
 
     /// # Errors

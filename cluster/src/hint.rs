@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use torc_engine::{Decision, Entry, Kind, PurgeFloors, Record, ScanFrom, ScanLimits};
-use torc_env::{Class, Env, Token, TreeId};
+use torc_env::{Class, Env, Token, TreeId, mutation};
 
 use crate::api::{Failure, FailureCode};
 use crate::conflict::Conflict;
@@ -238,12 +238,18 @@ fn record(is_counted: bool, created_ms: u64, epoch: u64, state: &[u8]) -> Record
 
 /// Keeps a hint that counts for nothing; drops it when there is no room.
 pub(crate) async fn store_uncounted<E: Env>(core: &Core<E>, hint: Hint<'_>) {
-    if !core.hints.has_room(hint.key.len() + hint.state.len()) {
+    let (tree, token) = (hint.tree, Token::of(hint.tree, hint.key));
+    let kept = if core.hints.has_room(hint.key.len() + hint.state.len()) {
+        store(core, hint, false).await
+    } else {
+        Err(Failure::refused(
+            FailureCode::Overloaded,
+            "no room for another hint",
+        ))
+    };
+    if let Err(error) = kept {
         core.count(Counter::HintsDropped);
-        return;
-    }
-    if let Err(error) = store(core, hint, false).await {
-        core.count(Counter::HintsDropped);
+        core.repairs.mark(tree, token);
         tracing::debug!(%error, "a hint is not kept");
     }
 }
@@ -410,7 +416,11 @@ async fn pass<E: Env>(core: &Rc<Core<E>>, ready: &[SlotId]) {
             };
             let is_wanted = ready.contains(&stored.target) && !failed.contains(&stored.target);
             let is_gone = if is_wanted {
-                match deliver(core, &entry, &stored).await {
+                let delivered = match mutation::on("hint_deleted_before_ack") {
+                    true => Ok(()),
+                    false => deliver(core, &entry, &stored).await,
+                };
+                match delivered {
                     Ok(()) => remove(core, &entry, stored.target, Counter::HintsReplayed).await,
                     Err(error) => {
                         tracing::debug!(%error, target_slot = %stored.target, "a hint waits on");
@@ -419,6 +429,8 @@ async fn pass<E: Env>(core: &Rc<Core<E>>, ready: &[SlotId]) {
                     }
                 }
             } else if !stored.is_counted && is_too_old(core, stored.created_ms) {
+                let token = Token::of(stored.tree, &stored.key);
+                core.repairs.mark(stored.tree, token);
                 remove(core, &entry, stored.target, Counter::HintsDropped).await
             } else {
                 false

@@ -10,6 +10,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use torc_env::Instant;
+
 use crate::topology::SlotId;
 
 /// Extra requests allowed for each hundred.
@@ -18,6 +20,9 @@ const HEDGE_PERCENT: u32 = 5;
 const HEDGES_SAVED_MAX: u32 = 20;
 /// Hundredths of a hedge.
 const HEDGE_COST: u32 = 100;
+
+/// How long a peer with a full disk is left alone: compaction or a person needs seconds at least.
+const FULL_REMEMBERED: Duration = Duration::from_secs(5);
 
 /// The delay before anything is known: about a slow disk read plus a round trip in one room.
 const DELAY_FIRST: Duration = Duration::from_millis(10);
@@ -90,6 +95,8 @@ impl Hedge {
 #[derive(Debug, Default)]
 pub struct Peers {
     average_ns: RefCell<BTreeMap<SlotId, u64>>,
+    /// When a peer last refused a value for want of disk space.
+    full_at: RefCell<BTreeMap<SlotId, Instant>>,
 }
 
 impl Peers {
@@ -99,6 +106,20 @@ impl Peers {
         let mut averages = self.average_ns.borrow_mut();
         let average = averages.entry(peer).or_insert(took);
         *average = *average - *average / 8 + took / 8;
+    }
+
+    /// A peer has refused a value for want of disk space.
+    pub fn is_full(&self, peer: SlotId, now: Instant) {
+        self.full_at.borrow_mut().insert(peer, now);
+    }
+
+    /// Whether a peer has done so lately: a write that needs it is better refused before it is
+    /// applied anywhere.
+    pub fn was_full(&self, peer: SlotId, now: Instant) -> bool {
+        let full_at = self.full_at.borrow();
+        full_at
+            .get(&peer)
+            .is_some_and(|at| now.since(*at) < FULL_REMEMBERED)
     }
 
     /// Peers of a lower rank are asked first. Ranks are coarse (powers of two), so that equally

@@ -380,6 +380,7 @@ pub fn code_to_wire(code: FailureCode) -> u8 {
         FailureCode::DiskFull => 14,
         FailureCode::Unreadable => 15,
         FailureCode::Internal => 16,
+        FailureCode::TopologyChanging => 17,
     }
 }
 
@@ -401,6 +402,7 @@ pub fn code_from_wire(number: u8) -> FailureCode {
         13 => FailureCode::DeadlinePassed,
         14 => FailureCode::DiskFull,
         15 => FailureCode::Unreadable,
+        17 => FailureCode::TopologyChanging,
         _ => FailureCode::Internal,
     }
 }
@@ -424,7 +426,7 @@ pub fn failure_of(answer: &ArchivedAnswer<'_>) -> Failure {
             }
         }
         ArchivedAnswer::OtherOwners => Failure::refused(
-            FailureCode::QuorumNotMet,
+            FailureCode::TopologyChanging,
             "a replica knows other owners of the range",
         ),
         ArchivedAnswer::Acked
@@ -601,7 +603,7 @@ mod tests {
             assert_eq!(level_from_wire(level_to_wire(level)), Some(level));
         }
         assert_eq!(level_from_wire(261), None);
-        for number in 1..=16 {
+        for number in 1..=17 {
             assert_eq!(code_to_wire(code_from_wire(number)), number);
         }
     }

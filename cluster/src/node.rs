@@ -27,7 +27,7 @@ use crate::api::{
     ScanAnswer, ScanRequest, Written,
 };
 use crate::clock_mark;
-use crate::coordinator::put::{WriteOperation, write};
+use crate::coordinator::put::{WriteOperation, write_named};
 use crate::coordinator::{batch, delete, get, scan};
 use crate::core::{Core, deadline_passed};
 use crate::hint;
@@ -153,7 +153,21 @@ impl<E: Env> Node<E> {
     /// Never in doubt; see [`FailureCode`].
     pub async fn get(&self, request: GetRequest) -> Result<GetAnswer, Failure> {
         let core = &self.0;
-        let result = self.admitted(self.try_get(&request)).await;
+        let result = self
+            .admitted(async {
+                loop {
+                    let epoch = core.epoch();
+                    match self.try_get(&request).await {
+                        Err(failure) if failure.code == FailureCode::TopologyChanging => {
+                            if !core.outlives(epoch, request.deadline).await {
+                                return Err(failure);
+                            }
+                        }
+                        result => return result,
+                    }
+                }
+            })
+            .await;
         core.count(match result {
             Ok(_) => Counter::Reads,
             Err(_) => Counter::ReadFailures,
@@ -230,19 +244,15 @@ impl<E: Env> Node<E> {
     /// # Errors
     /// In doubt exactly when it may have been applied; see [`FailureCode`].
     pub async fn put(&self, request: PutRequest) -> Result<Written, Failure> {
-        let core = &self.0;
-        let work = async {
-            let target = Target::named(core.view()?, &request.keyspace, &request.key)?;
-            let operation = WriteOperation {
-                key: request.key,
-                value: Some(request.value),
-                ttl_seconds: request.ttl_seconds.unwrap_or(0),
-                options: request.write,
-                is_forwarded: false,
-                id: core.next_request(),
-            };
-            write(core, &target, operation).await
+        let operation = WriteOperation {
+            key: request.key,
+            value: Some(request.value),
+            ttl_seconds: request.ttl_seconds.unwrap_or(0),
+            options: request.write,
+            is_forwarded: false,
+            id: self.0.next_request(),
         };
+        let work = write_named(&self.0, &request.keyspace, &operation);
         self.count_write(self.admitted(work).await)
     }
 

@@ -11,6 +11,8 @@
 
 use std::fmt;
 
+use torc_env::mutation;
+
 use crate::api::{Failure, FailureCode, Level};
 
 /// The most replicas of a key: the width of the tracker's bit sets.
@@ -249,7 +251,7 @@ impl<P: Peer> Tracker<P> {
         let Some(index) = self.index(target) else {
             return false;
         };
-        if !self.sloppy
+        if (!self.sloppy && !mutation::on("hints_count_always"))
             || self.index(holder).is_some()
             || self.holders.iter().any(|(node, _)| *node == holder)
         {

@@ -14,7 +14,7 @@
 
 use bytes::Bytes;
 use torc_engine::{Decision, ReadError, Record, Ticket, WriteError};
-use torc_env::{Env, Token, TreeId};
+use torc_env::{Env, Token, TreeId, mutation};
 
 use crate::api::{Failure, FailureCode};
 use crate::conflict::Conflict;
@@ -32,6 +32,7 @@ pub(crate) async fn read<E: Env>(
     match core.store.get(tree, token, key).await {
         Ok(Some(record)) => Ok(record.value),
         Ok(None) => Ok(Bytes::new()),
+        Err(_) if mutation::on("unreadable_is_absent") => Ok(Bytes::new()),
         Err(error) => {
             core.count(Counter::UnreadableRecords);
             Err(read_failure(&error))
@@ -101,6 +102,9 @@ pub(crate) async fn merge_durably<E: Env>(
     conflict: Conflict,
 ) -> Result<(), Failure> {
     let ticket = merge(core, tree, token, key, incoming, conflict).await?;
+    if mutation::on("ack_before_sync") {
+        return Ok(());
+    }
     ticket.wait().await.map_err(|error| write_failure(&error))
 }
 

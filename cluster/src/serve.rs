@@ -55,8 +55,11 @@ pub(crate) async fn serve<E: Env>(core: Rc<Core<E>>, bytes: Bytes) -> Bytes {
 }
 
 fn respond<E: Env>(core: &Core<E>, answer: Answer<'_>) -> Bytes {
-    let epoch = core.view().map_or(0, |view| view.topology.epoch.0);
-    Response { epoch, answer }.encode()
+    Response {
+        epoch: core.epoch(),
+        answer,
+    }
+    .encode()
 }
 
 async fn dispatch<E: Env>(
@@ -332,7 +335,7 @@ async fn serve_write<E: Env>(
         id: request.id.to_native(),
     };
     let target = Target::in_tree(core.view()?, TreeId(tree.to_native()), &operation.key)?;
-    let written = write(core, &target, operation).await?;
+    let written = write(core, &target, &operation).await?;
     let context = written.context.to_bytes();
     Ok(respond(
         core,

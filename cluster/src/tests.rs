@@ -570,13 +570,11 @@ fn writes_go_on_while_a_node_joins_and_none_is_lost() {
     });
     world.boot(3);
     let mut written = Vec::new();
-    let mut index = 0;
     while !(world.is_ready(3) && world.is_whole(3)) {
-        let key = format!("key {index}");
-        if world.put(index % 3, &key, "v").is_ok() {
-            written.push(key);
-        }
-        index += 1;
+        let key = format!("key {}", written.len());
+        // None is refused either: a write that meets the new topology is led to its owners.
+        world.put(written.len() % 3, &key, "v").unwrap();
+        written.push(key);
     }
     assert!(written.len() > 50, "{} writes", written.len());
     for (index, key) in written.iter().enumerate() {
@@ -645,4 +643,133 @@ fn two_runs_of_one_seed_are_the_same() {
         world.sim.hash()
     };
     assert_eq!(run(), run());
+}
+
+#[test]
+fn a_replica_alone_answers_a_read_of_one_at_once() {
+    let world = World::three(29);
+    world.put(0, "k", "v").unwrap();
+    world.sleep(Duration::from_secs(1));
+    // Nobody has noticed yet that the others are gone.
+    world.isolate(0, true);
+    let before = world.sim.now();
+    assert_eq!(world.get(0, "k", Level::One).unwrap().siblings.len(), 1);
+    assert!(world.sim.now() - before < Duration::from_millis(5));
+}
+
+#[test]
+fn a_read_is_hedged_when_a_replica_is_late() {
+    let world = World::three(30);
+    world.put(0, "k", "v").unwrap();
+    world.sleep(Duration::from_secs(1));
+    world.pause(1, true);
+    let before = world.sim.now();
+    for _ in 0..10 {
+        assert_eq!(world.values(0, "k"), ["v"]);
+    }
+    assert!(world.sim.now() - before < Duration::from_secs(1));
+    assert!(world.counts(0)["hedges"] > 0);
+}
+
+#[test]
+fn what_cannot_be_read_is_unknown_and_never_absent() {
+    let world = World::with(31, 3, 1, |config| {
+        config.repair.automatic = false;
+    });
+    for index in 0..50 {
+        world.put(0, &format!("key {index}"), "v").unwrap();
+    }
+    world.sleep(Duration::from_secs(1));
+    world.flush(0);
+    world.crash(0);
+    world.spoil_tables(0);
+    world.boot(0);
+    world.wait("the node is back", || world.is_ready(0));
+    world.sleep(Duration::from_secs(3));
+    for index in 0..50 {
+        let key = format!("key {index}");
+        // The others know it, also when only one replica is asked.
+        assert_eq!(world.values(0, &key), ["v"], "{key}");
+        assert_eq!(world.get(0, &key, Level::One).unwrap().siblings.len(), 1);
+    }
+    assert!(world.counts(0)["unreadable_records"] > 0);
+}
+
+#[test]
+fn hints_end_with_their_age_and_repair_makes_up_for_them() {
+    let world = World::with(32, 3, 1, |config| {
+        config.hints.age_max = Duration::from_secs(5);
+        config.repair.retry = Duration::from_secs(5);
+    });
+    world.sleep(Duration::from_secs(10));
+    world.crash(2);
+    world.wait_until_down(0, 2);
+    world.put(0, "k", "v").unwrap();
+    world.sleep(Duration::from_secs(1));
+    assert_eq!(world.gauges(0).hints, 1);
+    world.sleep(Duration::from_secs(10));
+    assert_eq!(world.gauges(0).hints, 0);
+    assert_eq!(world.counts(0)["hints_dropped"], 1);
+    world.boot(2);
+    world.wait("repair brings the record", || {
+        world.is_ready(2) && !world.get(2, "k", Level::One).unwrap().siblings.is_empty()
+    });
+}
+
+#[test]
+fn deletions_are_purged_once_all_owners_have_them_and_do_not_come_back() {
+    let world = World::with(33, 3, 1, |config| {
+        config.repair.target = Duration::from_secs(3600);
+    });
+    for index in 0..20 {
+        let key = format!("key {index}");
+        world.put(0, &key, "v").unwrap();
+        let remove = |write: &mut WriteOptions| write.read_context_first = true;
+        world.delete_with(1, &key, remove).unwrap();
+    }
+    assert_eq!(world.records(0), 20);
+    for _ in 0..12 {
+        world.sleep(Duration::from_secs(1200));
+    }
+    for host in 0..3 {
+        world.flush(host);
+        world.compact(host);
+        assert_eq!(world.records(host), 0, "on node {host}");
+    }
+    world.sleep(Duration::from_secs(7200));
+    for host in 0..3 {
+        assert_eq!(world.records(host), 0, "nothing came back to node {host}");
+        assert!(world.values(host, "key 3").is_empty());
+    }
+}
+
+#[test]
+fn a_silent_member_keeps_deletions_from_being_purged() {
+    let world = World::with(34, 3, 1, |config| {
+        config.repair.target = Duration::from_secs(3600);
+    });
+    world.put(0, "k", "v").unwrap();
+    world.sleep(Duration::from_secs(1));
+    world.crash(2);
+    world.wait_until_down(0, 2);
+    let remove = |write: &mut WriteOptions| write.read_context_first = true;
+    world.delete_with(0, "k", remove).unwrap();
+    for _ in 0..12 {
+        world.sleep(Duration::from_secs(1200));
+    }
+    world.flush(0);
+    world.compact(0);
+    assert_eq!(world.records(0), 1);
+    world.boot(2);
+    world.wait("the node is back", || world.is_ready(2));
+    world.sleep(Duration::from_secs(60));
+    for host in 0..3 {
+        assert!(
+            world
+                .get(host, "k", Level::One)
+                .unwrap()
+                .siblings
+                .is_empty()
+        );
+    }
 }

@@ -13,6 +13,8 @@
 
 use std::time::Duration;
 
+use torc_env::mutation;
+
 use crate::hlc::stamp_of_millis;
 use crate::merkle::hour_of;
 
@@ -64,7 +66,7 @@ pub(crate) fn floor(repair: &Confirmed, reports: &[Report], is_joining: bool) ->
     let margin = u64::try_from(MARGIN.as_millis()).unwrap_or(u64::MAX);
     let over_ms = repair.completed_ms.saturating_add(margin);
     let is_clear = |report: &Report| match report {
-        Report::Silent => false,
+        Report::Silent => mutation::on("silent_member_does_not_block"),
         Report::Oldest(None) => true,
         Report::Oldest(Some(created_ms)) => *created_ms > over_ms,
     };

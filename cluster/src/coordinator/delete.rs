@@ -11,16 +11,14 @@ use std::rc::Rc;
 use torc_env::Env;
 
 use crate::api::{DeleteRequest, Failure, Written};
-use crate::coordinator::put::{WriteOperation, write};
+use crate::coordinator::put::{WriteOperation, write_named};
 use crate::core::Core;
-use crate::target::Target;
 
 /// Carries a deletion out.
 pub(crate) async fn delete<E: Env>(
     core: &Rc<Core<E>>,
     request: DeleteRequest,
 ) -> Result<Written, Failure> {
-    let target = Target::named(core.view()?, &request.keyspace, &request.key)?;
     let operation = WriteOperation {
         key: request.key,
         value: None,
@@ -29,5 +27,5 @@ pub(crate) async fn delete<E: Env>(
         is_forwarded: false,
         id: core.next_request(),
     };
-    write(core, &target, operation).await
+    write_named(core, &request.keyspace, &operation).await
 }

@@ -13,7 +13,7 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
-use torc_engine::{Decision, Record};
+use torc_engine::{Decision, Record, Ticket};
 use torc_env::{Address, Class, Env, Instant};
 
 use crate::api::{
@@ -44,34 +44,55 @@ pub(crate) struct WriteOperation {
     pub(crate) id: u64,
 }
 
-/// Carries a write out.
+/// Carries a write of a client out.
+pub(crate) async fn write_named<E: Env>(
+    core: &Rc<Core<E>>,
+    keyspace: &[u8],
+    operation: &WriteOperation,
+) -> Result<Written, Failure> {
+    loop {
+        let target = Target::named(core.view()?, keyspace, &operation.key)?;
+        match write(core, &target, operation).await {
+            // Nothing was applied: it is tried again by the new topology.
+            Err(failure) if failure.code == FailureCode::TopologyChanging && !failure.in_doubt => {
+                let epoch = target.view.topology.epoch.0;
+                if !core.outlives(epoch, operation.options.deadline).await {
+                    return Err(failure);
+                }
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Carries a write out at the place that `target` says.
 pub(crate) async fn write<E: Env>(
     core: &Rc<Core<E>>,
     target: &Target,
-    operation: WriteOperation,
+    operation: &WriteOperation,
 ) -> Result<Written, Failure> {
     let order = order(core, target);
-    let requirement = check(target, &operation, &order)?;
+    let requirement = check(target, operation, &order)?;
     match target.me() {
         None if operation.is_forwarded => Err(Failure::refused(
-            FailureCode::NotReady,
+            FailureCode::TopologyChanging,
             "the node that this write was forwarded to is no replica of the key",
         )),
-        None => forward(core, target, &order, &operation).await,
-        Some(_) if !core.owns(target) => hand_over(core, target, &operation).await,
+        None => forward(core, target, &order, operation).await,
+        Some(_) if !core.owns(target) => hand_over(core, target, operation).await,
         Some(me) => {
             let attempt = Attempt {
                 core,
                 target,
                 order,
                 requirement,
-                operation: &operation,
+                operation,
                 me,
             };
             match attempt.run().await {
                 // Nothing was applied and the trouble is this node's own: another replica may do it.
                 Err(Refused::Here(failure)) if !operation.is_forwarded => {
-                    match forward(core, target, &order, &operation).await {
+                    match forward(core, target, &order, operation).await {
                         Err(elsewhere) if elsewhere.code == FailureCode::QuorumNotMet => {
                             Err(Failure {
                                 in_doubt: elsewhere.in_doubt,
@@ -191,44 +212,105 @@ impl<E: Env> Attempt<'_, E> {
                 });
             }
         };
-        let mut spread = Spread::new(
+        let first = self.spread(self.target, &self.order, &self.requirement, state.clone());
+        let (target, order, requirement) = match self.settle(first, Some(ticket), &version).await {
+            Err(failure) if failure.code == FailureCode::TopologyChanging => {
+                match self.moved().await {
+                    Some(place) => place,
+                    None => return Err(Refused::Everywhere(failure)),
+                }
+            }
+            result => return result.map_err(Refused::Everywhere),
+        };
+        // The dot is minted and stays what it is: the same state goes to the new owners.
+        let again = self.spread(&target, &order, &requirement, state);
+        self.settle(again, None, &version)
+            .await
+            .map_err(|failure| Refused::Everywhere(failure.in_doubt()))
+    }
+
+    fn spread(
+        &self,
+        target: &Target,
+        order: &Replicas,
+        requirement: &Requirement,
+        state: Bytes,
+    ) -> Spread<E> {
+        let missed = if self.operation.options.sloppy {
+            Missed::Sloppy
+        } else {
+            Missed::Hinted
+        };
+        Spread::new(
             self.core,
-            self.target,
-            self.order.as_slice(),
+            target,
+            order.as_slice(),
             &self.operation.key,
             state,
-            self.requirement.clone(),
-            if self.operation.options.sloppy {
-                Missed::Sloppy
-            } else {
-                Missed::Hinted
-            },
+            requirement.clone(),
+            missed,
             self.operation.id,
             self.operation.options.deadline,
-        );
-        spread.written(self.me, ticket);
-        for member in self.order.as_slice() {
-            if *member != self.me {
-                spread.send(*member);
-            }
+        )
+    }
+
+    /// Sends the state to all replicas and waits for enough of them. `ticket` is that of this
+    /// shard's own copy, if it was just written.
+    async fn settle(
+        &self,
+        mut spread: Spread<E>,
+        ticket: Option<Ticket<E>>,
+        version: &Context,
+    ) -> Result<Written, Failure> {
+        let own = ticket.is_some().then_some(self.me);
+        if let Some(ticket) = ticket {
+            spread.written(self.me, ticket);
         }
+        spread.send_to_all_but(own);
         let settled = spread.settle().await;
-        let written = spread.written_answer(version);
+        let written = spread.written_answer(version.clone());
         spread.finish();
-        settled.map_err(Refused::Everywhere)?;
-        Ok(written)
+        settled.map(|()| written)
+    }
+
+    /// The key's place in the topology that comes after this attempt's, if this node still is a
+    /// replica there.
+    async fn moved(&self) -> Option<(Target, Replicas, Requirement)> {
+        let epoch = self.target.view.topology.epoch.0;
+        let deadline = self.operation.options.deadline;
+        if !self.core.outlives(epoch, deadline).await {
+            return None;
+        }
+        let view = self.core.view().ok()?;
+        let target = Target::in_tree(view, self.target.tree(), &self.operation.key).ok()?;
+        target.me()?;
+        let order = order(self.core, &target);
+        let requirement = check(&target, self.operation, &order).ok()?;
+        Some((target, order, requirement))
     }
 
     /// Refuses at once when too few nodes are up: nothing has been applied yet.
     fn admit(&self) -> Result<(), Failure> {
-        let mut up = 0u32;
+        let (mut up, mut taking) = (0u32, 0u32);
+        let now = self.core.env.now();
         for (index, member) in self.order.as_slice().iter().enumerate() {
             if self.target.is_up(*member) {
                 up |= 1 << index;
+                if !self.core.peers.was_full(self.target.slot(*member), now) {
+                    taking |= 1 << index;
+                }
             }
         }
-        if self.requirement.is_met_by(up) {
+        // Deletes are taken by full disks too.
+        let is_delete = self.operation.value.is_none();
+        if self.requirement.is_met_by(taking) || (is_delete && self.requirement.is_met_by(up)) {
             return Ok(());
+        }
+        if self.requirement.is_met_by(up) {
+            return Err(Failure::refused(
+                FailureCode::DiskFull,
+                "too many replicas have no space for values",
+            ));
         }
         let n = self.order.as_slice().len();
         if self.operation.options.sloppy {
@@ -451,6 +533,7 @@ async fn forward<E: Env>(
 fn may_do_elsewhere(code: FailureCode) -> bool {
     match code {
         FailureCode::QuorumNotMet
+        | FailureCode::TopologyChanging
         | FailureCode::Overloaded
         | FailureCode::NotReady
         | FailureCode::DiskFull

@@ -9,6 +9,7 @@
 //!
 //! It never changes the state, and forwards nothing.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use futures_util::StreamExt as _;
 use futures_util::future::{FutureExt as _, LocalBoxFuture};
 use futures_util::stream::FuturesUnordered;
 use torc_engine::{Ticket, WriteError};
-use torc_env::{CallError, Class, Env, Instant};
+use torc_env::{CallError, Class, Env, Instant, mutation};
 
 use crate::api::{Failure, FailureCode, Written};
 use crate::core::{Core, deadline_passed};
@@ -129,6 +130,16 @@ impl<E: Env> Spread<E> {
             .push(async move { Event::Local(ticket.wait().await) }.boxed_local());
     }
 
+    /// Sends the state to every replica but `own`.
+    pub(crate) fn send_to_all_but(&mut self, own: Option<MemberIndex>) {
+        let replicas = self.target.replicas;
+        for member in replicas.as_slice() {
+            if Some(*member) != own {
+                self.send(*member);
+            }
+        }
+    }
+
     /// Sends the state to one replica (writes it, when that is this node).
     pub(crate) fn send(&mut self, member: MemberIndex) {
         if Some(member) == self.target.view.me {
@@ -180,31 +191,49 @@ impl<E: Env> Spread<E> {
     /// In doubt exactly when some node may have, or may yet get, the state.
     pub(crate) async fn settle(&mut self) -> Result<(), Failure> {
         let (core, deadline) = (Rc::clone(&self.core), self.deadline);
-        let verdict = core
-            .until(deadline, async {
-                loop {
-                    match self.tracker.verdict() {
-                        Verdict::Waiting => {}
-                        settled => return settled,
-                    }
-                    match self.events.next().await {
-                        Some(event) => self.note(event),
-                        None => return self.tracker.verdict_at_deadline(),
+        let mut verdict = None;
+        if self.missed == Missed::Sloppy {
+            // A replica that keeps the writer waiting is as good as down.
+            let patience = core.env.now() + core.hedge.give_up();
+            verdict = core.until(patience.min(deadline), self.collect()).await;
+            if verdict.is_none() {
+                let replicas = self.target.replicas;
+                for member in replicas.as_slice().iter().copied() {
+                    if self.tracker.is_pending(member) && Some(member) != self.target.view.me {
+                        self.hint_elsewhere(member);
                     }
                 }
-            })
-            .await;
+            }
+        }
+        if verdict.is_none() {
+            verdict = core.until(deadline, self.collect()).await;
+        }
         let is_late = verdict.is_none();
         match verdict.unwrap_or_else(|| self.tracker.verdict_at_deadline()) {
             Verdict::Done => Ok(()),
             Verdict::Waiting => unreachable!("neither an end nor a deadline leaves it waiting"),
             Verdict::Unmet { in_doubt } => {
+                let in_doubt = in_doubt && !mutation::on("late_is_refused");
                 let failure = if is_late {
                     deadline_passed("enough replicas acknowledged")
                 } else {
                     self.unmet()
                 };
                 Err(marked(failure, in_doubt))
+            }
+        }
+    }
+
+    /// Takes in what comes until it can be told.
+    async fn collect(&mut self) -> Verdict {
+        loop {
+            match self.tracker.verdict() {
+                Verdict::Waiting => {}
+                settled => return settled,
+            }
+            match self.events.next().await {
+                Some(event) => self.note(event),
+                None => return self.tracker.verdict_at_deadline(),
             }
         }
     }
@@ -225,9 +254,15 @@ impl<E: Env> Spread<E> {
             return;
         }
         let core = Rc::clone(&self.core);
+        let place = Finishing::enter(&core.finishing);
         core.spawn(Class::Replication, async move {
-            while let Some(event) = self.events.next().await {
-                self.note(event);
+            // Beyond the bound nothing is waited for: who has not answered by now gets a hint.
+            if place.is_some() {
+                while let Some(event) = self.events.next().await {
+                    self.note(event);
+                }
+            } else {
+                self.events.clear();
             }
             if self.missed == Missed::Ignored || !self.tracker.may_be_applied() {
                 return;
@@ -282,6 +317,10 @@ impl<E: Env> Spread<E> {
     }
 
     fn failed(&mut self, member: MemberIndex, failure: Failure) {
+        if failure.code == FailureCode::DiskFull {
+            let now = self.core.env.now();
+            self.core.peers.is_full(self.target.slot(member), now);
+        }
         if failure.in_doubt {
             self.tracker.lost(member);
         } else {
@@ -356,6 +395,28 @@ impl<E: Env> Spread<E> {
                 format_args!("{reached} replicas acknowledged, the others did not"),
             ),
         }
+    }
+}
+
+/// Writes that are answered and still wait for a replica. One lives up to its deadline when a peer
+/// hangs, and takes about a kilobyte.
+const FINISHING_MAX: u32 = 16_384;
+
+/// A place among them; given back when dropped.
+struct Finishing(Rc<Cell<u32>>);
+
+impl Finishing {
+    fn enter(count: &Rc<Cell<u32>>) -> Option<Self> {
+        (count.get() < FINISHING_MAX).then(|| {
+            count.set(count.get() + 1);
+            Self(Rc::clone(count))
+        })
+    }
+}
+
+impl Drop for Finishing {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
     }
 }
 

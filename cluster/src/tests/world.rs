@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use torc_engine::Store;
+use torc_engine::{ScanFrom, ScanLimits, Store};
 use torc_env::{Class, Env, Instant, ShardId, Token, TreeId};
 use torc_sim::{HostId, Options, SimEnv, Simulation};
 
@@ -195,6 +195,49 @@ impl World {
             let member = view.find(dead).unwrap();
             !view.is_up(member)
         });
+    }
+
+    pub(super) fn pause(&self, host: usize, is_paused: bool) {
+        self.sim.pause(self.hosts[host], is_paused);
+    }
+
+    pub(super) fn flush(&self, host: usize) {
+        self.on(host, |node, _| async move { node.0.store.flush().await })
+            .unwrap();
+    }
+
+    pub(super) fn compact(&self, host: usize) {
+        self.on(host, |node, _| async move { node.0.store.compact().await })
+            .unwrap();
+    }
+
+    /// Flips a bit in every block of every table of a node that is down.
+    pub(super) fn spoil_tables(&self, host: usize) {
+        let mut spoiled = 0;
+        for (path, len) in self.sim.files(self.hosts[host]) {
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "table")
+            {
+                // The first block: what opens the table lies at its end.
+                spoiled += usize::from(len > 4096);
+                self.sim.flip_bits(self.hosts[host], &path, 100, 1);
+            }
+        }
+        assert!(spoiled > 0, "no table to spoil");
+    }
+
+    /// Records of keyspace `default` on a node's first shard, dead ones included.
+    pub(super) fn records(&self, host: usize) -> usize {
+        let page = self.on(host, |node, _| async move {
+            let limits = ScanLimits {
+                records: 10_000,
+                bytes: 1 << 30,
+            };
+            let from = ScanFrom::Token(Token(0));
+            node.0.store.scan(TreeId(1), from, Token::MAX, limits).await
+        });
+        page.unwrap().entries.len()
     }
 
     /// Whether a node believes all others to answer.
