@@ -20,8 +20,10 @@ pub enum Background {
 pub struct RuntimeConfig {
     /// Shards, each a thread with a ring; at least 1. May exceed the cores, unpinned.
     pub shards: u16,
-    /// Pin shard i to the i-th core. Not done when there are fewer cores than shards.
+    /// Pin shard i to the i-th core from `first_core` on. Not done when there are too few cores.
     pub pin: bool,
+    /// The first core to pin to, among those that this process may use.
+    pub first_core: usize,
     /// How long an idle shard looks for work before it sleeps; zero: not at all. Not done when
     /// shards are not pinned, or while the shard's own writes are in flight. A wake-up from sleep
     /// costs tens of microseconds, spinning costs a whole core.
@@ -43,6 +45,7 @@ impl RuntimeConfig {
         RuntimeConfig {
             shards: 1,
             pin: false,
+            first_core: 0,
             spin: Duration::ZERO,
             data_dir: data_dir.into(),
             node: NodeId::default(),

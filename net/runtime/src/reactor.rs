@@ -179,6 +179,8 @@ impl Reactor {
         let until = std::time::Instant::now() + patience;
         self.poll();
         while !self.slots.is_empty() {
+            // Whoever waited is gone.
+            self.woken.clear();
             let left = until.saturating_duration_since(std::time::Instant::now());
             if left.is_zero() {
                 return false;

@@ -200,7 +200,8 @@ fn cores_to_pin(config: &RuntimeConfig) -> Vec<core_affinity::CoreId> {
     if !config.pin {
         return Vec::new();
     }
-    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    let mut cores = core_affinity::get_core_ids().unwrap_or_default();
+    cores.drain(..config.first_core.min(cores.len()));
     if cores.len() < usize::from(config.shards) {
         tracing::info!(
             shards = config.shards,
