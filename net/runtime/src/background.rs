@@ -13,7 +13,7 @@ mod glommio_disk;
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
@@ -35,6 +35,9 @@ const SHARDS_PER_EXECUTOR: usize = 4;
 /// How often both sides look without having been woken.
 pub(crate) const NET_INTERVAL: Duration = Duration::from_millis(100);
 
+/// An executor that does not move for this long is reported.
+const STUCK_AFTER: Duration = Duration::from_secs(10);
+
 /// Job classes with an executor of their own.
 const CLASSES: [JobClass; 3] = [JobClass::Flush, JobClass::Compaction, JobClass::Scrub];
 
@@ -47,6 +50,8 @@ struct Inbox {
     jobs: SegQueue<Start>,
     waker: AtomicWaker,
     stopping: AtomicBool,
+    /// Turns of the executor's loop.
+    turns: AtomicU64,
 }
 
 impl Inbox {
@@ -182,6 +187,7 @@ pub(crate) async fn run<J: Job>(env: RealEnv, class: JobClass, job: J) -> J::Out
         Box::pin(async move { home.put(job.run(disk).await) })
     }));
     inbox.waker.wake();
+    let mut watchdog = Watchdog::default();
     loop {
         let done = poll_fn(|cx| outcome.poll(cx));
         let net = pin!(env.sleep(NET_INTERVAL));
@@ -189,5 +195,49 @@ pub(crate) async fn run<J: Job>(env: RealEnv, class: JobClass, job: J) -> J::Out
             Either::Left((output, _)) => return output,
             Either::Right(((), _)) => inbox.waker.wake(),
         }
+        if watchdog.is_stuck(inbox.turns.load(Ordering::Relaxed)) {
+            tracing::error!(
+                ?class,
+                "a background executor has not moved for {STUCK_AFTER:?}"
+            );
+        }
+    }
+}
+
+/// Notices an executor whose loop stands still: a job that computes without giving way, or a
+/// wake-up that glommio lost for good.
+#[derive(Default)]
+struct Watchdog {
+    turns: u64,
+    unchanged: u32,
+}
+
+impl Watchdog {
+    /// Call it every [`NET_INTERVAL`]. True once for each time that the executor gets stuck.
+    fn is_stuck(&mut self, turns: u64) -> bool {
+        if turns != self.turns {
+            *self = Watchdog {
+                turns,
+                unchanged: 0,
+            };
+            return false;
+        }
+        self.unchanged = self.unchanged.saturating_add(1);
+        NET_INTERVAL * self.unchanged == STUCK_AFTER
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stuck_executor_is_reported_once_until_it_moves() {
+        let mut watchdog = Watchdog::default();
+        let mut reports =
+            |turns: u64, looks| (0..looks).filter(|_| watchdog.is_stuck(turns)).count();
+        assert_eq!(reports(0, 500), 1);
+        assert_eq!(reports(1, 50), 0);
+        assert_eq!(reports(1, 500), 1);
     }
 }

@@ -25,7 +25,8 @@ pub struct RuntimeConfig {
     /// The first core to pin to, among those that this process may use.
     pub first_core: usize,
     /// How long an idle shard looks for work before it sleeps; zero: not at all. Not done when
-    /// shards are not pinned, or while the shard's own writes are in flight. A wake-up from sleep
+    /// shards are not pinned, while the shard's own writes are in flight, or when the kernel reports
+    /// that others want the core. A wake-up from sleep
     /// costs tens of microseconds, spinning costs a whole core.
     pub spin: Duration,
     /// The node's data directory. Made if it is missing.

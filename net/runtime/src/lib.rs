@@ -4,7 +4,7 @@
 //! assembles a shard on each thread (store, cluster half, listeners) and serves; engine and cluster
 //! see only [`RealEnv`] through `Env`.
 //!
-//! The way of a request: a completion of the ring ([`reactor`](self)) wakes the task of a
+//! The way of a request: a completion of the ring (reactor) wakes the task of a
 //! connection, which runs in its class's share of the tick (executor); what it sends to another
 //! shard goes through the mesh, what it reads or writes through the disk, and everything leaves
 //! with one system call at the end of the tick.
@@ -33,6 +33,7 @@ mod random;
 mod reactor;
 mod runtime;
 mod shard;
+mod spin;
 mod sys;
 mod timer;
 

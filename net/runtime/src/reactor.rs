@@ -365,3 +365,109 @@ fn close_returned_fd(slot: &Slot, result: i32) {
         drop(unsafe { OwnedFd::from_raw_fd(result) });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::pin::Pin;
+
+    use bytes::BytesMut;
+    use futures_util::future::poll_immediate;
+    use torc_env::{AlignedBuf, Disk, Env, File, OpenMode, SECTOR_BYTES};
+
+    use crate::net::{ListenOptions, TcpListener, TcpStream};
+    use crate::{Background, RealEnv, Runtime, RuntimeConfig};
+
+    /// Far fewer than each of these tests opens; other tests of this process have some as well.
+    fn assert_few_descriptors() {
+        let open = std::fs::read_dir("/proc/self/fd").unwrap().count();
+        assert!(open < 400, "{open} descriptors are open");
+    }
+
+    /// Gives the ring time to complete what was abandoned; fails when slots stay behind.
+    async fn expect_empty_slots(env: &RealEnv) {
+        let until = env.now() + std::time::Duration::from_secs(30);
+        while !env.core().reactor.borrow().slots.is_empty() {
+            assert!(env.now() < until, "an abandoned operation keeps its slot");
+            env.sleep(std::time::Duration::from_micros(100)).await;
+        }
+    }
+
+    #[test]
+    fn operations_abandoned_at_any_point_free_their_slots_and_harm_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = RuntimeConfig {
+            background: Background::Shard,
+            ..RuntimeConfig::new(dir.path())
+        };
+        Runtime::block_on(&config, |shard| async move {
+            let env = shard.env().clone();
+            let file = env
+                .disk()
+                .open(Path::new("file"), OpenMode::CreateNew)
+                .await
+                .unwrap();
+            let mut content = AlignedBuf::zeroed(16 * SECTOR_BYTES);
+            content.fill(3);
+            file.write_at(0, content).await.0.unwrap();
+            let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+            let listener = TcpListener::bind(&env, any, ListenOptions::default()).unwrap();
+            let address = listener.local_addr().unwrap();
+            let timeout = std::time::Duration::from_secs(30);
+            for round in 0..500 {
+                let client = TcpStream::connect(&env, address, timeout);
+                let (client, server) = futures_util::join!(client, listener.accept());
+                let (client, server) = (client.unwrap(), server.unwrap());
+                let mut operations: Vec<Pin<Box<dyn Future<Output = ()>>>> = vec![
+                    Box::pin(async {
+                        drop(file.read_at(0, AlignedBuf::zeroed(SECTOR_BYTES)).await)
+                    }),
+                    Box::pin(async { drop(file.sync().await) }),
+                    Box::pin(async {
+                        drop(env.disk().open(Path::new("file"), OpenMode::Read).await)
+                    }),
+                    Box::pin(async { drop(listener.accept().await) }),
+                    Box::pin(async { drop(server.recv(BytesMut::with_capacity(64)).await) }),
+                    Box::pin(async { drop(client.send(vec!["a".into(), "b".into()]).await) }),
+                ];
+                for operation in &mut operations {
+                    poll_immediate(operation).await;
+                }
+                // Drop before the submission, before the completion, or after it.
+                for _ in 0..round % 5 {
+                    crate::env::RealEnv::end_of_tick(&env).await;
+                    env.sleep(std::time::Duration::from_micros(round % 7)).await;
+                }
+            }
+            expect_empty_slots(&env).await;
+            let (read, buffer) = file.read_at(0, AlignedBuf::zeroed(16 * SECTOR_BYTES)).await;
+            assert_eq!(read.unwrap(), 16 * SECTOR_BYTES);
+            assert!(buffer.iter().all(|byte| *byte == 3));
+        })
+        .unwrap();
+        let open = std::fs::read_dir("/proc/self/fd").unwrap().count();
+        assert!(
+            open < 400,
+            "{open} descriptors are open: abandoned ones leak"
+        );
+    }
+
+    #[test]
+    fn files_are_closed_when_their_last_clone_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = RuntimeConfig {
+            background: Background::Shard,
+            ..RuntimeConfig::new(dir.path())
+        };
+        Runtime::block_on(&config, |shard| async move {
+            let env = shard.env();
+            let path = Path::new("file");
+            drop(env.disk().open(path, OpenMode::CreateNew).await.unwrap());
+            for _ in 0..5000 {
+                drop(env.disk().open(path, OpenMode::Read).await.unwrap());
+            }
+        })
+        .unwrap();
+        assert_few_descriptors();
+    }
+}

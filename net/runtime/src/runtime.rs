@@ -26,6 +26,7 @@ use crate::probe::ProbeError;
 use crate::random::Random;
 use crate::reactor::Reactor;
 use crate::shard::{self, CONTROL_MESSAGES_MAX, Core, Root, ShardEnds, Shared};
+use crate::spin::Spin;
 use crate::sys;
 
 /// Why a runtime did not start.
@@ -284,6 +285,6 @@ fn assemble(birth: Birth) -> Result<Core, StartError> {
         root,
         handler: RefCell::default(),
         remote: RefCell::default(),
-        spin: if pinned { config.spin } else { Duration::ZERO },
+        spin: Spin::new(if pinned { config.spin } else { Duration::ZERO }),
     })
 }

@@ -26,6 +26,7 @@ use crate::handle::ShardHandle;
 use crate::mesh::{Inbox, Mesh, Reply, Request};
 use crate::random::Random;
 use crate::reactor::Reactor;
+use crate::spin::Spin;
 use crate::timer::Timers;
 
 /// How long a stopping shard waits for the kernel to finish its operations.
@@ -103,8 +104,7 @@ pub(crate) struct Core {
     pub(crate) root: Root,
     pub(crate) handler: RefCell<Option<Handler>>,
     pub(crate) remote: RefCell<Option<Rc<dyn RemoteCaller>>>,
-    /// How long to look for work before sleeping.
-    pub(crate) spin: Duration,
+    pub(crate) spin: Spin,
 }
 
 impl Core {
@@ -165,7 +165,9 @@ impl Core {
 
     /// Waits for work: looks for it for a while if so configured, then sleeps.
     fn idle(&self) {
-        if !self.spin.is_zero() && self.spin_for_work() {
+        let now = clock::now();
+        let spin = self.spin.budget(now);
+        if !spin.is_zero() && self.spin_for_work(now + spin) {
             return;
         }
         let doorbell = &self.ends().foreign.doorbell;
@@ -180,16 +182,13 @@ impl Core {
     }
 
     /// Looks for work until there is some (true) or the time for it is over.
-    fn spin_for_work(&self) -> bool {
+    fn spin_for_work(&self, until: Instant) -> bool {
         let mut reactor = self.reactor.borrow_mut();
         reactor.poll();
         if reactor.is_writing() {
             return false;
         }
-        let now = clock::now();
-        let until = self
-            .next_deadline()
-            .map_or(now + self.spin, |at| at.min(now + self.spin));
+        let until = self.next_deadline().map_or(until, |at| at.min(until));
         loop {
             for _ in 0..SPINS_PER_CLOCK {
                 if reactor.has_completions() {

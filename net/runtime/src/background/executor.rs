@@ -96,6 +96,7 @@ async fn serve(settings: &Settings, inbox: &Inbox, started: &mpsc::SyncSender<io
     }
     let mut running = FuturesUnordered::new();
     while !inbox.stopping.load(Ordering::Acquire) {
+        inbox.turns.fetch_add(1, Ordering::Relaxed);
         while let Some(job) = inbox.jobs.pop() {
             running.push(job(disk.clone()));
         }
