@@ -117,6 +117,22 @@ impl<E: Env> Core<E> {
             .map_or(0, |view| view.topology.epoch.0)
     }
 
+    /// An ack is that of a replica of the epoch in force: what became durable only after the range
+    /// had other owners may have been missed by whoever took it over.
+    ///
+    /// # Errors
+    /// [`FailureCode::TopologyChanging`], in doubt.
+    pub(crate) fn check_current(&self, target: &Target) -> Result<(), Failure> {
+        if target.is_current(&*self.view()?) {
+            return Ok(());
+        }
+        let failure = Failure::refused(
+            FailureCode::TopologyChanging,
+            "the owners of the range changed during the write",
+        );
+        Err(failure.in_doubt())
+    }
+
     /// Waits until the topology known here is not that of `epoch` any more, or for a while: it may
     /// have been another shard of this node that was behind. False at the deadline.
     pub(crate) async fn outlives(&self, epoch: u64, deadline: Instant) -> bool {

@@ -492,7 +492,11 @@ impl<E: Env> Membership<E> {
         };
         if complete && self.standing() == Standing::Joining {
             let membership = self.clone();
-            let serve = async move { membership.propose(&Change::Serve { node }).await };
+            let change = Change::Serve {
+                node,
+                pulled: epoch,
+            };
+            let serve = async move { membership.propose(&change).await };
             let result = self.finish(serve).await;
             self.note_trouble(result.err());
         }

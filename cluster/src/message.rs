@@ -231,6 +231,8 @@ pub enum Answer<'a> {
         floor_hour: u32,
         /// The sums.
         sums: Vec<u128>,
+        /// Whether the shard has all that it should have.
+        is_whole: bool,
     },
     /// One page of hashes in (token, key) order.
     Hashes {

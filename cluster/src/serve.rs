@@ -109,7 +109,10 @@ async fn dispatch<E: Env>(
             let merge =
                 replica::merge_durably(core, target.tree(), target.token, key, &state, conflict);
             match core.until(deadline, merge).await {
-                Some(Ok(())) => Ok(respond(core, Answer::Acked)),
+                Some(Ok(())) => {
+                    core.check_current(&target)?;
+                    Ok(respond(core, Answer::Acked))
+                }
                 Some(Err(failure)) => Err(failure),
                 None => Err(deadline_passed("the state was durable").in_doubt()),
             }
@@ -194,7 +197,15 @@ async fn dispatch<E: Env>(
                 .map(|leaves| (leaves.0.to_native(), leaves.1.to_native()))
                 .collect();
             let sums = local::sums(core, tree, range, floor_hour, &intervals).await?;
-            Ok(respond(core, Answer::Sums { floor_hour, sums }))
+            let is_whole = core.is_whole.get();
+            Ok(respond(
+                core,
+                Answer::Sums {
+                    floor_hour,
+                    sums,
+                    is_whole,
+                },
+            ))
         }
         ArchivedBody::Hashes {
             tree,

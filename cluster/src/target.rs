@@ -125,6 +125,18 @@ impl Target {
         self.keyspace().id
     }
 
+    /// Whether `view`, a later one, still names the same replicas.
+    pub(crate) fn is_current(&self, view: &View) -> bool {
+        if view.topology.epoch == self.view.topology.epoch {
+            return true;
+        }
+        let Some(index) = keyspace_index(view, self.tree()) else {
+            return false;
+        };
+        let n = usize::from(view.topology.effective_n(&view.topology.keyspaces[index]));
+        owners_of(view, view.ring.replicas(self.token, n)) == self.owners
+    }
+
     /// This node, when it is a replica of the key.
     pub(crate) fn me(&self) -> Option<MemberIndex> {
         self.view.me.filter(|me| self.replicas.contains(*me))

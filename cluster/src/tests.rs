@@ -583,6 +583,25 @@ fn writes_go_on_while_a_node_joins_and_none_is_lost() {
 }
 
 #[test]
+fn two_nodes_may_join_at_once_and_no_write_is_lost() {
+    let world = World::growing(35, 3, 5, 1, |config| {
+        config.hints.bytes_max = 0;
+        config.repair.automatic = false;
+    });
+    world.boot(3);
+    world.boot(4);
+    let mut written = Vec::new();
+    while !(3..5).all(|host| world.is_ready(host) && world.is_whole(host)) {
+        let key = format!("key {}", written.len());
+        world.put(written.len() % 3, &key, "v").unwrap();
+        written.push(key);
+    }
+    for (index, key) in written.iter().enumerate() {
+        assert_eq!(world.values(index % 5, key), ["v"], "{key}");
+    }
+}
+
+#[test]
 fn a_dropped_keyspace_is_gone_with_its_data() {
     let world = World::three(26);
     world.keyspace("temporary", |_| {});

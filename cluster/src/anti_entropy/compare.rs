@@ -82,16 +82,19 @@ impl<'a, E: Env> Comparison<'a, E> {
         }
     }
 
-    /// On return both sides hold, or this side holds, what either had when it was called.
-    pub(crate) async fn run(&self) -> Result<(), Failure> {
+    /// On return both sides hold, or this side holds, what either had when it was called. Returns
+    /// whether the peer was whole.
+    pub(crate) async fn run(&self) -> Result<bool, Failure> {
         let range = self.run.range;
         let mut open = vec![(leaf_of(range.first), leaf_of(range.last))];
         let mut differing = Vec::new();
         let mut floor_hour = self.own_floor_hour;
+        let mut is_whole = true;
         while !open.is_empty() {
             let batch: Vec<(u32, u32)> = open.split_off(open.len().saturating_sub(INTERVALS_MAX));
-            let (agreed, theirs) = self.their_sums(floor_hour, &batch).await?;
+            let (agreed, theirs, is_peer_whole) = self.their_sums(floor_hour, &batch).await?;
             floor_hour = agreed;
+            is_whole &= is_peer_whole;
             let ours = local::sums(self.core, self.run.tree, range, floor_hour, &batch).await?;
             for ((interval, ours), theirs) in batch.into_iter().zip(ours).zip(theirs) {
                 if ours == theirs {
@@ -108,14 +111,14 @@ impl<'a, E: Env> Comparison<'a, E> {
         for leaf in differing {
             self.exchange_leaf(part_of(leaf, range), floor_hour).await?;
         }
-        Ok(())
+        Ok(is_whole)
     }
 
     async fn their_sums(
         &self,
         floor_hour: u32,
         intervals: &[(u32, u32)],
-    ) -> Result<(u32, Vec<u128>), Failure> {
+    ) -> Result<(u32, Vec<u128>, bool), Failure> {
         let body = Body::Sums {
             tree: self.run.tree.0,
             first: self.run.range.first.0,
@@ -126,9 +129,14 @@ impl<'a, E: Env> Comparison<'a, E> {
         let answer = self.ask(self.run.owners, body).await?;
         let response = Response::access(&answer).map_err(unreadable)?;
         match &response.answer {
-            ArchivedAnswer::Sums { floor_hour, sums } if sums.len() == intervals.len() => Ok((
+            ArchivedAnswer::Sums {
+                floor_hour,
+                sums,
+                is_whole,
+            } if sums.len() == intervals.len() => Ok((
                 floor_hour.to_native(),
                 sums.iter().map(|sum| sum.to_native()).collect(),
+                *is_whole,
             )),
             other => Err(failure_of(other)),
         }

@@ -212,21 +212,28 @@ impl<E: Env> Attempt<'_, E> {
                 });
             }
         };
-        let first = self.spread(self.target, &self.order, &self.requirement, state.clone());
-        let (target, order, requirement) = match self.settle(first, Some(ticket), &version).await {
-            Err(failure) if failure.code == FailureCode::TopologyChanging => {
-                match self.moved().await {
-                    Some(place) => place,
-                    None => return Err(Refused::Everywhere(failure)),
-                }
-            }
-            result => return result.map_err(Refused::Everywhere),
+        let mut spread = self.spread(self.target, &self.order, &self.requirement, state.clone());
+        let mut epoch = self.target.view.topology.epoch.0;
+        let mut failure = match self.settle(spread, Some(ticket), &version).await {
+            Ok(written) => return Ok(written),
+            Err(failure) => failure,
         };
         // The dot is minted and stays what it is: the same state goes to the new owners.
-        let again = self.spread(&target, &order, &requirement, state);
-        self.settle(again, None, &version)
-            .await
-            .map_err(|failure| Refused::Everywhere(failure.in_doubt()))
+        while failure.code == FailureCode::TopologyChanging {
+            let Some((target, order, requirement)) = self.moved(epoch).await else {
+                break;
+            };
+            epoch = target.view.topology.epoch.0;
+            spread = self.spread(&target, &order, &requirement, state.clone());
+            failure = match self.settle(spread, None, &version).await {
+                Ok(written) => return Ok(written),
+                Err(again) => Failure {
+                    in_doubt: failure.in_doubt || again.in_doubt,
+                    ..again
+                },
+            };
+        }
+        Err(Refused::Everywhere(failure))
     }
 
     fn spread(
@@ -273,17 +280,15 @@ impl<E: Env> Attempt<'_, E> {
         settled.map(|()| written)
     }
 
-    /// The key's place in the topology that comes after this attempt's, if this node still is a
-    /// replica there.
-    async fn moved(&self) -> Option<(Target, Replicas, Requirement)> {
-        let epoch = self.target.view.topology.epoch.0;
+    /// The key's place in the topology that comes after `epoch`. This node need not be a replica there:
+    /// the dot was minted while it was one, and whole states may come from anywhere.
+    async fn moved(&self, epoch: u64) -> Option<(Target, Replicas, Requirement)> {
         let deadline = self.operation.options.deadline;
         if !self.core.outlives(epoch, deadline).await {
             return None;
         }
         let view = self.core.view().ok()?;
         let target = Target::in_tree(view, self.target.tree(), &self.operation.key).ok()?;
-        target.me()?;
         let order = order(self.core, &target);
         let requirement = check(&target, self.operation, &order).ok()?;
         Some((target, order, requirement))

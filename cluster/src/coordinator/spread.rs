@@ -287,12 +287,10 @@ impl<E: Env> Spread<E> {
                 let Some(me) = self.target.view.me else {
                     return;
                 };
-                match result {
+                let durable = result.map_err(|error| replica::write_failure(&error));
+                match durable.and_then(|()| self.core.check_current(&self.target)) {
                     Ok(()) => self.tracker.acked(me),
-                    Err(error) => {
-                        let failure = replica::write_failure(&error);
-                        self.failed(me, failure);
-                    }
+                    Err(failure) => self.failed(me, failure),
                 }
             }
             Event::Replica(member, answer) => match ack_of(&answer) {

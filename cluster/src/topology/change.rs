@@ -41,6 +41,9 @@ pub enum Change {
     Serve {
         /// Who.
         node: NodeId,
+        /// By which epoch it has pulled them. In a later one others may own them, who took writes
+        /// that it has not got: it pulls again.
+        pulled: Epoch,
     },
     /// A member's addresses or shards are not what the topology says.
     Describe {
@@ -103,6 +106,12 @@ pub enum Refusal {
         /// Which.
         field: &'static str,
     },
+    /// The newcomer has pulled its ranges by an epoch that is over.
+    #[error("the ranges were pulled by epoch {pulled}, which is over")]
+    PulledEarlier {
+        /// By which.
+        pulled: Epoch,
+    },
     /// The cluster is full.
     #[error("a cluster has at most {MEMBERS_MAX} members and {KEYSPACES_MAX} keyspaces")]
     Full,
@@ -136,7 +145,7 @@ impl Change {
         next.epoch = base.epoch.next();
         match self {
             Change::Join { node, description } => next.join(*node, description)?,
-            Change::Serve { node } => next.serve(*node)?,
+            Change::Serve { node, pulled } => next.serve(*node, *pulled)?,
             Change::Describe { node, description } => next.describe(*node, description)?,
             Change::PutKeyspace { keyspace } => next.put_keyspace(keyspace)?,
             Change::DropKeyspace { name } => next.drop_keyspace(name)?,
@@ -236,10 +245,15 @@ impl Topology {
         Ok(())
     }
 
-    fn serve(&mut self, node: NodeId) -> Result<(), Refusal> {
+    fn serve(&mut self, node: NodeId, pulled: Epoch) -> Result<(), Refusal> {
         let index = self.index_of(node).ok_or(Refusal::NotAMember { node })?;
+        // `self` is the epoch to come.
+        let is_current = pulled.next() == self.epoch;
         let member = &mut self.members[index.index()];
         if member.state == MemberState::Joining {
+            if !is_current {
+                return Err(Refusal::PulledEarlier { pulled });
+            }
             member.state = MemberState::Up;
             self.grow_voters();
         }

@@ -103,11 +103,25 @@ fn a_newcomer_is_outside_the_ring_until_it_serves() {
     assert_eq!(joining.member(index).state, MemberState::Joining);
     assert_eq!(joining.ring().member_count(), 3);
     assert_eq!(joining.ring_with(index).member_count(), 4);
-    let serve = Change::Serve { node: NodeId(4) };
+    let serve = Change::Serve {
+        node: NodeId(4),
+        pulled: joining.epoch,
+    };
+    let early = Change::Serve {
+        node: NodeId(4),
+        pulled: base.epoch,
+    };
+    assert!(matches!(
+        early.apply(&joining),
+        Err(Refusal::PulledEarlier { .. })
+    ));
     let serving = apply(&joining, serve.clone());
     assert_eq!(serving.ring().member_count(), 4);
     assert_eq!(serve.apply(&serving), Ok(None));
-    let stranger = Change::Serve { node: NodeId(5) };
+    let stranger = Change::Serve {
+        node: NodeId(5),
+        pulled: serving.epoch,
+    };
     assert!(matches!(
         stranger.apply(&serving),
         Err(Refusal::NotAMember { .. })

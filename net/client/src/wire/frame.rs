@@ -20,8 +20,6 @@ const LENGTH_BYTES: usize = 4;
 const UNCOVERED_BYTES: usize = 8;
 /// The largest frame, header included (8 MiB): a batch of several of the largest values.
 pub const FRAME_BYTES_MAX: usize = 8 << 20;
-/// The least room that is made for a frame that has not come yet.
-const RESERVE_BYTES_MIN: usize = 16 << 10;
 /// The protocol version that this build speaks.
 pub const VERSION: u8 = 1;
 
@@ -83,8 +81,8 @@ pub enum FrameError {
     },
 }
 
-/// Takes one frame off the front of `input`, or says that more bytes are needed (`None`; room for
-/// some of the missing bytes is then made, so that a large payload is received in place).
+/// Takes one frame off the front of `input`, or says that more bytes are needed (`None`; the missing
+/// bytes are then reserved, so that a large payload is received in place). No copy.
 ///
 /// # Errors
 /// See [`FrameError`].
@@ -109,9 +107,7 @@ pub fn decode(input: &mut BytesMut, limit: usize) -> Result<Option<Frame>, Frame
         }
     };
     if input.len() < total {
-        // At most as much again as was received: an announced length alone takes no memory.
-        let missing = total - input.len();
-        input.reserve(missing.min(input.len() + RESERVE_BYTES_MIN));
+        input.reserve(total - input.len());
         return Ok(None);
     }
     let mut bytes = input.split_to(total).freeze();

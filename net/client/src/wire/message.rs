@@ -289,9 +289,9 @@ pub struct RouteNode<'a> {
     /// Its configured name.
     #[rkyv(with = InlineAsBox)]
     pub name: &'a str,
-    /// Where it takes connections of this protocol.
+    /// Its HTTP address.
     #[rkyv(with = InlineAsBox)]
-    pub client: &'a str,
+    pub http: &'a str,
     /// Its shards.
     pub shard_count: u16,
     /// Whether it is believed to be up.
