@@ -81,6 +81,19 @@ pub enum BootError {
         /// The name in the configuration.
         configured: String,
     },
+    /// The data is divided among another number of shards.
+    #[error(
+        "the data in {path} is divided among {found} shards, but {configured} are configured: set \
+         shards.count = {found}, or let a new node with {configured} shards take this one's place"
+    )]
+    Shards {
+        /// The directory.
+        path: PathBuf,
+        /// Shards of the data.
+        found: u16,
+        /// Shards in the configuration.
+        configured: u16,
+    },
     /// A name is empty or too long.
     #[error("a {what} name has 1 to {NAME_BYTES_MAX} bytes, {name:?} has {}", name.len())]
     Name {
@@ -91,12 +104,12 @@ pub enum BootError {
     },
 }
 
-/// Takes the data directory `dir` (made if it is missing) for the node `name` of `cluster`. On
-/// return the start is counted, durably.
+/// Takes the data directory `dir` (made if it is missing) for the node `name` of `cluster`, which runs
+/// `shards` shards. On return the start is counted, durably.
 ///
 /// # Errors
 /// See [`BootError`].
-pub fn boot(dir: &Path, name: &str, cluster: &str) -> Result<Boot, BootError> {
+pub fn boot(dir: &Path, name: &str, cluster: &str, shards: u16) -> Result<Boot, BootError> {
     for (what, name) in [("node", name), ("cluster", cluster)] {
         if name.is_empty() || name.len() > NAME_BYTES_MAX {
             return Err(BootError::Name {
@@ -128,6 +141,13 @@ pub fn boot(dir: &Path, name: &str, cluster: &str) -> Result<Boot, BootError> {
                     });
                 }
             }
+            if before.shards != shards {
+                return Err(BootError::Shards {
+                    path: dir.to_owned(),
+                    found: before.shards,
+                    configured: shards,
+                });
+            }
             Identity {
                 boot: before.boot.saturating_add(1),
                 random: boot_random,
@@ -144,6 +164,7 @@ pub fn boot(dir: &Path, name: &str, cluster: &str) -> Result<Boot, BootError> {
                 node: NodeId(node_random),
                 boot: 1,
                 random: boot_random,
+                shards,
                 name: name.to_owned(),
                 cluster: cluster.to_owned(),
             }
@@ -240,27 +261,27 @@ mod tests {
     #[test]
     fn every_start_is_counted_under_the_same_node() {
         let dir = tempfile::tempdir().unwrap();
-        let first = boot(dir.path(), "n1", "demo").unwrap();
+        let first = boot(dir.path(), "n1", "demo", 2).unwrap();
         assert!(first.is_fresh);
         let node = first.identity.node;
         assert_eq!(first.identity.boot, 1);
         drop(first);
         for count in 2..5 {
-            let next = boot(dir.path(), "n1", "demo").unwrap();
+            let next = boot(dir.path(), "n1", "demo", 2).unwrap();
             assert!(!next.is_fresh);
             assert_eq!((next.identity.node, next.identity.boot), (node, count));
         }
         let other = tempfile::tempdir().unwrap();
-        let other = boot(other.path(), "n1", "demo").unwrap();
+        let other = boot(other.path(), "n1", "demo", 2).unwrap();
         assert_ne!(other.identity.node, node);
     }
 
     #[test]
     fn one_process_at_a_time_has_the_directory() {
         let dir = tempfile::tempdir().unwrap();
-        let _running = boot(dir.path(), "n1", "demo").unwrap();
+        let _running = boot(dir.path(), "n1", "demo", 2).unwrap();
         assert!(matches!(
-            boot(dir.path(), "n1", "demo"),
+            boot(dir.path(), "n1", "demo", 2),
             Err(BootError::InUse { .. })
         ));
     }
@@ -268,33 +289,47 @@ mod tests {
     #[test]
     fn a_directory_of_another_node_or_cluster_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        drop(boot(dir.path(), "n1", "demo").unwrap());
+        drop(boot(dir.path(), "n1", "demo", 2).unwrap());
         for (name, cluster, expected) in [("n2", "demo", "node"), ("n1", "other", "cluster")] {
-            match boot(dir.path(), name, cluster) {
+            match boot(dir.path(), name, cluster, 2) {
                 Err(BootError::Foreign { what, .. }) => assert_eq!(what, expected),
                 other => panic!("{other:?}"),
             }
         }
-        let again = boot(dir.path(), "n1", "demo").unwrap();
+        let again = boot(dir.path(), "n1", "demo", 2).unwrap();
         assert_eq!(again.identity.boot, 2, "a refused start is not counted");
+    }
+
+    #[test]
+    fn data_of_another_number_of_shards_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(boot(dir.path(), "n1", "demo", 2).unwrap());
+        assert!(matches!(
+            boot(dir.path(), "n1", "demo", 3),
+            Err(BootError::Shards {
+                found: 2,
+                configured: 3,
+                ..
+            })
+        ));
     }
 
     #[test]
     fn a_damaged_or_missing_identity_is_never_guessed() {
         let dir = tempfile::tempdir().unwrap();
-        drop(boot(dir.path(), "n1", "demo").unwrap());
+        drop(boot(dir.path(), "n1", "demo", 2).unwrap());
         let path = dir.path().join("node/identity");
         let mut bytes = fs::read(&path).unwrap();
         bytes[20] ^= 1;
         fs::write(&path, &bytes).unwrap();
         assert!(matches!(
-            boot(dir.path(), "n1", "demo"),
+            boot(dir.path(), "n1", "demo", 2),
             Err(BootError::Identity { .. })
         ));
         fs::remove_file(&path).unwrap();
         fs::create_dir(dir.path().join("shard-00")).unwrap();
         assert!(matches!(
-            boot(dir.path(), "n1", "demo"),
+            boot(dir.path(), "n1", "demo", 2),
             Err(BootError::NoIdentity { .. })
         ));
     }
@@ -302,9 +337,9 @@ mod tests {
     #[test]
     fn a_start_that_broke_off_before_its_rename_is_forgotten() {
         let dir = tempfile::tempdir().unwrap();
-        drop(boot(dir.path(), "n1", "demo").unwrap());
+        drop(boot(dir.path(), "n1", "demo", 2).unwrap());
         fs::write(dir.path().join("node/identity.new"), b"torn").unwrap();
-        let next = boot(dir.path(), "n1", "demo").unwrap();
+        let next = boot(dir.path(), "n1", "demo", 2).unwrap();
         assert_eq!(next.identity.boot, 2);
     }
 }

@@ -1,22 +1,45 @@
 //! Answers that wait to be sent on one connection.
 //!
 //! Small answers are written into one growing buffer; large bodies are kept as they are between the
-//! buffers. [`Output::next_send`] hands out what one send takes: everything up to the next large
-//! body, in order.
+//! buffers. [`Output::take`] hands out everything, for one send.
 //!
 //! Invariant: bytes leave in the order in which they were written.
 
-use std::collections::VecDeque;
-
 use bytes::{Bytes, BytesMut};
+use torc_runtime::TcpStream;
 
 use crate::limits::COALESCE_BYTES_MAX;
+
+/// The largest buffer that a connection keeps between sends.
+const OUTPUT_BUFFER_KEPT_BYTES: usize = 64 << 10;
+
+/// What one send carries.
+#[derive(Debug)]
+pub enum Sending {
+    /// Small answers, copied together.
+    Buffer(BytesMut),
+    /// Small and large ones, in order.
+    Runs(Vec<Bytes>),
+}
+
+impl Sending {
+    /// Sends everything; gives the buffer back when there was one.
+    pub async fn send(self, stream: &TcpStream) -> std::io::Result<Option<BytesMut>> {
+        match self {
+            Sending::Buffer(buffer) => {
+                let (sent, buffer) = stream.send_buffer(buffer).await;
+                sent.map(|()| Some(buffer))
+            }
+            Sending::Runs(runs) => stream.send(runs).await.map(|()| None),
+        }
+    }
+}
 
 /// The answers of one connection that are not sent yet.
 #[derive(Debug, Default)]
 pub struct Output {
     /// Complete pieces, before `tail`.
-    pieces: VecDeque<Bytes>,
+    pieces: Vec<Bytes>,
     tail: BytesMut,
     /// Bytes in `pieces`.
     piece_bytes: usize,
@@ -36,7 +59,7 @@ impl Output {
         }
         self.seal();
         self.piece_bytes += bytes.len();
-        self.pieces.push_back(bytes);
+        self.pieces.push(bytes);
     }
 
     /// Bytes that wait.
@@ -49,13 +72,23 @@ impl Output {
         self.len() == 0
     }
 
-    /// Takes out what the next send carries; `None` when nothing waits.
-    pub fn next_send(&mut self) -> Option<Bytes> {
-        if let Some(piece) = self.pieces.pop_front() {
-            self.piece_bytes -= piece.len();
-            return Some(piece);
+    /// Takes out everything that waits, for one send.
+    pub fn take(&mut self) -> Sending {
+        if self.pieces.is_empty() {
+            return Sending::Buffer(std::mem::take(&mut self.tail));
         }
-        (!self.tail.is_empty()).then(|| self.tail.split().freeze())
+        self.seal();
+        self.piece_bytes = 0;
+        Sending::Runs(self.pieces.drain(..).collect())
+    }
+
+    /// Gives a buffer back that [`Output::take`] took and that is sent, so that the next answers
+    /// need no allocation.
+    pub fn recycle(&mut self, buffer: BytesMut) {
+        if self.tail.capacity() == 0 && buffer.capacity() <= OUTPUT_BUFFER_KEPT_BYTES {
+            self.tail = buffer;
+            self.tail.clear();
+        }
     }
 
     /// Everything in one piece, for tests.
@@ -69,7 +102,7 @@ impl Output {
     fn seal(&mut self) {
         if !self.tail.is_empty() {
             self.piece_bytes += self.tail.len();
-            self.pieces.push_back(self.tail.split().freeze());
+            self.pieces.push(self.tail.split().freeze());
         }
     }
 }
@@ -87,11 +120,13 @@ mod tests {
         out.append(large.clone());
         out.append(Bytes::from_static(b"c"));
         assert_eq!(out.len(), large.len() + 3);
-        assert_eq!(out.next_send().as_deref(), Some(&b"ab"[..]));
-        let sent = out.next_send().expect("the large one");
-        assert_eq!(sent.as_ptr(), large.as_ptr(), "not copied");
-        assert_eq!(out.next_send().as_deref(), Some(&b"c"[..]));
-        assert_eq!(out.next_send(), None);
+        let Sending::Runs(runs) = out.take() else {
+            panic!("one large answer asks for runs")
+        };
+        assert_eq!(runs, [&b"ab"[..], &large, b"c"]);
+        assert_eq!(runs[1].as_ptr(), large.as_ptr(), "not copied");
         assert!(out.is_empty());
+        out.append(Bytes::from_static(b"d"));
+        assert!(matches!(out.take(), Sending::Buffer(buffer) if &buffer[..] == b"d"));
     }
 }

@@ -2,8 +2,8 @@
 //! Format page: `docs/formats/identity.md`.
 //!
 //! ```text
-//! byte 0        8        12       16      32      40       48        50          52
-//!      | magic  | format | crc32c | node  | boot  | random | name len | cluster len | names …
+//! byte 0       8        12       16     32     40       48       50         52            54
+//!      | magic | format | crc32c | node | boot | random | shards | name len | cluster len | names …
 //! ```
 //!
 //! Invariant: bytes that are damaged, cut, or of another format are an error, never a fresh node: a
@@ -17,7 +17,7 @@ const MAGIC: [u8; 8] = *b"TORCNODE";
 /// Format of the data directory that this build reads and writes.
 pub const FORMAT: u32 = 1;
 /// Bytes before the names.
-const FIXED_BYTES: usize = 52;
+const FIXED_BYTES: usize = 54;
 /// What the checksum does not cover: everything up to and including itself.
 const UNCOVERED_BYTES: usize = 16;
 /// The longest name of a node or cluster, in bytes.
@@ -32,6 +32,8 @@ pub struct Identity {
     pub boot: u64,
     /// Drawn anew at every start.
     pub random: u64,
+    /// Shards that the directory's data is divided among.
+    pub shards: u16,
     /// The configured name of the node that made the directory.
     pub name: String,
     /// The configured name of its cluster.
@@ -84,6 +86,7 @@ impl Identity {
         bytes.put_u128_le(self.node.0);
         bytes.put_u64_le(self.boot);
         bytes.put_u64_le(self.random);
+        bytes.put_u16_le(self.shards);
         for name in [&self.name, &self.cluster] {
             assert!(
                 name.len() <= NAME_BYTES_MAX,
@@ -127,6 +130,7 @@ impl Identity {
         let node = NodeId(rest.get_u128_le());
         let boot = rest.get_u64_le();
         let random = rest.get_u64_le();
+        let shards = rest.get_u16_le();
         let name_len = usize::from(rest.get_u16_le());
         let cluster_len = usize::from(rest.get_u16_le());
         if rest.len() != name_len + cluster_len {
@@ -144,6 +148,7 @@ impl Identity {
             node,
             boot,
             random,
+            shards,
             name: text(name)?,
             cluster: text(cluster)?,
         })
@@ -159,6 +164,7 @@ mod tests {
             node: NodeId(0x0102),
             boot: 3,
             random: 0x0405,
+            shards: 6,
             name: "n1".into(),
             cluster: "demo".into(),
         }
@@ -174,8 +180,8 @@ mod tests {
             .collect();
         assert_eq!(
             hex,
-            "544f52434e4f444501000000ac2d5bf002010000000000000000000000000000\
-             03000000000000000504000000000000020004006e3164656d6f"
+            "544f52434e4f444501000000df477e8202010000000000000000000000000000\
+             030000000000000005040000000000000600020004006e3164656d6f"
         );
     }
 

@@ -256,8 +256,9 @@ impl Encoding {
     }
 }
 
-/// Appends `"name":"…"`, and `,"encoding":"base64"` after it when the bytes are not UTF-8.
-pub fn write_bytes_field(out: &mut Vec<u8>, name: &str, bytes: &[u8]) {
+/// Appends `"name":"…"`, and `,"encoding":"base64"` after it (under the name that `encoding` gives)
+/// when the bytes are not UTF-8.
+pub fn write_bytes_field(out: &mut Vec<u8>, name: &str, encoding: &str, bytes: &[u8]) {
     write_string(out, name);
     out.push(b':');
     match std::str::from_utf8(bytes) {
@@ -270,7 +271,9 @@ pub fn write_bytes_field(out: &mut Vec<u8>, name: &str, bytes: &[u8]) {
             STANDARD
                 .encode_slice(bytes, &mut out[start..])
                 .expect("the buffer has the encoded length");
-            out.extend_from_slice(b"\",\"encoding\":\"base64\"");
+            out.extend_from_slice(b"\",");
+            write_string(out, encoding);
+            out.extend_from_slice(b":\"base64\"");
         }
     }
 }
@@ -395,10 +398,10 @@ mod tests {
     #[test]
     fn bytes_that_are_no_text_say_so() {
         let mut out = Vec::new();
-        write_bytes_field(&mut out, "value", &[0xff, 0]);
+        write_bytes_field(&mut out, "value", "encoding", &[0xff, 0]);
         assert_eq!(out, br#""value":"/wA=","encoding":"base64""#);
         out.clear();
-        write_bytes_field(&mut out, "key", b"k");
+        write_bytes_field(&mut out, "key", "encoding", b"k");
         assert_eq!(out, br#""key":"k""#);
     }
 }

@@ -14,6 +14,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use memchr::memmem;
 
 use crate::http::response::Problem;
+use crate::input::reserve;
 use crate::limits;
 
 /// The methods that some route knows.
@@ -403,7 +404,7 @@ fn body_bytes_max(request: &Request) -> usize {
 
 fn start_body(parsed: ParsedHead) -> Next {
     let ParsedHead {
-        mut request,
+        request,
         framing,
         expects_continue,
     } = parsed;
@@ -420,16 +421,13 @@ fn start_body(parsed: ParsedHead) -> Next {
             go_on,
         ),
         Framing::Length(length) => match usize::try_from(length) {
-            Ok(missing) if missing <= limit => {
-                request.body.reserve(missing.min(limits::TICK_BYTES_MAX));
-                (
-                    State::Length {
-                        head: request,
-                        missing,
-                    },
-                    go_on,
-                )
-            }
+            Ok(missing) if missing <= limit => (
+                State::Length {
+                    head: request,
+                    missing,
+                },
+                go_on,
+            ),
             _ => {
                 let problem = Problem::body_too_large(limit);
                 if expects_continue || length > limits::DISCARD_BYTES_MAX {
@@ -442,24 +440,14 @@ fn start_body(parsed: ParsedHead) -> Next {
     }
 }
 
-/// Moves up to `missing` bytes to the body. A body that is received whole is not copied.
-fn take(input: &mut BytesMut, body: &mut BytesMut, missing: usize) -> usize {
-    let taken = input.len().min(missing);
-    let part = input.split_to(taken);
-    if body.is_empty() && taken == missing {
-        *body = part;
-    } else {
-        body.extend_from_slice(&part);
-    }
-    taken
-}
-
+/// A body of known length stays in the input until it is whole, so that it is never copied.
 fn read_length(input: &mut BytesMut, mut head: Box<Request>, missing: usize) -> Next {
-    let missing = missing - take(input, &mut head.body, missing);
-    if missing == 0 {
-        return (State::default(), Some(Step::Request(head)));
+    if input.len() < missing {
+        reserve(input, missing);
+        return (State::Length { head, missing }, Some(Step::More));
     }
-    (State::Length { head, missing }, Some(Step::More))
+    head.body = input.split_to(missing);
+    (State::default(), Some(Step::Request(head)))
 }
 
 fn discard(input: &mut BytesMut, missing: u64, problem: Problem) -> Next {

@@ -182,6 +182,8 @@ pub struct Problem {
     pub in_doubt: bool,
     /// When to try again, in milliseconds; 0 = no advice.
     pub retry_after_ms: u32,
+    /// The methods that the path takes, when the request used another.
+    pub allow: Option<&'static str>,
 }
 
 impl Problem {
@@ -194,6 +196,7 @@ impl Problem {
             retryable: false,
             in_doubt: false,
             retry_after_ms: 0,
+            allow: None,
         }
     }
 
@@ -205,6 +208,35 @@ impl Problem {
     /// 404 of a path that nothing serves.
     pub fn no_route() -> Self {
         Self::new(404, "no_such_route", "nothing is served at this path")
+    }
+
+    /// 404 of a key without a live value.
+    pub fn no_such_key() -> Self {
+        Self::new(404, "not_found", "there is no value under this key")
+    }
+
+    /// 405.
+    pub fn method_not_allowed(allow: &'static str) -> Self {
+        Self {
+            allow: Some(allow),
+            ..Self::new(
+                405,
+                "method_not_allowed",
+                format!("this path takes {allow}"),
+            )
+        }
+    }
+
+    /// 408.
+    pub fn too_slow() -> Self {
+        Self {
+            retryable: true,
+            ..Self::new(
+                408,
+                "request_timeout",
+                "the request took too long to arrive",
+            )
+        }
     }
 
     /// 431.
@@ -230,6 +262,15 @@ impl Problem {
             "expectation_failed",
             "the only expectation that is understood is 100-continue",
         )
+    }
+
+    /// 503 of a node that does not serve yet, or any more.
+    pub fn not_ready(message: impl Into<String>) -> Self {
+        Self {
+            retryable: true,
+            retry_after_ms: torc_cluster::api::RETRY_AFTER_MS,
+            ..Self::new(503, "not_ready", message)
+        }
     }
 
     /// 503 of a bound of this node.
@@ -264,6 +305,7 @@ impl From<Failure> for Problem {
             retryable: failure.retryable,
             in_doubt: failure.in_doubt,
             retry_after_ms: failure.retry_after_ms,
+            allow: None,
         }
     }
 }
@@ -275,6 +317,7 @@ impl From<Problem> for Response {
         problem.write_object(&mut body);
         body.push(b'}');
         let mut response = Response::json(problem.status, body);
+        response.allow = problem.allow;
         // Every 503 says when to come back: clients without the advice hammer.
         if problem.status == 503 || problem.retry_after_ms > 0 {
             response.retry_after_ms = Some(problem.retry_after_ms);

@@ -57,8 +57,8 @@ pub enum Admin {
     Compact,
     /// `/admin/scrub`.
     Scrub,
-    /// `/admin/node/decommission`.
-    Decommission,
+    /// `/admin/nodes/{name}/decommission`.
+    Decommission(Bytes),
 }
 
 impl Route {
@@ -83,6 +83,12 @@ impl Route {
                 },
             };
         }
+        if let Some(rest) = text.strip_prefix(b"/admin/nodes/") {
+            let name = rest.strip_suffix(b"/decommission");
+            let name = name.ok_or_else(Problem::no_route)?;
+            let name = percent_decode(path.slice_ref(name))?;
+            return Ok(Route::Admin(Admin::Decommission(name)));
+        }
         if let Some(name) = text.strip_prefix(b"/admin/keyspaces/") {
             let name = keyspace_name(path.slice_ref(name))?;
             return Ok(Route::Admin(Admin::Keyspace(name)));
@@ -103,7 +109,6 @@ impl Route {
             b"/admin/repair" => Route::Admin(Admin::Repair),
             b"/admin/compact" => Route::Admin(Admin::Compact),
             b"/admin/scrub" => Route::Admin(Admin::Scrub),
-            b"/admin/node/decommission" => Route::Admin(Admin::Decommission),
             b"/" => Route::Page,
             _ => return Err(Problem::no_route()),
         })

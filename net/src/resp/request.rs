@@ -8,6 +8,7 @@
 
 use bytes::{Bytes, BytesMut};
 
+use crate::input::reserve;
 use crate::limits::{RESP_ARGUMENTS_MAX, RESP_COMMAND_BYTES_MAX, RESP_INLINE_BYTES_MAX};
 
 /// Why bytes are no command. Where the next one starts is unknown, so the connection is closed after
@@ -98,7 +99,7 @@ impl Parser {
                 Some(b"\r\n") => {}
                 Some(_) => return Err(RespError::BulkEnd),
                 None => {
-                    input.reserve(end + 2 - input.len());
+                    reserve(input, end + 2);
                     return Ok(None);
                 }
             }

@@ -20,6 +20,8 @@ const LENGTH_BYTES: usize = 4;
 const UNCOVERED_BYTES: usize = 8;
 /// The largest frame, header included (8 MiB): a batch of several of the largest values.
 pub const FRAME_BYTES_MAX: usize = 8 << 20;
+/// The least room that is made for a frame that has not come yet.
+const RESERVE_BYTES_MIN: usize = 16 << 10;
 /// The protocol version that this build speaks.
 pub const VERSION: u8 = 1;
 
@@ -81,8 +83,8 @@ pub enum FrameError {
     },
 }
 
-/// Takes one frame off the front of `input`, or says that more bytes are needed (`None`; the missing
-/// bytes are then reserved, so that a large payload is received in place). No copy.
+/// Takes one frame off the front of `input`, or says that more bytes are needed (`None`; room for
+/// some of the missing bytes is then made, so that a large payload is received in place).
 ///
 /// # Errors
 /// See [`FrameError`].
@@ -107,7 +109,9 @@ pub fn decode(input: &mut BytesMut, limit: usize) -> Result<Option<Frame>, Frame
         }
     };
     if input.len() < total {
-        input.reserve(total - input.len());
+        // At most as much again as was received: an announced length alone takes no memory.
+        let missing = total - input.len();
+        input.reserve(missing.min(input.len() + RESERVE_BYTES_MIN));
         return Ok(None);
     }
     let mut bytes = input.split_to(total).freeze();

@@ -289,9 +289,9 @@ pub struct RouteNode<'a> {
     /// Its configured name.
     #[rkyv(with = InlineAsBox)]
     pub name: &'a str,
-    /// Its HTTP address.
+    /// Where it takes connections of this protocol.
     #[rkyv(with = InlineAsBox)]
-    pub http: &'a str,
+    pub client: &'a str,
     /// Its shards.
     pub shard_count: u16,
     /// Whether it is believed to be up.

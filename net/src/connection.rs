@@ -1,0 +1,553 @@
+//! One client connection: receive, start requests, collect answers, send.
+//!
+//! On the path: the listener hands a socket to [`serve`]; a [`Protocol`] (HTTP, RESP, binary) turns
+//! bytes into requests and answers into bytes; requests of one connection run concurrently as far as
+//! their keys allow, and everything that became ready in a tick leaves in one send.
+//!
+//! Invariants:
+//! - a request starts only when no request before it touches its key in a conflicting way, so a
+//!   client that pipelines sees its operations happen in the order in which it sent them;
+//! - answers of an ordered protocol leave in the order of their requests;
+//! - what a client can make this end hold is bounded: requests under way, bytes of answers (nothing
+//!   is received while they wait), bytes of a request, and the time for each.
+//!
+//! It deliberately knows neither protocols nor keys.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::net::Shutdown;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use futures_util::FutureExt;
+use futures_util::future::{Fuse, LocalBoxFuture};
+use futures_util::stream::{FuturesOrdered, FuturesUnordered, StreamExt};
+use torc_env::{Env, Instant};
+use torc_runtime::{RealEnv, TcpStream};
+
+use crate::limits::{
+    IDLE_TIMEOUT, OUTPUT_BYTES_MAX, PIPELINE_OPERATIONS_MAX, RECEIVE_BYTES, REQUEST_TIMEOUT,
+    SEND_TIMEOUT, SLOW_BYTES_PER_SECOND, TICK_BYTES_MAX, TICK_OPERATIONS_MAX,
+};
+use crate::output::Output;
+use crate::signal::Flag;
+
+/// How often a connection looks at its time limits. Coarse, so that thousands of idle connections
+/// cost nothing.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a refused client may go on sending before it is cut off, so that it gets to read why.
+const LINGER: Duration = Duration::from_secs(2);
+/// A connection that was silent this long gives its receive buffer back while it waits.
+const SILENT: Duration = Duration::from_secs(1);
+
+/// What a request touches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Touches {
+    /// Nothing that another request could see.
+    Nothing,
+    /// One key, by its hash.
+    Key {
+        /// Hash of keyspace and key. Requests whose hashes collide merely wait for each other.
+        hash: u128,
+        /// Whether it is changed.
+        write: bool,
+    },
+    /// Several keys, or all.
+    Everything {
+        /// Whether they are changed.
+        write: bool,
+    },
+}
+
+impl Touches {
+    fn writes(self) -> bool {
+        match self {
+            Touches::Nothing => false,
+            Touches::Key { write, .. } | Touches::Everything { write } => write,
+        }
+    }
+
+    /// Whether the two must not run at the same time.
+    fn conflicts(self, other: Touches) -> bool {
+        if !self.writes() && !other.writes() {
+            return false;
+        }
+        match (self, other) {
+            (Touches::Nothing, _) | (_, Touches::Nothing) => false,
+            (Touches::Key { hash, .. }, Touches::Key { hash: other, .. }) => hash == other,
+            (Touches::Everything { .. }, _) | (_, Touches::Everything { .. }) => true,
+        }
+    }
+}
+
+/// What [`Protocol::parse`] found.
+pub enum Parsed<P: Protocol + ?Sized> {
+    /// More bytes are needed.
+    More,
+    /// A request to start.
+    Request(P::Request, Touches),
+    /// An answer that needs nothing.
+    Answer(P::Answer),
+}
+
+/// What follows an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// The next one.
+    Next,
+    /// The end: the client knows that nothing follows.
+    Close,
+    /// The end, while the client may still be sending.
+    Linger,
+}
+
+/// A client protocol on one connection.
+pub trait Protocol: 'static {
+    /// A request as parsed.
+    type Request: 'static;
+    /// An answer that is not bytes yet.
+    type Answer: 'static;
+    /// Whether answers must come in the order of their requests.
+    const ORDERED: bool;
+
+    /// Takes the next request off the front of `input`.
+    fn parse(&mut self, input: &mut BytesMut) -> Parsed<Self>;
+    /// Whether a request is partly received.
+    fn in_request(&self, input: &BytesMut) -> bool;
+    /// Starts a request.
+    fn start(&mut self, request: Self::Request) -> LocalBoxFuture<'static, Self::Answer>;
+    /// Appends an answer's bytes.
+    fn write(&mut self, answer: Self::Answer, out: &mut Output) -> After;
+    /// The last word to a client that took too long to send its request.
+    fn too_slow(&mut self, out: &mut Output);
+}
+
+/// Requests under way and their answers.
+enum Running<A> {
+    Ordered(FuturesOrdered<LocalBoxFuture<'static, (Touches, A)>>),
+    Unordered(FuturesUnordered<LocalBoxFuture<'static, (Touches, A)>>),
+}
+
+impl<A: 'static> Running<A> {
+    fn new(ordered: bool) -> Self {
+        if ordered {
+            Running::Ordered(FuturesOrdered::new())
+        } else {
+            Running::Unordered(FuturesUnordered::new())
+        }
+    }
+
+    fn push(&mut self, touches: Touches, answer: impl Future<Output = A> + 'static) {
+        let answer = answer.map(move |answer| (touches, answer)).boxed_local();
+        match self {
+            Running::Ordered(running) => running.push_back(answer),
+            Running::Unordered(running) => running.push(answer),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Running::Ordered(running) => running.len(),
+            Running::Unordered(running) => running.len(),
+        }
+    }
+
+    /// The next answer that is ready; `None` when there is none now.
+    fn next(&mut self, cx: &mut Context<'_>) -> Option<(Touches, A)> {
+        let next = match self {
+            Running::Ordered(running) => running.poll_next_unpin(cx),
+            Running::Unordered(running) => running.poll_next_unpin(cx),
+        };
+        match next {
+            Poll::Ready(answer) => answer,
+            Poll::Pending => None,
+        }
+    }
+}
+
+/// What a connection waits for.
+enum Event {
+    /// A receive is done.
+    Received(std::io::Result<usize>, BytesMut),
+    /// A send is done.
+    Sent(std::io::Result<Option<BytesMut>>),
+    /// Answers were written, or requests that had to wait may start.
+    Progress,
+    /// Time to look at the limits.
+    Check,
+    /// The server stops.
+    Stop,
+}
+
+/// Why a connection ends.
+enum End {
+    /// At once: nobody listens any more.
+    Now,
+    /// When everything is sent.
+    Flushed(After),
+}
+
+struct Connection<P: Protocol> {
+    protocol: P,
+    env: RealEnv,
+    /// `None` while a receive has it.
+    input: Option<BytesMut>,
+    out: Rc<RefCell<Output>>,
+    running: Running<P::Answer>,
+    /// What the running requests touch.
+    touched: Vec<Touches>,
+    /// A request that must wait for others.
+    blocked: Option<(P::Request, Touches)>,
+    /// Nothing more is started after this.
+    end: Option<End>,
+    /// The client sends nothing more; what it has sent is still answered.
+    is_at_end_of_stream: bool,
+    /// When the request that is being received started to arrive, and how long it was then.
+    request_since: Option<Instant>,
+    request_bytes: u64,
+    send_since: Option<Instant>,
+    active_at: Instant,
+}
+
+/// Serves a client until it leaves, breaks the protocol or a limit, or `stop` is raised. `input` is
+/// what was received already.
+pub async fn serve<P: Protocol>(
+    env: RealEnv,
+    stream: TcpStream,
+    input: BytesMut,
+    protocol: P,
+    stop: Rc<Flag>,
+) {
+    let now = env.now();
+    let mut connection = Connection {
+        protocol,
+        env: env.clone(),
+        input: None,
+        out: Rc::default(),
+        running: Running::new(P::ORDERED),
+        touched: Vec::new(),
+        blocked: None,
+        end: None,
+        is_at_end_of_stream: false,
+        request_since: None,
+        request_bytes: 0,
+        send_since: None,
+        active_at: now,
+    };
+    let mut receiving = pin!(Fuse::terminated());
+    let mut sending = pin!(Fuse::terminated());
+    let mut checking = pin!(env.sleep(CHECK_INTERVAL).fuse());
+    let mut stopping = pin!(stop.wait().fuse());
+    // Bytes that came with the handshake count as received; without any, the buffer is not needed
+    // before something comes.
+    let mut silent = input.is_empty();
+    connection.input = Some(input);
+    loop {
+        let more = connection.start_requests();
+        let idle_input = connection.take_input_to_receive();
+        if let Some(buffer) = idle_input {
+            receiving.set(receive(&stream, buffer, silent).fuse());
+        }
+        if connection.send_since.is_none() && !connection.out.borrow().is_empty() {
+            connection.send_since = Some(env.now());
+            sending.set(flush(&env, &stream, Rc::clone(&connection.out)).fuse());
+        }
+        if connection.is_done(more) {
+            break;
+        }
+        let mut yielded = false;
+        let event = poll_fn(|cx| {
+            if connection.collect(cx) {
+                return Poll::Ready(Event::Progress);
+            }
+            if let Poll::Ready((received, buffer)) = receiving.as_mut().poll(cx) {
+                return Poll::Ready(Event::Received(received, buffer));
+            }
+            if let Poll::Ready(sent) = sending.as_mut().poll(cx) {
+                return Poll::Ready(Event::Sent(sent));
+            }
+            if stopping.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Event::Stop);
+            }
+            if checking.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Event::Check);
+            }
+            if more {
+                // The tick's share is used up: the others have their turn, then it goes on.
+                if std::mem::replace(&mut yielded, true) {
+                    return Poll::Ready(Event::Progress);
+                }
+                cx.waker().wake_by_ref();
+            }
+            Poll::Pending
+        })
+        .await;
+        match event {
+            Event::Progress => {}
+            Event::Received(received, buffer) => {
+                let now = env.now();
+                silent = now.since(connection.active_at) > SILENT;
+                connection.received(received, buffer, now);
+            }
+            Event::Sent(sent) => connection.sent(sent),
+            Event::Stop => connection.stop(),
+            Event::Check => {
+                connection.check();
+                checking.set(env.sleep(CHECK_INTERVAL).fuse());
+            }
+        }
+    }
+    if matches!(connection.end, Some(End::Flushed(After::Linger))) {
+        linger(&env, &stream).await;
+    }
+}
+
+impl<P: Protocol> Connection<P> {
+    /// Parses and starts what this tick allows. Returns whether there is more that could start.
+    fn start_requests(&mut self) -> bool {
+        let mut input = match self.input.take() {
+            Some(input) if self.end.is_none() => input,
+            other => {
+                self.input = other;
+                return false;
+            }
+        };
+        let mut operations = 0;
+        let before = input.len();
+        let more = loop {
+            if self.running.len() >= PIPELINE_OPERATIONS_MAX
+                || self.out.borrow().len() >= OUTPUT_BYTES_MAX
+            {
+                break false;
+            }
+            if operations >= TICK_OPERATIONS_MAX || before - input.len() >= TICK_BYTES_MAX {
+                break !input.is_empty();
+            }
+            let parsed = match self.blocked.take() {
+                Some((request, touches)) => Parsed::Request(request, touches),
+                None => self.protocol.parse(&mut input),
+            };
+            match parsed {
+                Parsed::More => break false,
+                Parsed::Answer(answer) => {
+                    operations += 1;
+                    if self.running.len() == 0 || !P::ORDERED {
+                        self.write(answer);
+                        if self.end.is_some() {
+                            break false;
+                        }
+                    } else {
+                        self.running
+                            .push(Touches::Nothing, std::future::ready(answer));
+                        self.touched.push(Touches::Nothing);
+                    }
+                }
+                Parsed::Request(request, touches) => {
+                    if self.touched.iter().any(|other| touches.conflicts(*other)) {
+                        self.blocked = Some((request, touches));
+                        break false;
+                    }
+                    operations += 1;
+                    let answer = self.protocol.start(request);
+                    self.running.push(touches, answer);
+                    self.touched.push(touches);
+                }
+            }
+        };
+        self.input = Some(input);
+        self.note_partial_request();
+        more
+    }
+
+    /// Keeps the clock of a request that is partly received.
+    fn note_partial_request(&mut self) {
+        let Some(input) = &self.input else { return };
+        if self.end.is_none() && self.blocked.is_none() && self.protocol.in_request(input) {
+            if self.request_since.is_none() {
+                self.request_since = Some(self.env.now());
+                self.request_bytes = 0;
+            }
+        } else {
+            self.request_since = None;
+        }
+    }
+
+    /// The input buffer, when the next thing to do with it is to receive into it.
+    fn take_input_to_receive(&mut self) -> Option<BytesMut> {
+        let may_receive = self.end.is_none()
+            && !self.is_at_end_of_stream
+            && self.blocked.is_none()
+            && self.running.len() < PIPELINE_OPERATIONS_MAX
+            && self.out.borrow().len() < OUTPUT_BYTES_MAX;
+        if may_receive { self.input.take() } else { None }
+    }
+
+    /// Writes the answers that are ready. Returns whether there was one.
+    fn collect(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        while let Some((touches, answer)) = self.running.next(cx) {
+            progress = true;
+            if let Some(at) = self.touched.iter().position(|other| *other == touches) {
+                self.touched.swap_remove(at);
+            }
+            self.write(answer);
+        }
+        progress
+    }
+
+    fn write(&mut self, answer: P::Answer) {
+        if !matches!(self.end, None | Some(End::Flushed(After::Next))) {
+            // Nothing follows the answer that closes.
+            return;
+        }
+        let after = self.protocol.write(answer, &mut self.out.borrow_mut());
+        if after != After::Next {
+            self.end = Some(End::Flushed(after));
+        }
+    }
+
+    fn received(&mut self, received: std::io::Result<usize>, buffer: BytesMut, now: Instant) {
+        self.active_at = now;
+        self.input = Some(buffer);
+        match received {
+            Ok(0) => self.is_at_end_of_stream = true,
+            Ok(bytes) => self.request_bytes += bytes as u64,
+            Err(_) => self.end = Some(End::Now),
+        }
+    }
+
+    fn sent(&mut self, sent: std::io::Result<Option<BytesMut>>) {
+        self.send_since = None;
+        self.active_at = self.env.now();
+        match sent {
+            Ok(Some(buffer)) => self.out.borrow_mut().recycle(buffer),
+            Ok(None) => {}
+            Err(_) => self.end = Some(End::Now),
+        }
+    }
+
+    /// The server stops: what runs is answered, nothing else is started.
+    fn stop(&mut self) {
+        self.end.get_or_insert(End::Flushed(After::Next));
+    }
+
+    /// Ends connections that are idle, send a request too slowly, or do not take their answers.
+    fn check(&mut self) {
+        let now = self.env.now();
+        if self
+            .send_since
+            .is_some_and(|since| now.since(since) > SEND_TIMEOUT)
+        {
+            self.end = Some(End::Now);
+            return;
+        }
+        if let Some(since) = self.request_since {
+            let paced = Duration::from_secs(self.request_bytes / SLOW_BYTES_PER_SECOND);
+            if now.since(since) > REQUEST_TIMEOUT + paced {
+                self.protocol.too_slow(&mut self.out.borrow_mut());
+                self.end.get_or_insert(End::Flushed(After::Close));
+            }
+            return;
+        }
+        let is_idle = self.running.len() == 0 && self.out.borrow().is_empty();
+        if is_idle && self.send_since.is_none() && now.since(self.active_at) > IDLE_TIMEOUT {
+            self.end.get_or_insert(End::Now);
+        }
+    }
+
+    /// `more`: whether something that was received could still start.
+    fn is_done(&self, more: bool) -> bool {
+        let is_sent = self.send_since.is_none() && self.out.borrow().is_empty();
+        let is_answered = self.running.len() == 0;
+        match self.end {
+            None => {
+                let is_heard = self.is_at_end_of_stream && self.blocked.is_none() && !more;
+                is_heard && is_answered && is_sent
+            }
+            Some(End::Now) => true,
+            // Behind the answer that closes nothing is awaited.
+            Some(End::Flushed(After::Close | After::Linger)) => is_sent,
+            Some(End::Flushed(After::Next)) => is_answered && is_sent,
+        }
+    }
+}
+
+/// Receives behind the content of `buffer`. A silent connection holds no buffer while it waits.
+async fn receive(
+    stream: &TcpStream,
+    mut buffer: BytesMut,
+    silent: bool,
+) -> (std::io::Result<usize>, BytesMut) {
+    if silent && buffer.is_empty() {
+        buffer = BytesMut::new();
+        if let Err(error) = stream.readable().await {
+            return (Err(error), buffer);
+        }
+    }
+    // A parser that waits for a large message has made room already.
+    if buffer.capacity() - buffer.len() < RECEIVE_BYTES / 4 {
+        buffer.reserve(RECEIVE_BYTES);
+    }
+    stream.recv(buffer).await
+}
+
+/// Sends what has gathered by the end of the tick.
+async fn flush(
+    env: &RealEnv,
+    stream: &TcpStream,
+    out: Rc<RefCell<Output>>,
+) -> std::io::Result<Option<BytesMut>> {
+    env.end_of_tick().await;
+    let sending = out.borrow_mut().take();
+    sending.send(stream).await
+}
+
+/// Lets the peer finish sending, unheard, so that it reads the last answer instead of a reset.
+async fn linger(env: &RealEnv, stream: &TcpStream) {
+    if stream.shutdown(Shutdown::Write).is_err() {
+        return;
+    }
+    let drain = async {
+        let mut buffer = BytesMut::with_capacity(RECEIVE_BYTES);
+        loop {
+            buffer.clear();
+            let (received, back) = stream.recv(buffer).await;
+            buffer = back;
+            if !received.is_ok_and(|bytes| bytes > 0) {
+                return;
+            }
+        }
+    };
+    let mut drain = pin!(drain);
+    let mut patience = pin!(env.sleep(LINGER));
+    poll_fn(|cx| {
+        let drained = drain.as_mut().poll(cx).is_ready();
+        if drained || patience.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_requests_that_could_see_each_other_wait_for_each_other() {
+        let key = |hash, write| Touches::Key { hash, write };
+        assert!(!key(1, false).conflicts(key(1, false)));
+        assert!(key(1, true).conflicts(key(1, false)));
+        assert!(key(1, false).conflicts(key(1, true)));
+        assert!(!key(1, true).conflicts(key(2, true)));
+        let all = |write| Touches::Everything { write };
+        assert!(all(false).conflicts(key(1, true)));
+        assert!(!all(false).conflicts(key(1, false)));
+        assert!(all(true).conflicts(all(false)));
+        assert!(!all(true).conflicts(Touches::Nothing));
+    }
+}
