@@ -67,6 +67,10 @@ pub struct ClusterConfig {
     pub vnodes: u16,
     /// Time between two gossip rounds.
     pub gossip_interval: Duration,
+    /// Whether writes that a replica missed are kept as hints for it.
+    pub hints: bool,
+    /// Within this time every range is compared with its other replicas.
+    pub repair_interval: Duration,
 }
 
 /// `[shards]`
@@ -114,6 +118,8 @@ impl ServerConfig {
                 seeds: Vec::new(),
                 vnodes: 128,
                 gossip_interval: Duration::from_millis(500),
+                hints: true,
+                repair_interval: Duration::from_secs(24 * 3600),
             },
             shards: ShardsConfig {
                 count: 1,

@@ -121,15 +121,12 @@ pub async fn assemble(handle: ShardHandle, plan: &Plan) -> Result<Running, Shard
         boot: plan.identity.boot,
         random: plan.identity.random,
     };
-    let boot = if recovery.amnesia {
+    if recovery.amnesia {
         tracing::warn!(
             %shard,
-            "acknowledged writes may be missing from this shard's log; replicas repair it"
+            "acknowledged writes may be missing from this shard's log; it asks its replicas first"
         );
-        boot.renewed(env.random())
-    } else {
-        boot
-    };
+    }
     let mut membership = MembershipConfig {
         cluster_name: config.cluster.name.clone(),
         seeds: config.cluster.seeds.clone(),
@@ -139,13 +136,15 @@ pub async fn assemble(handle: ShardHandle, plan: &Plan) -> Result<Running, Shard
         detector: Default::default(),
     };
     membership.gossip.interval = config.cluster.gossip_interval;
-    let node = Node::start(
-        env.clone(),
-        NodeConfig::new(boot, membership),
-        store.clone(),
-    )
-    .await
-    .map_err(|source| ShardError::Cluster { shard, source })?;
+    let mut node_config = NodeConfig::new(boot, membership);
+    node_config.amnesia = recovery.amnesia;
+    node_config.repair.target = config.cluster.repair_interval;
+    if !config.cluster.hints {
+        node_config.hints.bytes_max = 0;
+    }
+    let node = Node::start(env.clone(), node_config, store.clone())
+        .await
+        .map_err(|source| ShardError::Cluster { shard, source })?;
     let server = node.clone();
     handle.serve(move |origin, request| server.serve(origin, request));
     let service = Rc::new(Service {
