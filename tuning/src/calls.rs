@@ -113,7 +113,7 @@ fn ethtool(nic: &str, command: u32, argument: &[u32]) -> io::Result<Box<[u32; WO
         return Err(absent());
     }
     for (to, from) in name.iter_mut().zip(nic.bytes()) {
-        *to = from.cast_signed();
+        *to = from as libc::c_char;
     }
     let mut request = libc::ifreq {
         ifr_name: name,

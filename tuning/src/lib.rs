@@ -3,10 +3,16 @@
 //!
 //! The crate imports nothing else of Torc; `torc load compare` and the benchmarks take their
 //! statistics ([`stats`]) from here. The way of a change reads: [`kernel`] (files) → [`host`] (facts)
-//! → `plan` (wishes) → `engine` with its `journal` (writes) → `verify`.
+//! → [`plan`] (wishes) → [`apply`] with its [`journal`] (writes, undo, verify).
 
+pub mod apply;
 mod calls;
+pub mod change;
+pub mod check;
 pub mod cpuset;
 pub mod host;
+pub mod journal;
 pub mod kernel;
+pub mod plan;
+pub mod render;
 pub mod stats;

@@ -1,0 +1,374 @@
+//! Which files have to say what for a layout. Every wish names its reason; a file that already says
+//! it gives no change.
+
+use super::{Layout, Profile};
+use crate::change::{Change, Disturbed, Risk, Syntax, Target};
+use crate::cpuset::CpuSet;
+use crate::host::{Block, Host, Nic};
+use crate::kernel::CALLS;
+
+struct Wishes(Vec<Change>);
+
+/// A wish that is kept only if it is not fulfilled.
+struct Wish {
+    knob: String,
+    target: Target,
+    syntax: Syntax,
+    now: Option<String>,
+    want: String,
+    reason: &'static str,
+    risk: Risk,
+}
+
+impl Wishes {
+    fn add(&mut self, wish: Wish) -> Option<&mut Change> {
+        // What this host does not show cannot be planned.
+        let now = wish.now?;
+        let change = Change {
+            knob: wish.knob,
+            target: wish.target,
+            syntax: wish.syntax,
+            want: wish.want,
+            at_most: None,
+            disturbs: Vec::new(),
+            reason: wish.reason.to_owned(),
+            risk: wish.risk,
+            now,
+        };
+        if change.is_met_by(change.now.as_bytes()) {
+            return None;
+        }
+        self.0.push(change);
+        self.0.last_mut()
+    }
+}
+
+pub(super) fn wishes(
+    host: &Host,
+    profile: Profile,
+    layout: &Layout,
+    notes: &mut Vec<String>,
+) -> Vec<Change> {
+    let mut wishes = Wishes(Vec::new());
+    for block in &host.blocks {
+        storage(&mut wishes, block);
+    }
+    for nic in &host.nics {
+        network(&mut wishes, host, nic, profile, layout);
+    }
+    if layout.isolates {
+        strays(&mut wishes, host, layout);
+    }
+    if profile == Profile::Shared {
+        notes.push("settings of the whole host are left alone: others work here too".into());
+    } else {
+        whole_host(&mut wishes, host, profile, layout);
+    }
+    if host.irqbalance.running {
+        notes.push(
+            "irqbalance runs and moves interrupts back within 10 s: ban Torc's interrupts in its file, \
+             or stop it; `torc tune verify --watch` tells whether that took"
+                .into(),
+        );
+    }
+    wishes.0
+}
+
+fn storage(wishes: &mut Wishes, block: &Block) {
+    if block.rotational || block.queues.is_empty() {
+        return;
+    }
+    let file = |name: &str| format!("/sys/block/{}/queue/{name}", block.name);
+    let number = |name: &str, now: Option<u64>, want: u64, reason| Wish {
+        knob: format!("{} {name}", block.name),
+        target: Target::File(file(name)),
+        syntax: Syntax::Number,
+        now: now.map(|now| now.to_string()),
+        want: want.to_string(),
+        reason,
+        risk: Risk::Low,
+    };
+    // First: it resets what follows to its own defaults.
+    if let Some(scheduler) = &block.scheduler
+        && scheduler.offers("none")
+    {
+        let change = wishes.add(Wish {
+            knob: format!("{} scheduler", block.name),
+            target: Target::File(file("scheduler")),
+            syntax: Syntax::Bracketed,
+            now: Some(scheduler.current.clone()),
+            want: "none".into(),
+            reason: "the device orders its own queue; a scheduler adds a lock and a delay",
+            risk: Risk::Low,
+        });
+        if let Some(change) = change {
+            for name in ["nr_requests", "wbt_lat_usec"] {
+                change.disturbs.push(Disturbed {
+                    path: file(name),
+                    syntax: Syntax::Number,
+                });
+            }
+        }
+    }
+    wishes.add(number(
+        "nomerges",
+        block.nomerges,
+        2,
+        "point reads have no neighbours to merge with; looking costs time",
+    ));
+    wishes.add(number(
+        "rq_affinity",
+        block.completion_affinity,
+        2,
+        "completes on the shard that asked, not on the CPU that took the interrupt",
+    ));
+    wishes.add(number(
+        "wbt_lat_usec",
+        block.throttle_us,
+        0,
+        "Torc paces its own background writes; throttling by guesswork delays the log",
+    ));
+}
+
+fn network(wishes: &mut Wishes, host: &Host, nic: &Nic, profile: Profile, layout: &Layout) {
+    let has_own = nic.receive.len() >= layout.shards.len();
+    for (at, queue) in nic.receive.iter().enumerate() {
+        let (cpus, reason) = match layout.shards.get(at) {
+            Some(place) if has_own => (
+                CpuSet::of(place.cpu),
+                "packets of a shard wake it on its own core",
+            ),
+            _ => (
+                layout.housekeeping.clone(),
+                "this queue is no shard's own: its interrupts keep house",
+            ),
+        };
+        move_interrupt(wishes, host, queue.interrupt, &cpus, reason);
+        let want = if has_own {
+            CpuSet::new()
+        } else {
+            layout.shard_cpus()
+        };
+        wishes.add(Wish {
+            knob: format!("{} rx-{} steering", nic.name, queue.index),
+            target: Target::File(format!("/sys/class/net/{}/queues/rx-{}/rps_cpus", nic.name, queue.index)),
+            syntax: Syntax::Mask,
+            now: Some(queue.cpus.to_mask()),
+            want: want.to_mask(),
+            reason: if has_own {
+                "every shard has a queue: steering again in software costs an interrupt between CPUs"
+            } else {
+                "fewer queues than shards: software spreads packets over the shards"
+            },
+            risk: Risk::Low,
+        });
+    }
+    if nic.transmit.len() >= layout.shards.len() && nic.transmit.len() > 1 {
+        for (queue, place) in nic.transmit.iter().zip(&layout.shards) {
+            move_interrupt(
+                wishes,
+                host,
+                queue.interrupt,
+                &CpuSet::of(place.cpu),
+                "a shard's sent packets complete on its own core",
+            );
+            wishes.add(Wish {
+                knob: format!("{} tx-{} senders", nic.name, queue.index),
+                target: Target::File(format!(
+                    "/sys/class/net/{}/queues/tx-{}/xps_cpus",
+                    nic.name, queue.index
+                )),
+                syntax: Syntax::Mask,
+                now: Some(queue.cpus.to_mask()),
+                want: CpuSet::of(place.cpu).to_mask(),
+                reason: "a queue of its own needs no lock with other senders",
+                risk: Risk::Low,
+            });
+        }
+    }
+    if profile == Profile::Latency
+        && let Some(coalescing) = &nic.coalescing
+    {
+        let call = |name: &str, now: u64, want: u64, reason| Wish {
+            knob: format!("{} {name}", nic.name),
+            target: Target::File(format!("{CALLS}/ethtool/{}/{name}", nic.name)),
+            syntax: Syntax::Number,
+            now: Some(now.to_string()),
+            want: want.to_string(),
+            reason,
+            risk: Risk::Power,
+        };
+        wishes.add(call(
+            "adaptive-rx",
+            u64::from(coalescing.adaptive),
+            0,
+            "adapting makes latency depend on the past",
+        ));
+        // Drivers round to their own steps: up to 8 µs is as good.
+        if coalescing.receive_us > 8 {
+            let change = wishes.add(call(
+                "rx-usecs",
+                coalescing.receive_us,
+                4,
+                "a packet waits this long before anybody is woken",
+            ));
+            if let Some(change) = change {
+                change.at_most = Some(8);
+            }
+        }
+    }
+}
+
+fn move_interrupt(
+    wishes: &mut Wishes,
+    host: &Host,
+    number: Option<u32>,
+    cpus: &CpuSet,
+    reason: &'static str,
+) {
+    let Some(irq) = number.and_then(|number| host.interrupt(number)) else {
+        return;
+    };
+    let already = wishes
+        .0
+        .iter()
+        .any(|change| change.target == Target::Interrupt(irq.name.clone()));
+    if irq.is_kept_by_kernel() || already {
+        return;
+    }
+    wishes.add(Wish {
+        knob: format!("irq {}", irq.name),
+        target: Target::Interrupt(irq.name.clone()),
+        syntax: Syntax::List,
+        now: Some(irq.affinity.to_string()),
+        want: cpus.to_string(),
+        reason,
+        risk: Risk::Low,
+    });
+}
+
+/// Interrupts of all other devices keep off the shards' CPUs.
+fn strays(wishes: &mut Wishes, host: &Host, layout: &Layout) {
+    let queues = host
+        .nics
+        .iter()
+        .flat_map(|nic| nic.receive.iter().chain(&nic.transmit))
+        .filter_map(|queue| queue.interrupt);
+    let placed: Vec<u32> = queues.collect();
+    for irq in &host.interrupts {
+        let named_once = host
+            .interrupts
+            .iter()
+            .filter(|other| other.name == irq.name)
+            .count()
+            == 1;
+        if placed.contains(&irq.number)
+            || !named_once
+            || irq.name.is_empty()
+            || irq.affinity.and(&layout.shard_cpus()).is_empty()
+        {
+            continue;
+        }
+        move_interrupt(
+            wishes,
+            host,
+            Some(irq.number),
+            &layout.housekeeping,
+            "it has no shard: off the shards' cores",
+        );
+    }
+}
+
+fn whole_host(wishes: &mut Wishes, host: &Host, profile: Profile, layout: &Layout) {
+    let settings = &host.settings;
+    let sysctl = |name: &str, now: Option<u64>, want: u64, reason| Wish {
+        knob: name.replace('/', "."),
+        target: Target::File(format!("/proc/sys/{name}")),
+        syntax: Syntax::Number,
+        now: now.map(|now| now.to_string()),
+        want: want.to_string(),
+        reason,
+        risk: Risk::Others,
+    };
+    for (cpu, governor) in &settings.governors {
+        wishes.add(Wish {
+            knob: format!("cpu{cpu} governor"),
+            target: Target::File(format!(
+                "/sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_governor"
+            )),
+            syntax: Syntax::Word,
+            now: Some(governor.clone()),
+            want: "performance".into(),
+            reason: "a core that slowed down answers its first requests slowly",
+            risk: Risk::Power,
+        });
+    }
+    if let Some(huge_pages) = &settings.huge_pages
+        && huge_pages.current == "always"
+    {
+        wishes.add(Wish {
+            knob: "transparent huge pages".into(),
+            target: Target::File("/sys/kernel/mm/transparent_hugepage/enabled".into()),
+            syntax: Syntax::Bracketed,
+            now: Some(huge_pages.current.clone()),
+            want: "madvise".into(),
+            reason: "pages are gathered behind the program's back; Torc asks where it wants them",
+            risk: Risk::Others,
+        });
+    }
+    wishes.add(sysctl(
+        "kernel/numa_balancing",
+        settings.numa_balancing,
+        0,
+        "shards are pinned beside their memory; sampling only costs page faults",
+    ));
+    if settings.swappiness.is_some_and(|now| now > 1) {
+        wishes.add(sysctl(
+            "vm/swappiness",
+            settings.swappiness,
+            1,
+            "a swapped-out page is a stall of milliseconds",
+        ));
+    }
+    if settings.listen_backlog.is_some_and(|now| now < 4096) {
+        wishes.add(sysctl(
+            "net/core/somaxconn",
+            settings.listen_backlog,
+            4096,
+            "a burst of new connections is not turned away",
+        ));
+    }
+    if settings.syn_backlog.is_some_and(|now| now < 4096) {
+        wishes.add(sysctl(
+            "net/ipv4/tcp_max_syn_backlog",
+            settings.syn_backlog,
+            4096,
+            "a burst of new connections is not turned away",
+        ));
+    }
+    if profile == Profile::Latency {
+        wishes.add(sysctl(
+            "vm/stat_interval",
+            settings.stat_interval_s,
+            10,
+            "statistics wake every CPU each second",
+        ));
+        wishes.add(sysctl(
+            "kernel/nmi_watchdog",
+            settings.nmi_watchdog,
+            0,
+            "it interrupts every CPU and takes a counter",
+        ));
+    }
+    if layout.isolates && settings.workqueue.is_some() {
+        wishes.add(Wish {
+            knob: "kernel work".into(),
+            target: Target::File("/sys/devices/virtual/workqueue/cpumask".into()),
+            syntax: Syntax::Mask,
+            now: settings.workqueue.as_ref().map(CpuSet::to_mask),
+            want: layout.housekeeping.to_mask(),
+            reason: "deferred kernel work keeps off the shards' cores",
+            risk: Risk::Low,
+        });
+    }
+}

@@ -1,0 +1,254 @@
+//! Which CPU does what.
+//!
+//! Rules, in order. (1) Up to four CPUs: one shard each, nothing is set aside. (2) Above, one core in
+//! sixteen, at least one, keeps house: interrupts without a queue of their own, daemons, the kernel's
+//! work; slow cores of a hybrid processor first, then cores of the network card's node. (3) The
+//! others carry shards, spread so that as many as possible have a storage queue of their own; a
+//! queue's CPUs are the kernel's choice and are taken as they are. (4) A shard takes network queue `i`
+//! when there are enough queues for all shards; with fewer, the housekeeping cores take them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::Profile;
+use crate::cpuset::CpuSet;
+use crate::host::{CoreKind, Host};
+
+/// Largest host on which nothing is set aside.
+const UNDIVIDED_MAX: usize = 4;
+/// Cores for which one keeps house.
+const CORES_A_HOUSEKEEPER: usize = 16;
+
+/// What a CPU does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Runs this shard.
+    Shard(usize),
+    /// Interrupts, daemons, kernel threads.
+    Housekeeping,
+    /// Left idle or to others.
+    Spare,
+}
+
+/// One shard's place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Its CPU.
+    pub cpu: u32,
+    /// Its memory node.
+    pub node: Option<u32>,
+    /// Its queue of each block device, by name.
+    pub storage: BTreeMap<String, u32>,
+    /// Its receive queue of each network card, by name.
+    pub network: BTreeMap<String, u32>,
+}
+
+/// Who runs where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
+    /// Shards in order; index is the shard's number.
+    pub shards: Vec<Place>,
+    /// CPUs that keep house; on an undivided host these also carry shards.
+    pub housekeeping: CpuSet,
+    /// CPUs left idle or to others.
+    pub spare: CpuSet,
+    /// Whether shards have their CPUs to themselves.
+    pub isolates: bool,
+}
+
+impl Layout {
+    /// CPUs that carry shards.
+    pub fn shard_cpus(&self) -> CpuSet {
+        self.shards.iter().map(|place| place.cpu).collect()
+    }
+
+    /// What `cpu` does.
+    pub fn role(&self, cpu: u32) -> Option<Role> {
+        if let Some(shard) = self.shards.iter().position(|place| place.cpu == cpu) {
+            return Some(Role::Shard(shard));
+        }
+        if self.housekeeping.contains(cpu) {
+            return Some(Role::Housekeeping);
+        }
+        self.spare.contains(cpu).then_some(Role::Spare)
+    }
+}
+
+pub(super) fn lay_out(host: &Host, profile: Profile) -> Layout {
+    let usable = host.usable();
+    let cores: Vec<CpuSet> = host
+        .cpus
+        .cores()
+        .into_iter()
+        .map(|core| core.and(&usable))
+        .filter(|core| !core.is_empty())
+        .collect();
+    let isolates = usable.len() > UNDIVIDED_MAX && profile != Profile::Shared;
+    let housekeeping_cores = if isolates || usable.len() > UNDIVIDED_MAX {
+        pick_housekeepers(host, &cores)
+    } else {
+        Vec::new()
+    };
+    let mut candidates: Vec<u32> = Vec::new();
+    for core in cores
+        .iter()
+        .filter(|core| !housekeeping_cores.contains(core))
+    {
+        match profile {
+            Profile::Throughput => candidates.extend(core.iter()),
+            Profile::Latency | Profile::Shared => candidates.extend(core.first()),
+        }
+    }
+    candidates.retain(|cpu| runs_shards(host, *cpu, &candidates_kinds(host, &usable)));
+    let wanted = match profile {
+        Profile::Shared => candidates.len().div_ceil(2),
+        _ => candidates.len(),
+    };
+    let chosen = spread_over_queues(host, candidates, wanted);
+    let shard_cpus: CpuSet = chosen.iter().copied().collect();
+    let mut housekeeping: CpuSet = housekeeping_cores
+        .iter()
+        .flat_map(|core| core.iter())
+        .collect();
+    // Slow cores of a hybrid processor carry no shard; they keep house.
+    let slow = |cpu: &u32| {
+        host.cpus
+            .get(*cpu)
+            .is_some_and(|cpu| cpu.kind == CoreKind::Efficiency)
+    };
+    housekeeping = housekeeping
+        .or(&usable.iter().filter(slow).collect())
+        .minus(&shard_cpus);
+    if housekeeping.is_empty() {
+        housekeeping = usable.iter().take(1).collect();
+    }
+    Layout {
+        spare: usable.minus(&shard_cpus).minus(&housekeeping),
+        shards: place(host, chosen),
+        housekeeping,
+        isolates,
+    }
+}
+
+fn candidates_kinds(host: &Host, usable: &CpuSet) -> Vec<CoreKind> {
+    let kinds = host.cpus.list.iter().filter(|cpu| usable.contains(cpu.id));
+    kinds.map(|cpu| cpu.kind).collect()
+}
+
+/// Fast cores only, unless there is no other.
+fn runs_shards(host: &Host, cpu: u32, kinds: &[CoreKind]) -> bool {
+    let kind = host.cpus.get(cpu).map(|cpu| cpu.kind);
+    kind == Some(CoreKind::Performance) || !kinds.contains(&CoreKind::Performance)
+}
+
+fn pick_housekeepers(host: &Host, cores: &[CpuSet]) -> Vec<CpuSet> {
+    let cpu_of = |core: &CpuSet| core.first().and_then(|cpu| host.cpus.get(cpu));
+    let is_slow = |core: &&CpuSet| cpu_of(core).is_some_and(|cpu| cpu.kind == CoreKind::Efficiency);
+    let slow: Vec<CpuSet> = cores.iter().filter(is_slow).cloned().collect();
+    if !slow.is_empty() && slow.len() < cores.len() {
+        return slow;
+    }
+    let near = host.nics.iter().find_map(|nic| nic.node);
+    let mut order: Vec<&CpuSet> = cores.iter().collect();
+    // Stable: the card's node first, then by number, as CPU 0 has to work for the kernel anyway.
+    order.sort_by_key(|core| near.is_some() && cpu_of(core).and_then(|cpu| cpu.node) != near);
+    let wanted = cores
+        .len()
+        .div_ceil(CORES_A_HOUSEKEEPER)
+        .min(cores.len() - 1);
+    order.into_iter().take(wanted).cloned().collect()
+}
+
+/// Takes `wanted` CPUs, those first whose storage queue nobody has taken yet.
+fn spread_over_queues(host: &Host, candidates: Vec<u32>, wanted: usize) -> Vec<u32> {
+    if wanted >= candidates.len() {
+        return candidates;
+    }
+    let queue = |cpu: u32| -> Vec<Option<u32>> {
+        let queues = host.blocks.iter().map(|block| block.queue_of(cpu));
+        queues.map(|queue| queue.map(|queue| queue.index)).collect()
+    };
+    let mut taken: BTreeMap<Vec<Option<u32>>, usize> = BTreeMap::new();
+    let mut rest = candidates;
+    let mut chosen = Vec::new();
+    while chosen.len() < wanted && !rest.is_empty() {
+        let load = |cpu: &u32| taken.get(&queue(*cpu)).copied().unwrap_or(0);
+        let at = rest
+            .iter()
+            .enumerate()
+            .min_by_key(|(at, cpu)| (load(cpu), *at))
+            .map_or(0, |(at, _)| at);
+        let cpu = rest.remove(at);
+        *taken.entry(queue(cpu)).or_default() += 1;
+        chosen.push(cpu);
+    }
+    chosen.sort_unstable();
+    chosen
+}
+
+fn place(host: &Host, chosen: Vec<u32>) -> Vec<Place> {
+    let shards = chosen.len();
+    let places = chosen.into_iter().enumerate();
+    places
+        .map(|(shard, cpu)| Place {
+            cpu,
+            node: host.cpus.get(cpu).and_then(|cpu| cpu.node),
+            storage: host
+                .blocks
+                .iter()
+                .filter_map(|block| Some((block.name.clone(), block.queue_of(cpu)?.index)))
+                .collect(),
+            network: host
+                .nics
+                .iter()
+                .filter(|nic| nic.receive.len() >= shards)
+                .filter_map(|nic| Some((nic.name.clone(), nic.receive.get(shard)?.index)))
+                .collect(),
+        })
+        .collect()
+}
+
+pub(super) fn notes(host: &Host, layout: &Layout) -> Vec<String> {
+    let mut notes = Vec::new();
+    if !layout.isolates {
+        notes.push(format!(
+            "no CPU is set aside: {}",
+            if host.usable().len() <= UNDIVIDED_MAX {
+                "there are only a few, and an idle one would cost more than it saves"
+            } else {
+                "this host is shared"
+            }
+        ));
+    }
+    for block in &host.blocks {
+        let mut users: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+        for (shard, place) in layout.shards.iter().enumerate() {
+            if let Some(queue) = place.storage.get(&block.name) {
+                users.entry(*queue).or_default().push(shard);
+            }
+        }
+        let crowded = users.values().filter(|shards| shards.len() > 1).count();
+        if crowded > 0 {
+            let most = users.values().map(Vec::len).max().unwrap_or(0);
+            notes.push(format!(
+                "{}: {} queues for {} shards; {crowded} queues are shared, by up to {most} shards",
+                block.name,
+                block.queues.len(),
+                layout.shards.len()
+            ));
+        }
+        let kept = block
+            .queues
+            .iter()
+            .filter_map(|queue| host.interrupt(queue.interrupt?));
+        let kept = kept.filter(|irq| irq.is_kept_by_kernel()).count();
+        if kept > 0 {
+            notes.push(format!(
+                "{}: {kept} managed interrupts stay with the kernel; shards were placed on their CPUs",
+                block.name
+            ));
+        }
+    }
+    notes
+}

@@ -1,0 +1,160 @@
+//! The layout map for a terminal: CPUs by socket, memory node and last-level cache, then queues.
+
+use std::collections::BTreeMap;
+
+use super::{line, words};
+use crate::cpuset::CpuSet;
+use crate::host::{CoreKind, Cpu, Host, Interrupt, Managed};
+use crate::plan::{Layout, Role};
+
+const CELLS_A_LINE: usize = 8;
+
+/// CPUs that share socket, node and last-level cache.
+pub(super) struct Group<'a> {
+    /// `socket 0 node 0 cache 0-7`.
+    pub title: String,
+    /// Physical cores, each with its hardware threads.
+    pub cores: Vec<Vec<&'a Cpu>>,
+}
+
+pub(super) fn groups(host: &Host) -> Vec<Group<'_>> {
+    type Place = (Option<i64>, Option<u32>, CpuSet);
+    let mut groups: BTreeMap<Place, BTreeMap<CpuSet, Vec<&Cpu>>> = BTreeMap::new();
+    for cpu in &host.cpus.list {
+        groups
+            .entry((cpu.package, cpu.node, cpu.cache_mates.clone()))
+            .or_default()
+            .entry(cpu.siblings.clone())
+            .or_default()
+            .push(cpu);
+    }
+    let named =
+        |number: Option<i64>| number.map_or_else(|| "?".into(), |number| number.to_string());
+    groups
+        .into_iter()
+        .map(|((package, node, mates), cores)| Group {
+            title: format!(
+                "socket {} node {} cache {mates}",
+                named(package),
+                named(node.map(i64::from))
+            ),
+            cores: cores.into_values().collect(),
+        })
+        .collect()
+}
+
+/// What a CPU does, in at most four letters.
+pub(super) fn role_name(layout: Option<&Layout>, cpu: u32) -> String {
+    match layout.and_then(|layout| layout.role(cpu)) {
+        Some(Role::Shard(shard)) => format!("s{shard}"),
+        Some(Role::Housekeeping) => "hk".into(),
+        Some(Role::Spare) => "--".into(),
+        None => "..".into(),
+    }
+}
+
+/// Draws the host, with the layout's roles when there is one.
+pub fn map(host: &Host, layout: Option<&Layout>) -> String {
+    let mut out = String::new();
+    for group in groups(host) {
+        line(&mut out, format_args!("{}", group.title));
+        for row in group.cores.chunks(CELLS_A_LINE) {
+            let depth = row.iter().map(Vec::len).max().unwrap_or(0);
+            for thread in 0..depth {
+                let mut cells = String::from("  ");
+                for core in row {
+                    match core.get(thread) {
+                        Some(cpu) => {
+                            let slow = if cpu.kind == CoreKind::Efficiency {
+                                "e"
+                            } else {
+                                " "
+                            };
+                            words(
+                                &mut cells,
+                                format_args!("{:>4}{slow}{:<4}", cpu.id, role_name(layout, cpu.id)),
+                            );
+                        }
+                        None => cells.push_str("         "),
+                    }
+                }
+                line(&mut out, format_args!("{}", cells.trim_end()));
+            }
+        }
+    }
+    for block in &host.blocks {
+        line(
+            &mut out,
+            format_args!("{}{}", block.name, at_node(block.node)),
+        );
+        for queue in &block.queues {
+            let shards = shards_on(layout, &queue.cpus);
+            let interrupt = queue.interrupt.and_then(|number| host.interrupt(number));
+            line(
+                &mut out,
+                format_args!(
+                    "  q{:<3} cpus {:<14} {:<16}{}",
+                    queue.index,
+                    queue.cpus.to_string(),
+                    shards,
+                    interrupt_text(interrupt)
+                ),
+            );
+        }
+    }
+    for nic in &host.nics {
+        line(&mut out, format_args!("{}{}", nic.name, at_node(nic.node)));
+        for queue in &nic.receive {
+            let owner = layout.and_then(|layout| {
+                let mut places = layout.shards.iter();
+                places.position(|place| place.network.get(&nic.name) == Some(&queue.index))
+            });
+            let owner = owner.map_or_else(String::new, |shard| format!("s{shard}"));
+            let interrupt = queue.interrupt.and_then(|number| host.interrupt(number));
+            line(
+                &mut out,
+                format_args!(
+                    "  rx{:<3} {owner:<5}{}",
+                    queue.index,
+                    interrupt_text(interrupt)
+                ),
+            );
+        }
+    }
+    if layout.is_some() {
+        out.push_str("sN shard, hk housekeeping, -- spare, e slow core\n");
+    }
+    out.lines()
+        .fold(String::new(), |text, line| text + line.trim_end() + "\n")
+}
+
+fn at_node(node: Option<u32>) -> String {
+    node.map_or_else(String::new, |node| format!(" (node {node})"))
+}
+
+fn shards_on(layout: Option<&Layout>, cpus: &CpuSet) -> String {
+    let places = layout
+        .map(|layout| layout.shards.as_slice())
+        .unwrap_or_default();
+    let shards = places
+        .iter()
+        .enumerate()
+        .filter(|(_, place)| cpus.contains(place.cpu));
+    let names: Vec<String> = shards.map(|(shard, _)| format!("s{shard}")).collect();
+    names.join(" ")
+}
+
+fn interrupt_text(interrupt: Option<&Interrupt>) -> String {
+    interrupt.map_or_else(String::new, |irq| {
+        let kept = match irq.managed {
+            Managed::Yes => " managed",
+            Managed::Likely => " managed?",
+            Managed::No => "",
+        };
+        format!(
+            "irq {} on {}{kept}",
+            irq.name,
+            irq.effective.as_ref().unwrap_or(&irq.affinity)
+        )
+    })
+}

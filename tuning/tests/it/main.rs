@@ -1,0 +1,6 @@
+//! The tuner against modelled machines and a kernel that misbehaves.
+
+mod fake_kernel;
+mod machines;
+mod plans;
+mod transactions;

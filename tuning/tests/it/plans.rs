@@ -1,0 +1,178 @@
+//! Plans for the modelled machines: golden files, and what must hold for each.
+
+use std::path::PathBuf;
+
+use torc_tuning::change::Target;
+use torc_tuning::check::check;
+use torc_tuning::host::Host;
+use torc_tuning::kernel::Tree;
+use torc_tuning::plan::{Plan, Profile};
+use torc_tuning::render;
+
+use crate::machines::{build, shape, shapes};
+
+fn read(tree: &Tree) -> Host {
+    Host::read(tree, "model").unwrap()
+}
+
+/// Compares with a golden file; `TORC_BLESS=1` writes it anew.
+fn golden(name: &str, text: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name);
+    if std::env::var_os("TORC_BLESS").is_some() {
+        std::fs::write(&path, text).unwrap();
+    }
+    let wanted = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        text == wanted,
+        "{name} differs; look at it, then TORC_BLESS=1 accepts it:\n{text}"
+    );
+}
+
+#[test]
+fn plans_of_all_machines_are_as_reviewed() {
+    for shape in shapes() {
+        let host = read(&build(&shape));
+        for profile in Profile::ALL {
+            let plan = Plan::of(&host, profile);
+            let map = render::map(&host, Some(&plan.layout));
+            golden(
+                &format!("{}.{}.txt", shape.name, profile.name()),
+                &(render::plan(&plan) + "\n" + &map),
+            );
+        }
+        let plan = Plan::of(&host, Profile::Latency);
+        golden(
+            &format!("{}.svg", shape.name),
+            &render::svg(&host, Some(&plan.layout)),
+        );
+        golden(
+            &format!("{}.check.txt", shape.name),
+            &render::findings(&check(&host)),
+        );
+    }
+}
+
+#[test]
+fn no_plan_moves_an_interrupt_that_the_kernel_manages() {
+    for shape in shapes() {
+        let host = read(&build(&shape));
+        let managed: Vec<&str> = host
+            .interrupts
+            .iter()
+            .filter(|irq| irq.is_kept_by_kernel())
+            .map(|irq| irq.name.as_str())
+            .collect();
+        assert!(!managed.is_empty(), "{}", shape.name);
+        for profile in Profile::ALL {
+            for change in Plan::of(&host, profile).changes {
+                if let Target::Interrupt(name) = &change.target {
+                    assert!(!managed.contains(&name.as_str()), "{}: {name}", shape.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn managed_vectors_follow_the_kernels_rules() {
+    for shape in shapes() {
+        let host = read(&build(&shape));
+        for block in &host.blocks {
+            let mut seen = torc_tuning::cpuset::CpuSet::new();
+            for queue in &block.queues {
+                assert!(
+                    seen.and(&queue.cpus).is_empty(),
+                    "{}: a CPU submits through one queue",
+                    shape.name
+                );
+                seen = seen.or(&queue.cpus);
+                let irq = host.interrupt(queue.interrupt.unwrap()).unwrap();
+                assert_eq!(
+                    irq.affinity, queue.cpus,
+                    "{}: the vector's mask is its queue's CPUs",
+                    shape.name
+                );
+            }
+            assert_eq!(
+                seen, host.cpus.online,
+                "{}: every CPU has a queue",
+                shape.name
+            );
+        }
+    }
+}
+
+#[test]
+fn every_plan_keeps_house_and_gives_each_shard_a_cpu_of_its_own() {
+    for shape in shapes() {
+        let host = read(&build(&shape));
+        for profile in Profile::ALL {
+            let layout = Plan::of(&host, profile).layout;
+            let shards = layout.shard_cpus();
+            assert_eq!(shards.len(), layout.shards.len(), "{}", shape.name);
+            assert!(
+                !layout.shards.is_empty() && !layout.housekeeping.is_empty(),
+                "{}",
+                shape.name
+            );
+            assert!(
+                !layout.isolates || shards.and(&layout.housekeeping).is_empty(),
+                "{}",
+                shape.name
+            );
+            let all = shards.or(&layout.housekeeping).or(&layout.spare);
+            assert_eq!(all, host.usable(), "{}", shape.name);
+            for place in &layout.shards {
+                for block in &host.blocks {
+                    let queue = &block.queues[place.storage[&block.name] as usize];
+                    assert!(queue.cpus.contains(place.cpu), "{}", shape.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_capture_gives_the_same_plan_as_its_host() {
+    for shape in shapes() {
+        let tree = build(&shape);
+        let again = Tree::from_archive(&tree.to_archive().unwrap()).unwrap();
+        let (host, captured) = (read(&tree), read(&again));
+        assert_eq!(host, captured);
+        assert_eq!(
+            Plan::of(&host, Profile::Latency),
+            Plan::of(&captured, Profile::Latency)
+        );
+    }
+}
+
+#[test]
+fn hosts_plans_and_findings_survive_json() {
+    let host = read(&build(&shape("hybrid-cores")));
+    let text = serde_json::to_string(&host).unwrap();
+    assert_eq!(serde_json::from_str::<Host>(&text).unwrap(), host);
+    let plan = Plan::of(&host, Profile::Throughput);
+    let text = serde_json::to_string(&plan).unwrap();
+    assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);
+}
+
+#[test]
+fn a_wrong_root_or_unknown_kernel_gives_one_clear_message() {
+    let text = Host::read(&Tree::new(), "empty").unwrap_err().to_string();
+    assert!(
+        text.starts_with("empty does not hold a Linux host"),
+        "{text}"
+    );
+    assert_eq!(text.lines().count(), 1);
+    for release in ["2.6.32", "plan9", ""] {
+        let mut tree = build(&shape("two-core-vm"));
+        tree.file("/proc/sys/kernel/osrelease", release);
+        let text = Host::read(&tree, "odd").unwrap_err().to_string();
+        assert!(
+            text.contains("unknown") && text.lines().count() == 1,
+            "{text}"
+        );
+    }
+}
