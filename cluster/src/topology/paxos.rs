@@ -264,11 +264,11 @@ mod tests {
                         next.courses[number].prepared[voter] = true;
                         let answer = next.voters[voter].prepare(attempt.ballot());
                         all.push(next.clone());
-                        if let Ok(accepted) = answer {
-                            if course.proposes.is_none() {
-                                next.courses[number].promised[voter] = Some(accepted);
-                                all.push(next);
-                            }
+                        if let Ok(accepted) = answer
+                            && course.proposes.is_none()
+                        {
+                            next.courses[number].promised[voter] = Some(accepted);
+                            all.push(next);
                         }
                     }
                     if let Some(value) = course.proposes
