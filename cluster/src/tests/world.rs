@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use torc_engine::{ScanFrom, ScanLimits, Store};
 use torc_env::{Class, Env, Instant, ShardId, Token, TreeId};
-use torc_sim::{HostId, Options, SimEnv, Simulation};
+use torc_sim::{DiskOptions, HostId, Options, SimEnv, Simulation};
 
 use crate::api::{
     DeleteRequest, Failure, GetAnswer, GetRequest, KEYSPACE_DEFAULT, Level, PutRequest, ScanEntry,
@@ -199,6 +199,14 @@ impl World {
 
     pub(super) fn pause(&self, host: usize, is_paused: bool) {
         self.sim.pause(self.hosts[host], is_paused);
+    }
+
+    pub(super) fn slow_down_disk(&self, host: usize) {
+        let slow = DiskOptions {
+            sync_us: 20_000..=50_000,
+            ..DiskOptions::default()
+        };
+        self.sim.set_disk(self.hosts[host], slow);
     }
 
     pub(super) fn flush(&self, host: usize) {

@@ -1,0 +1,62 @@
+//! Plants each bug of the request path and sees that the test that should find it does.
+//!
+//! Only in builds with `--cfg mutations`.
+
+use std::panic::{UnwindSafe, catch_unwind};
+
+use torc_env::mutation;
+
+fn is_found(bug: &'static str, test: impl FnOnce() + UnwindSafe) {
+    mutation::select(Some(bug));
+    let result = catch_unwind(test);
+    mutation::select(None);
+    assert!(result.is_err(), "nothing noticed {bug}");
+}
+
+#[test]
+fn an_ack_before_the_sync_is_found() {
+    is_found(
+        "ack_before_sync",
+        super::an_acknowledged_write_survives_a_power_cut_of_all_nodes,
+    );
+}
+
+#[test]
+fn a_read_that_repairs_nothing_is_found() {
+    is_found(
+        "read_without_repair",
+        super::a_quorum_read_that_has_shown_a_value_is_never_followed_by_an_older_one,
+    );
+}
+
+#[test]
+fn a_timeout_called_a_refusal_is_found() {
+    is_found(
+        "late_is_refused",
+        super::a_write_whose_answers_are_lost_is_in_doubt_and_never_a_failure_that_did_not_happen,
+    );
+}
+
+#[test]
+fn an_unreadable_key_called_absent_is_found() {
+    is_found(
+        "unreadable_is_absent",
+        super::what_cannot_be_read_is_unknown_and_never_absent,
+    );
+}
+
+#[test]
+fn a_hint_deleted_before_its_delivery_is_found() {
+    is_found(
+        "hint_deleted_before_ack",
+        super::one_node_down_loses_no_write_and_gets_its_hints,
+    );
+}
+
+#[test]
+fn a_purge_in_spite_of_a_silent_member_is_found() {
+    is_found(
+        "silent_member_does_not_block",
+        super::a_member_that_is_silent_with_an_old_hint_keeps_deletions_from_being_purged,
+    );
+}
