@@ -106,6 +106,17 @@ impl Detector {
         }
     }
 
+    /// A member exists. One that was never heard is late from now on, not down: right after a start
+    /// nobody has been heard yet, and writing everyone off would refuse every request that needs
+    /// a second replica.
+    pub fn expect(&mut self, node: NodeId, now: Instant) {
+        self.peers.entry(node).or_insert_with(|| Peer {
+            health: Health::Suspect,
+            suspected: Some(now),
+            ..Peer::new()
+        });
+    }
+
     /// A peer was heard: its heartbeat counter rose, or it answered.
     pub fn heard(&mut self, node: NodeId, evidence: Evidence, now: Instant) {
         self.look(now);
@@ -142,9 +153,14 @@ impl Detector {
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.cut_off = true;
             peer.good = 0;
-            if peer.health == Health::Up {
-                peer.health = Health::Suspect;
-                peer.suspected = Some(now);
+            match peer.health {
+                Health::Up => {
+                    peer.health = Health::Suspect;
+                    peer.suspected = Some(now);
+                }
+                // It has given no reason yet to believe that it is there.
+                Health::Suspect if peer.heard.is_none() => peer.health = Health::Down,
+                Health::Suspect | Health::Down => {}
             }
         }
     }
@@ -185,7 +201,7 @@ impl Detector {
         changes
     }
 
-    /// The verdict on `node`: down before it was ever heard.
+    /// The verdict on `node`: down when it is not expected and was never heard.
     pub fn health(&self, node: NodeId) -> Health {
         self.peers
             .get(&node)

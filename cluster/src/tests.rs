@@ -94,7 +94,9 @@ fn one_node_down_loses_no_write_and_gets_its_hints() {
         assert_eq!((written.replicas, written.hints), (2, 0));
     }
     world.sleep(Duration::from_secs(1));
-    assert_eq!(world.gauges(0).hints + world.gauges(1).hints, 10);
+    // The write before the crash may have missed the node as well.
+    let hints = world.gauges(0).hints + world.gauges(1).hints;
+    assert!((10..=11).contains(&hints), "{hints} hints");
     world.boot(2);
     world.wait("the hints are delivered", || {
         world.is_ready(2) && world.gauges(0).hints + world.gauges(1).hints == 0

@@ -231,6 +231,12 @@ impl<E: Env> Membership<E> {
         let Some(decided) = &state.decided else {
             return;
         };
+        let nodes = decided.topology.members.iter();
+        for node in nodes.filter_map(|member| member.node) {
+            if node != env.node() {
+                state.detector.expect(node, now);
+            }
+        }
         let judge = |node: NodeId| {
             let load = state.gossip.state(node).map(|row| row.load);
             if node == env.node() {
