@@ -12,6 +12,8 @@ pub mod cache;
 mod codec;
 mod commit;
 pub mod compaction;
+#[cfg(test)]
+mod dump;
 pub mod error;
 mod frame;
 pub mod jobs;

@@ -12,6 +12,8 @@
 
 mod change;
 mod files;
+#[cfg(test)]
+mod format_tests;
 
 use std::cell::RefCell;
 use std::io;

@@ -13,6 +13,8 @@
 //! It does not decide what to acknowledge, and does not know keys.
 
 mod chain;
+#[cfg(test)]
+mod format_tests;
 mod log;
 mod payload;
 mod replay;

@@ -1,0 +1,203 @@
+//! The manifest's bytes: as documented, and whole or found to be damaged.
+
+use std::path::{Path, PathBuf};
+
+use torc_env::{AlignedBuf, Disk, Env, File, OpenMode, Token, TokenRange, TreeId};
+use torc_sim::{SimDisk, SimEnv};
+
+use super::change::{Change, Listed, State};
+use super::files::{LogFile, Pointer, RootFile, log_path, root_path};
+use super::{Manifest, files};
+use crate::dump::assert_on_page;
+use crate::error::OpenError;
+use crate::frame::Mark;
+use crate::wal::SegmentId;
+
+const PAGE: &str = include_str!("../../../docs/formats/manifest.md");
+const ID: u64 = 0x1122_3344_5566_7788;
+
+fn dir() -> PathBuf {
+    PathBuf::from("shard-00")
+}
+
+fn edits() -> [Vec<Change>; 2] {
+    [
+        vec![Change::AddSegment(SegmentId(0x0000_0001_c0ff_ee00))],
+        vec![
+            Change::AddTable(Listed {
+                tree: TreeId(7),
+                file_id: 1,
+                level: 0,
+                run: 1,
+                extent: TokenRange {
+                    first: Token(0x10),
+                    last: Token(0x20),
+                },
+                bytes: 8192,
+            }),
+            Change::Flushed(Mark {
+                sequence: 9,
+                hash: 0xabcd,
+            }),
+        ],
+    ]
+}
+
+/// A root and a log of a snapshot and two edits; returns the log's three frames and the root.
+async fn write_manifest(env: &SimEnv) -> (Vec<u8>, Vec<u8>, Pointer) {
+    let disk = env.disk();
+    disk.create_dir(&dir()).await.unwrap();
+    let snapshot = State::default().snapshot();
+    let mut log = LogFile::create(disk, &dir(), ID, &snapshot).await.unwrap();
+    let mut root = RootFile::create(disk, &dir()).await.unwrap();
+    root.point_to(log.pointer()).await.unwrap();
+    for edit in edits() {
+        log.append(&edit).await.unwrap();
+    }
+    let log_bytes = image(disk, &log_path(&dir(), ID), 3 * 4096).await;
+    let root_bytes = image(disk, &root_path(&dir()), 2 * 4096).await;
+    (log_bytes, root_bytes, log.pointer())
+}
+
+async fn image(disk: &SimDisk, path: &Path, len: usize) -> Vec<u8> {
+    let file = disk.open(path, OpenMode::Read).await.unwrap();
+    let (read, buffer) = file.read_at(0, AlignedBuf::zeroed(len)).await;
+    assert_eq!(read.unwrap(), len);
+    buffer.to_vec()
+}
+
+async fn put_image(disk: &SimDisk, path: &Path, image: &[u8]) {
+    let file = disk.open(path, OpenMode::Write).await.unwrap();
+    file.write_at(0, AlignedBuf::copy_of(image))
+        .await
+        .0
+        .unwrap();
+}
+
+fn state_after(edits: &[Vec<Change>]) -> State {
+    let mut state = State::default();
+    for change in edits.iter().flatten() {
+        state.apply(change).unwrap();
+    }
+    state
+}
+
+#[test]
+fn the_bytes_are_those_of_the_page() {
+    let (log, root, _) = torc_sim::run(1, |env| async move { write_manifest(&env).await });
+    assert_on_page(PAGE, "manifest.md", &log);
+    assert_on_page(PAGE, "manifest.md", &root);
+}
+
+#[test]
+fn every_flipped_bit_of_the_log_is_found() {
+    torc_sim::run(1, |env| async move {
+        let (mut log, _, pointer) = write_manifest(&env).await;
+        let (disk, path) = (env.disk(), log_path(&dir(), ID));
+        for bit in 0..log.len() * 8 {
+            // Every bit of the fields, and some of the padding, which one checksum covers.
+            if bit % (4096 * 8) > 200 * 8 && bit % 61 != 0 {
+                continue;
+            }
+            log[bit / 8] ^= 1 << (bit % 8);
+            put_image(disk, &path, &log).await;
+            let read = LogFile::read(disk, &dir(), pointer).await;
+            if bit < 2 * 4096 * 8 {
+                // The snapshot, or an edit that another one follows.
+                assert!(matches!(read, Err(OpenError::Corrupt { .. })), "bit {bit}");
+            } else {
+                // The last edit cannot be told from one that was never finished.
+                assert_eq!(read.unwrap().1, state_after(&edits()[..1]), "bit {bit}");
+            }
+            log[bit / 8] ^= 1 << (bit % 8);
+        }
+        put_image(disk, &path, &log).await;
+        let read = LogFile::read(disk, &dir(), pointer).await.unwrap();
+        assert_eq!(read.1, state_after(&edits()));
+    });
+}
+
+#[test]
+fn every_truncation_keeps_the_whole_edits_or_is_refused() {
+    torc_sim::run(1, |env| async move {
+        let (_, _, pointer) = write_manifest(&env).await;
+        let disk = env.disk();
+        let file = disk
+            .open(&log_path(&dir(), ID), OpenMode::Write)
+            .await
+            .unwrap();
+        for len in (0..=3 * 4096).rev().step_by(31) {
+            file.set_len(len).await.unwrap();
+            let read = LogFile::read(disk, &dir(), pointer).await;
+            match len {
+                ..4096 => assert!(matches!(read, Err(OpenError::Corrupt { .. })), "{len}"),
+                4096..8192 => assert_eq!(read.unwrap().1, State::default(), "{len}"),
+                8192..12_288 => assert_eq!(read.unwrap().1, state_after(&edits()[..1]), "{len}"),
+                _ => assert_eq!(read.unwrap().1, state_after(&edits()), "{len}"),
+            }
+        }
+    });
+}
+
+#[test]
+fn a_damaged_root_slot_leaves_the_other_one() {
+    torc_sim::run(1, |env| async move {
+        write_manifest(&env).await;
+        let (disk, path) = (env.disk(), root_path(&dir()));
+        let (mut root, first) = RootFile::read(disk, &dir()).await.unwrap().unwrap();
+        let second = Pointer {
+            log: 5,
+            first_hash: 6,
+        };
+        root.point_to(second).await.unwrap();
+        let mut bytes = image(disk, &path, 2 * 4096).await;
+        for bit in 0..80 * 8 {
+            for (slot, left) in [(0, first), (1, second)] {
+                let at = slot * 4096 + bit / 8;
+                bytes[at] ^= 1 << (bit % 8);
+                put_image(disk, &path, &bytes).await;
+                let read = RootFile::read(disk, &dir()).await.unwrap();
+                assert_eq!(read.unwrap().1, left, "slot {slot}, bit {bit}");
+                bytes[at] ^= 1 << (bit % 8);
+            }
+        }
+        put_image(disk, &path, &vec![0; 2 * 4096]).await;
+        assert!(RootFile::read(disk, &dir()).await.unwrap().is_none());
+    });
+}
+
+#[test]
+fn many_edits_go_through_many_logs() {
+    torc_sim::run(1, |env| async move {
+        env.disk().create_dir(&dir()).await.unwrap();
+        let manifest = Manifest::open(&env, &dir(), true).await.unwrap();
+        for number in 0..300u32 {
+            let id = SegmentId::new(number, env.random());
+            manifest.commit(&[Change::AddSegment(id)]).await.unwrap();
+            if number % 2 == 0 {
+                manifest.commit(&[Change::RemoveSegment(id)]).await.unwrap();
+            }
+            if number % 50 == 0 {
+                let reopened = Manifest::open(&env, &dir(), false).await.unwrap();
+                assert_eq!(*reopened.state(), *manifest.state());
+            }
+        }
+        assert_eq!(manifest.state().segments.len(), 150);
+        let names = env.disk().list(&dir()).await.unwrap();
+        assert_eq!(names.len(), 2, "one root, one log: {names:?}");
+        let reopened = Manifest::open(&env, &dir(), false).await.unwrap();
+        assert_eq!(*reopened.state(), *manifest.state());
+    });
+}
+
+#[test]
+fn a_store_without_a_root_is_not_taken_for_a_fresh_one() {
+    torc_sim::run(1, |env| async move {
+        write_manifest(&env).await;
+        env.disk().remove(&files::root_path(&dir())).await.unwrap();
+        let error = Manifest::open(&env, &dir(), false).await.err().unwrap();
+        assert!(matches!(error, OpenError::Corrupt { .. }));
+        let manifest = Manifest::open(&env, &dir(), true).await.unwrap();
+        assert_eq!(*manifest.state(), State::default());
+    });
+}
