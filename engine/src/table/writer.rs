@@ -180,7 +180,7 @@ impl<D: Disk> TableWriter<D> {
         let margin = if self.ratio > RATIO_ONE { body / 32 } else { 0 };
         let target = (body - margin) * self.ratio / RATIO_ONE;
         usize::try_from(target).map_or(self.options.block_bytes, |target| {
-            target.min(self.options.block_bytes.max(SECTOR_BYTES))
+            target.min(self.options.block_bytes)
         })
     }
 

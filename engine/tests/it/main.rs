@@ -1,7 +1,11 @@
-//! The store as a whole, in the simulated world.
+//! Integration tests: the store as a whole in the simulated world, and its tables, merges and
+//! compactions by themselves.
 
 mod faults;
 mod model;
 mod power;
 mod store;
 mod support;
+mod table;
+mod table_damage;
+mod table_support;
