@@ -16,7 +16,9 @@
 //!
 //! A level that is due is not merged as a whole but in pieces of the ring, each within
 //! [`Settings::job_bytes_max`]; what is left of a table keeps a smaller extent. No state is needed
-//! between the pieces: the levels show how far the work has come. One compaction a tree at a time.
+//! between the pieces: runs with a cut table are in the middle of being merged, and stay due until
+//! nothing is left of them; runs that came later wait for the next time. One compaction a tree at a
+//! time.
 
 mod piece;
 
@@ -231,7 +233,7 @@ pub fn pick(levels: &Levels, settings: &Settings) -> Option<Plan> {
     }
     let (_, level) = most_urgent?;
     let output = next_level(base, level);
-    let sources = levels.level(level);
+    let sources = sources(levels, level);
     if level > 0 && settings.style == Style::Leveled {
         // The oldest run, should there be several: what is newer may not sink below it.
         return piece::one_table(levels, settings, sources.last()?, output);
@@ -240,6 +242,23 @@ pub fn pick(levels: &Levels, settings: &Settings) -> Option<Plan> {
         return piece::into_run(levels, settings, sources, output);
     }
     piece::new_run(levels, settings, sources, output)
+}
+
+/// The runs of a level that are merged together, newest first: all of them, or, when a merge has
+/// begun, those that it began with.
+fn sources(levels: &Levels, level: u8) -> &[Run] {
+    let runs = levels.level(level);
+    let begun = runs.iter().position(is_cut).unwrap_or(0);
+    &runs[begun..]
+}
+
+/// Whether a part of the run was merged down already.
+fn is_cut(run: &Run) -> bool {
+    let is_whole = |table: &TableRef| {
+        let TokenRange { first, last } = table.extent;
+        first == table.info.first_token && last == table.info.last_token
+    };
+    !run.tables.iter().all(is_whole)
 }
 
 /// The next piece of a full compaction, which merges everything into the bottom: the piece that
@@ -257,8 +276,11 @@ pub fn debt_bytes(levels: &Levels, settings: &Settings) -> u64 {
         .map(|level| {
             let output = next_level(base, level);
             let bytes = levels.level_bytes(level);
-            let excess = if level > 0 && settings.style == Style::Leveled {
-                bytes.saturating_sub(capacity(levels, settings, level))
+            let is_too_large = level >= base && levels.level(level).len() == 1;
+            let excess = if is_too_large && settings.style == Style::Leveled {
+                bytes
+                    .saturating_sub(capacity(levels, settings, level))
+                    .max(1)
             } else {
                 bytes
             };
@@ -280,10 +302,16 @@ fn urgency(levels: &Levels, settings: &Settings, base: u8, level: u8) -> u64 {
         let runs = u64::try_from(levels.level(level).len()).unwrap_or(u64::MAX);
         runs.saturating_mul(DUE) / u64::try_from(limit.max(1)).unwrap_or(u64::MAX)
     };
+    let collects = level == 0 || settings.style == Style::LazyLeveling;
+    let begun = if collects && levels.level(level).iter().any(is_cut) {
+        DUE
+    } else {
+        0
+    };
     match settings.style {
-        _ if level == 0 => runs(settings.level0_runs),
+        _ if level == 0 => runs(settings.level0_runs).max(begun),
         _ if levels.level(level).is_empty() => 0,
-        Style::LazyLeveling => runs(settings.level_runs),
+        Style::LazyLeveling => runs(settings.level_runs).max(begun),
         // Two runs where there should be one: the style was changed.
         Style::Leveled if levels.level(level).len() > 1 => runs(1),
         Style::Leveled if level < base => DUE,

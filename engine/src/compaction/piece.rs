@@ -11,9 +11,9 @@ use crate::levels::{BOTTOM, Levels, Run, TableRef};
 /// A piece may end this much below the limit: the search for its end stops there.
 const SLACK: u64 = 16;
 
-/// Merges a piece of `sources` with what the single run of level `output` has there. Of the pieces
-/// that begin where a table of the output begins, the one with the most source bytes for each
-/// output byte.
+/// Merges a piece of `sources` with what the single run of level `output` has there. The piece begins
+/// at the first table of the output above which nearly as much lies, for its size, as anywhere: so
+/// pieces go around the ring, and what a piece before has already taken is not looked for again.
 pub(super) fn into_run(
     levels: &Levels,
     settings: &Settings,
@@ -27,20 +27,19 @@ pub(super) fn into_run(
     if bytes(&whole) <= settings.job_bytes_max {
         return plan(levels, sources, targets, whole, output);
     }
-    let tables = targets.iter().flat_map(|run| run.overlapping(all));
-    let starts = std::iter::once(whole.first).chain(tables.map(|table| table.extent.first));
-    let best = starts
-        .filter_map(|first| {
-            let first = first_data(sources, first)?;
-            let first = closed_in_front(first, targets, settings);
-            let range = piece(first, whole.last, settings, targets, &bytes);
-            Some((
-                density(bytes_of(sources, &range), bytes_of(targets, &range)),
-                range,
-            ))
-        })
-        .reduce(|best, other| if other.0 > best.0 { other } else { best });
-    let (_, range) = best?;
+    let tables = || targets.iter().flat_map(|run| run.overlapping(all));
+    let density_of = |table: &TableRef| density(bytes_of(sources, &table.extent), table.bytes());
+    let most = tables().map(density_of).max().unwrap_or(0);
+    let dense = tables().filter(|table| density_of(table) >= most - most / 4);
+    let start = dense
+        .map(|table| table.extent.first)
+        .min()
+        .unwrap_or(all.first);
+    // Data before the first table of the output belongs to the first piece.
+    let is_first = tables().all(|table| start <= table.extent.first);
+    let first = first_data(sources, if is_first { all.first } else { start })?;
+    let first = closed_in_front(first, targets, settings);
+    let range = piece(first, whole.last, settings.job_bytes_max, targets, &bytes);
     plan(levels, sources, targets, range, output)
 }
 
@@ -58,8 +57,16 @@ pub(super) fn new_run(
     let range = if bytes(&all) <= settings.job_bytes_max {
         all
     } else {
-        let first = deepest(sources, newest)?;
-        piece(first, all.last, settings, &[], &bytes)
+        let deepest = deepest(sources, newest)?;
+        let in_front = TokenRange {
+            first: all.first,
+            last: deepest,
+        };
+        // The runs do not begin at quite the same token; nothing small is left in front.
+        let is_small = bytes(&in_front) <= settings.job_bytes_max / SLACK;
+        let first = if is_small { all.first } else { deepest };
+        let limit = even_share(bytes(&all), settings.job_bytes_max);
+        piece(first, all.last, limit, &[], &bytes)
     };
     let joined = newest.filter(|run| run.overlapping(range).is_empty());
     let output_run = joined.map(|run| run.id);
@@ -76,13 +83,25 @@ pub(super) fn one_table(
     let targets = levels.level(output);
     let sources = std::slice::from_ref(source);
     let bytes = |range: &TokenRange| bytes_of(sources, range) + bytes_of(targets, range);
-    let ranges = source.tables.iter().map(|table| {
-        let first = closed_in_front(table.extent.first, targets, settings);
-        let range = piece(first, table.extent.last, settings, targets, &bytes);
-        let density = density(source.bytes_in(&range), bytes_of(targets, &range));
-        (density, range)
-    });
-    let (_, range) = ranges.reduce(|best, other| if other.0 > best.0 { other } else { best })?;
+    let cost = |table: &TableRef| {
+        let range = closed(table.extent, targets);
+        density(source.bytes_in(&range), bytes_of(targets, &range))
+    };
+    let table = source.tables.iter().reduce(|best, other| {
+        if cost(other) > cost(best) {
+            other
+        } else {
+            best
+        }
+    })?;
+    let first = closed_in_front(table.extent.first, targets, settings);
+    let range = piece(
+        first,
+        table.extent.last,
+        settings.job_bytes_max,
+        targets,
+        &bytes,
+    );
     plan(levels, sources, targets, range, output)
 }
 
@@ -101,7 +120,7 @@ pub(super) fn everything(levels: &Levels, settings: &Settings, from: Token) -> O
         .chain(first_data(&levels.runs()[..above], from))
         .min()?;
     let first = closed_in_front(first, targets, settings).max(from);
-    let range = piece(first, all.last, settings, targets, &bytes);
+    let range = piece(first, all.last, settings.job_bytes_max, targets, &bytes);
     let output_run = targets.first().map(|run| run.id);
     Some(Plan::new(levels, range, levels.runs(), BOTTOM, output_run))
 }
@@ -123,12 +142,11 @@ fn plan(
 fn piece(
     first: Token,
     last: Token,
-    settings: &Settings,
+    limit: u64,
     targets: &[Run],
     bytes: &impl Fn(&TokenRange) -> u64,
 ) -> TokenRange {
     let upto = |last: Token| TokenRange { first, last };
-    let limit = settings.job_bytes_max;
     if bytes(&upto(last)) <= limit {
         return closed_behind(upto(last), targets, bytes, limit);
     }
@@ -151,6 +169,16 @@ fn piece(
         .filter(|end| *end <= Token(low) && bytes(&upto(*end)) >= half)
         .max();
     upto(whole_end.unwrap_or(Token(low)))
+}
+
+/// The limit of a piece when `bytes` are to be merged in pieces below `limit`: even ones, so that no
+/// sliver remains for the last.
+fn even_share(bytes: u64, limit: u64) -> u64 {
+    let pieces = bytes.div_ceil((limit - limit / SLACK).max(1)).max(1);
+    bytes
+        .div_ceil(pieces)
+        .saturating_add(limit / SLACK)
+        .min(limit)
 }
 
 /// Where a piece that should begin at `first` begins: at the front of the target table there, unless

@@ -1,7 +1,9 @@
 //! Integration tests: the store as a whole in the simulated world, and its tables, merges and
 //! compactions by themselves.
 
+mod compaction;
 mod faults;
+mod merge;
 mod model;
 mod power;
 mod store;

@@ -1,4 +1,4 @@
-//! What several tests need: records by strategy, a disk in memory.
+//! What the tests of tables need: records by strategy, a disk in memory.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

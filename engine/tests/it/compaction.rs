@@ -1,0 +1,433 @@
+//! Picking compactions, on levels whose tables are only described: sizes grow and shrink as merges
+//! would make them, and a few sample keys show whether what is newest is still found first.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use torc_engine::compaction::{Plan, Settings, Style, debt_bytes, pick, pick_full};
+use torc_engine::levels::{BOTTOM, Levels};
+use torc_engine::purge::Reach;
+use torc_engine::table::{Bounds, TableInfo};
+use torc_env::{Token, TokenRange, TreeId};
+
+const MIB: u64 = 1 << 20;
+/// Sample keys, spread over the ring.
+const SAMPLES: u128 = 32;
+
+/// Each table's sample keys, with the number of the flush that wrote each.
+type Samples = BTreeMap<u128, u64>;
+
+struct World {
+    levels: Levels,
+    settings: Settings,
+    table_bytes: u64,
+    samples: BTreeMap<u64, Samples>,
+    file_id: u64,
+    flushes: u64,
+    flushed_bytes: u64,
+    written_bytes: u64,
+    /// Share of the source bytes that a merge into the bottom keeps, in percent.
+    kept_percent: u64,
+}
+
+impl World {
+    fn new(style: Style, kept_percent: u64) -> World {
+        World {
+            levels: Levels::new(),
+            settings: Settings {
+                style,
+                level0_runs: 4,
+                level_runs: 4,
+                level_ratio: 8,
+                flush_bytes: 32 * MIB,
+                job_bytes_max: 256 * MIB,
+            },
+            table_bytes: 64 * MIB,
+            samples: BTreeMap::new(),
+            file_id: 1,
+            flushes: 0,
+            flushed_bytes: 0,
+            written_bytes: 0,
+            kept_percent,
+        }
+    }
+
+    fn info(&mut self, bytes: u64, first: u128, last: u128, samples: Samples) -> TableInfo {
+        let file_id = self.file_id;
+        self.file_id += 1;
+        self.samples.insert(file_id, samples);
+        let bounds = Bounds { min: 0, max: 0 };
+        TableInfo {
+            file_id,
+            tree: TreeId(1),
+            bytes,
+            blocks: 1,
+            entries: 1,
+            tombstones: 1,
+            expiring: 0,
+            key_bytes: 0,
+            value_bytes: 0,
+            seqnos: bounds,
+            stamps: bounds,
+            expiries_ms: bounds,
+            first_token: Token(first),
+            last_token: Token(last),
+            first_key: Bytes::new(),
+            last_key: Bytes::new(),
+        }
+    }
+
+    /// Flushes a memtable with every sample key.
+    fn flush(&mut self, bytes: u64) {
+        self.flushes += 1;
+        let samples = (0..SAMPLES)
+            .map(|key| (sample(key), self.flushes))
+            .collect();
+        // The outermost keys differ from flush to flush.
+        let edge = u128::from(self.flushes) << 80;
+        let info = self.info(bytes, edge, u128::MAX - edge, samples);
+        self.flushed_bytes += bytes;
+        self.levels.apply(&Levels::flush_edit(&[info]));
+    }
+
+    /// Does what a plan says.
+    fn run(&mut self, plan: &Plan) {
+        self.check_plan(plan);
+        let mut merged = Samples::new();
+        // Oldest first, so that newer ones replace.
+        for source in plan.sources().iter().rev() {
+            for (file_id, range) in source {
+                for (token, flush) in &self.samples[file_id] {
+                    if range.contains(Token(*token)) {
+                        let before = merged.insert(*token, *flush);
+                        assert!(
+                            before.is_none_or(|before| before < *flush),
+                            "runs in order of age"
+                        );
+                    }
+                }
+            }
+        }
+        let target = |input: &torc_engine::compaction::InputRun| input.level == plan.output_level;
+        let bytes_of = |is_target: bool| -> u64 {
+            let inputs = plan
+                .inputs
+                .iter()
+                .filter(|input| target(input) == is_target);
+            inputs
+                .flat_map(|input| &input.tables)
+                .map(|table| table.bytes_in(&plan.range))
+                .sum()
+        };
+        let mut bytes = bytes_of(true) + bytes_of(false);
+        if plan.output_level == BOTTOM {
+            bytes = bytes_of(true) + bytes_of(false) * self.kept_percent / 100;
+        }
+        self.written_bytes += bytes;
+        let outputs = self.outputs(plan, bytes, &merged);
+        assert!(plan.is_current(&self.levels));
+        self.levels.apply(&plan.edit(&outputs));
+        self.check_levels();
+    }
+
+    /// Tables of even size over the plan's range.
+    fn outputs(&mut self, plan: &Plan, bytes: u64, merged: &Samples) -> Vec<TableInfo> {
+        let tables = bytes.div_ceil(self.table_bytes).max(1);
+        let span = first_to_last(plan);
+        let width = (span.last.0 - span.first.0) / u128::from(tables);
+        let mut outputs = vec![];
+        for table in 0..tables {
+            let first = span.first.0 + width * u128::from(table);
+            let last = if table + 1 == tables {
+                span.last.0
+            } else {
+                first + width - 1
+            };
+            let samples = merged
+                .range(first..=last)
+                .map(|(token, flush)| (*token, *flush));
+            let samples = samples.collect();
+            outputs.push(self.info((bytes / tables).max(1), first, last, samples));
+        }
+        outputs
+    }
+
+    fn check_plan(&self, plan: &Plan) {
+        assert!(plan.bytes > 0, "a plan makes progress");
+        let limit = self.settings.job_bytes_max;
+        assert!(plan.bytes <= limit, "{} MiB in a job", plan.bytes / MIB);
+        let takes_from_above = plan
+            .inputs
+            .iter()
+            .any(|input| input.level < plan.output_level);
+        assert!(takes_from_above || plan.output_level == BOTTOM);
+        // The rule once more, the slow way.
+        let oldest_inputs_only = plan.output_level == BOTTOM;
+        if plan.reach == Reach::Bottom {
+            for key in (0..SAMPLES)
+                .map(sample)
+                .filter(|key| plan.range.contains(Token(*key)))
+            {
+                let held: Vec<u64> = self
+                    .levels
+                    .candidates(Token(key))
+                    .map(|t| t.info.file_id)
+                    .collect();
+                let inputs: Vec<u64> = plan
+                    .sources()
+                    .iter()
+                    .flatten()
+                    .filter(|(_, range)| range.contains(Token(key)))
+                    .map(|(file_id, _)| *file_id)
+                    .collect();
+                assert_eq!(
+                    held[held.len() - inputs.len()..],
+                    inputs,
+                    "the oldest of each token"
+                );
+            }
+        }
+        assert!(!oldest_inputs_only || plan.reach == Reach::Bottom);
+    }
+
+    /// For every sample key, the first candidate has its newest record, and the ones behind are older.
+    fn check_levels(&self) {
+        for key in (0..SAMPLES).map(sample) {
+            let found: Vec<u64> = self
+                .levels
+                .candidates(Token(key))
+                .filter_map(|table| self.samples[&table.info.file_id].get(&key).copied())
+                .collect();
+            assert_eq!(found.first(), Some(&self.flushes), "key {key:x}");
+            assert!(
+                found.windows(2).all(|pair| pair[0] > pair[1]),
+                "key {key:x}: {found:?}"
+            );
+        }
+        for run in self.levels.runs() {
+            assert!(!run.tables.is_empty());
+            for pair in run.tables.windows(2) {
+                assert!(pair[0].extent.last < pair[1].extent.first, "no overlap");
+            }
+        }
+    }
+
+    /// Compacts until nothing is due; returns how many jobs that took.
+    fn settle(&mut self) -> usize {
+        for jobs in 0.. {
+            assert!(jobs < 10_000, "picking comes to an end");
+            let Some(plan) = pick(&self.levels, &self.settings) else {
+                assert_eq!(debt_bytes(&self.levels, &self.settings), 0);
+                return jobs;
+            };
+            assert!(debt_bytes(&self.levels, &self.settings) > 0);
+            self.run(&plan);
+        }
+        unreachable!("the loop ends inside")
+    }
+
+    /// Runs that a get of the worst sample key asks.
+    fn depth(&self) -> usize {
+        let keys = (0..SAMPLES).map(sample);
+        keys.map(|key| self.levels.candidates(Token(key)).count())
+            .max()
+            .unwrap()
+    }
+
+    /// Bytes of files over bytes of extents, in percent.
+    fn files_percent(&self) -> u64 {
+        let files: BTreeMap<u64, u64> = self
+            .levels
+            .tables()
+            .map(|table| (table.info.file_id, table.info.bytes))
+            .collect();
+        let extents: u64 = self.levels.tables().map(|table| table.bytes()).sum();
+        files.values().sum::<u64>() * 100 / extents.max(1)
+    }
+}
+
+fn sample(key: u128) -> u128 {
+    (key * 2 + 1) * (u128::MAX / (2 * SAMPLES))
+}
+
+/// From the first to the last token that the inputs have in the range.
+fn first_to_last(plan: &Plan) -> TokenRange {
+    let ranges: Vec<TokenRange> = plan
+        .sources()
+        .into_iter()
+        .flatten()
+        .map(|(_, range)| range)
+        .collect();
+    TokenRange {
+        first: ranges.iter().map(|range| range.first).min().unwrap(),
+        last: ranges.iter().map(|range| range.last).max().unwrap(),
+    }
+}
+
+#[test]
+fn nothing_is_due_in_an_empty_tree() {
+    for style in [Style::LazyLeveling, Style::Leveled] {
+        let world = World::new(style, 100);
+        assert_eq!(pick(&world.levels, &world.settings), None);
+        assert_eq!(pick_full(&world.levels, &world.settings, Token(0)), None);
+        assert_eq!(debt_bytes(&world.levels, &world.settings), 0);
+    }
+}
+
+#[test]
+fn four_runs_on_level_0_are_merged_into_the_bottom_of_a_small_tree() {
+    let mut world = World::new(Style::LazyLeveling, 100);
+    for _ in 0..3 {
+        world.flush(32 * MIB);
+        assert_eq!(world.settle(), 0);
+    }
+    world.flush(32 * MIB);
+    assert_eq!(world.settle(), 1);
+    assert_eq!(world.levels.runs().len(), 1);
+    assert_eq!(world.levels.level_bytes(BOTTOM), 128 * MIB);
+}
+
+/// Sixty-four gigabytes in flushes of 32 MiB, settled after each.
+fn grow(style: Style) -> World {
+    let mut world = World::new(style, 100);
+    for _ in 0..2048 {
+        world.flush(32 * MIB);
+        world.settle();
+    }
+    world
+}
+
+#[test]
+fn lazy_leveling_keeps_its_shape_and_its_write_amplification() {
+    let world = grow(Style::LazyLeveling);
+    assert_eq!(world.levels.level(BOTTOM).len(), 1);
+    for level in 0..BOTTOM {
+        assert!(world.levels.level(level).len() < 4, "level {level}");
+    }
+    let amplification = world.written_bytes * 10 / world.flushed_bytes;
+    assert!(amplification <= 80, "{amplification} tenths");
+    assert!(world.depth() <= 13, "{} runs", world.depth());
+    let bottom = world.levels.level_bytes(BOTTOM);
+    assert!(
+        bottom * 100 / world.flushed_bytes >= 75,
+        "most is at the bottom"
+    );
+    assert!(
+        world.files_percent() <= 105,
+        "{} % of files",
+        world.files_percent()
+    );
+}
+
+#[test]
+fn leveling_asks_few_runs() {
+    let world = grow(Style::Leveled);
+    for level in 1..=BOTTOM {
+        assert!(world.levels.level(level).len() <= 1, "level {level}");
+    }
+    let amplification = world.written_bytes * 10 / world.flushed_bytes;
+    assert!(amplification <= 170, "{amplification} tenths");
+    assert!(world.depth() <= 8, "{} runs", world.depth());
+    assert!(
+        world.files_percent() <= 125,
+        "{} % of files",
+        world.files_percent()
+    );
+}
+
+#[test]
+fn a_backlog_is_worked_off_in_jobs_within_their_bound() {
+    for style in [Style::LazyLeveling, Style::Leveled] {
+        let mut world = World::new(style, 100);
+        for _ in 0..100 {
+            world.flush(32 * MIB);
+        }
+        let debt = debt_bytes(&world.levels, &world.settings);
+        assert!(debt >= 100 * 32 * MIB);
+        assert!(world.settle() > 12, "several pieces");
+    }
+}
+
+#[test]
+fn flushes_between_the_pieces_of_a_merge_do_no_harm() {
+    for style in [Style::LazyLeveling, Style::Leveled] {
+        let mut world = World::new(style, 100);
+        for _ in 0..1000 {
+            world.flush(32 * MIB);
+            // One job a flush is not quite enough, so levels are over their line for long.
+            if let Some(plan) = pick(&world.levels, &world.settings) {
+                world.run(&plan);
+            }
+        }
+        world.settle();
+        assert!(world.depth() <= 16, "{style:?}: {} runs", world.depth());
+    }
+}
+
+#[test]
+fn a_full_compaction_leaves_one_run() {
+    for style in [Style::LazyLeveling, Style::Leveled] {
+        let mut world = World::new(style, 80);
+        for _ in 0..300 {
+            world.flush(32 * MIB);
+            world.settle();
+        }
+        let mut from = Some(Token(0));
+        while let Some(first) = from {
+            let Some(plan) = pick_full(&world.levels, &world.settings, first) else {
+                break;
+            };
+            assert!(plan.range.first >= first, "goes forward");
+            from = plan.range.last.0.checked_add(1).map(Token);
+            world.run(&plan);
+        }
+        assert_eq!(world.levels.runs().len(), 1, "{style:?}");
+    }
+}
+
+#[test]
+fn a_change_of_style_is_worked_in() {
+    let mut world = World::new(Style::LazyLeveling, 100);
+    for _ in 0..500 {
+        world.flush(32 * MIB);
+        world.settle();
+    }
+    world.settings.style = Style::Leveled;
+    world.settle();
+    for level in 1..=BOTTOM {
+        assert!(world.levels.level(level).len() <= 1, "level {level}");
+    }
+    world.settings.style = Style::LazyLeveling;
+    for _ in 0..100 {
+        world.flush(32 * MIB);
+        world.settle();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn levels_end_in_shape_whatever_is_flushed(
+        flushes in prop::collection::vec((1u64..200, 0usize..4), 1..120),
+        leveled in any::<bool>(),
+        kept_percent in 0u64..=100,
+        job_mib in 16u64..512,
+        ratio in 2u64..10,
+    ) {
+        let style = if leveled { Style::Leveled } else { Style::LazyLeveling };
+        let mut world = World::new(style, kept_percent);
+        world.settings.job_bytes_max = job_mib * MIB;
+        world.settings.level_ratio = ratio;
+        for (mib, jobs) in flushes {
+            world.flush(mib * MIB);
+            for _ in 0..jobs {
+                if let Some(plan) = pick(&world.levels, &world.settings) {
+                    world.run(&plan);
+                }
+            }
+        }
+        world.settle();
+        world.check_levels();
+    }
+}
