@@ -22,6 +22,7 @@ pub use blocks::{Block, HardwareQueue};
 pub use cpus::{Cache, CoreKind, Cpu, Cpus, NumaNode};
 pub use interrupts::{Interrupt, Managed, find_interrupt};
 pub use nics::{Coalescing, Nic, Queue};
+pub(crate) use settings::BOOT_ARGUMENTS;
 pub use settings::{Choice, IdleState, IoUring, IrqBalance, Limits, Settings, Virtualisation};
 
 /// Layout of the JSON; raised when a field changes its meaning.

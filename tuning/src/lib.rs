@@ -7,12 +7,19 @@
 
 pub mod apply;
 mod calls;
+pub mod capture;
 pub mod change;
 pub mod check;
 pub mod cpuset;
+pub mod disk;
 pub mod host;
+pub mod irqproof;
+pub mod jitter;
 pub mod journal;
 pub mod kernel;
+pub mod persist;
 pub mod plan;
+mod probe;
+pub mod prove;
 pub mod render;
 pub mod stats;

@@ -1,0 +1,26 @@
+//! Pinning and raising the calling thread: what every measuring probe does first.
+
+use std::io;
+
+/// Pins the calling thread to one CPU.
+pub(crate) fn pin(cpu: u32) -> io::Result<()> {
+    let index = usize::try_from(cpu).unwrap_or(usize::MAX);
+    if index >= rustix::thread::CpuSet::MAX_CPU {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(index);
+    Ok(rustix::thread::sched_setaffinity(None, &set)?)
+}
+
+/// Gives the calling thread real-time priority 1 (SCHED_FIFO), which ends with the thread.
+pub(crate) fn raise() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 1 };
+    // SAFETY: 0 is the calling thread, and the parameters live through the call.
+    let status = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
+    if status == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
