@@ -111,6 +111,15 @@ pub fn capture(kernel: &impl Kernel) -> Tree {
                 &format!("{CALLS}/ethtool/{nic}/{file}"),
             ));
         }
+        // Of the driver only its name is wanted, and that is where the link leads.
+        let link = format!("/sys/class/net/{nic}/device/driver");
+        let device = kernel.resolve(&format!("/sys/class/net/{nic}/device"));
+        if let (Ok(device), Ok(driver)) = (device, kernel.resolve(&link)) {
+            tree.file(format!("{driver}/captured"), "");
+            let link = format!("{device}/driver");
+            let target = relative(&link, &driver);
+            tree.link(link, target);
+        }
     }
     filtered(kernel, &mut tree);
     tree

@@ -353,7 +353,8 @@ fn devices(host: &Host, findings: &mut Vec<Finding>) {
         }
         let scheduler = block.scheduler.as_ref();
         if let Some(scheduler) = scheduler
-            .filter(|choice| choice.current != "none" && choice.offers("none") && !block.rotational)
+            .filter(|choice| choice.current != "none" && choice.offers("none"))
+            .filter(|_| !block.rotational || host.virtualisation.guest)
         {
             findings.push(Finding {
                 id: "io-scheduler",

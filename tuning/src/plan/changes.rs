@@ -51,7 +51,7 @@ pub(super) fn wishes(
 ) -> Vec<Change> {
     let mut wishes = Wishes(Vec::new());
     for block in &host.blocks {
-        storage(&mut wishes, block);
+        storage(&mut wishes, host, block);
     }
     for nic in &host.nics {
         network(&mut wishes, host, nic, profile, layout);
@@ -74,8 +74,10 @@ pub(super) fn wishes(
     wishes.0
 }
 
-fn storage(wishes: &mut Wishes, block: &Block) {
-    if block.rotational || block.queues.is_empty() {
+fn storage(wishes: &mut Wishes, host: &Host, block: &Block) {
+    // Virtual disks say that they turn and lie on flash.
+    let turns = block.rotational && !host.virtualisation.guest;
+    if turns || block.queues.is_empty() {
         return;
     }
     let file = |name: &str| format!("/sys/block/{}/queue/{name}", block.name);
