@@ -119,6 +119,9 @@ pub struct Load {
     /// Do not write every key before a run
     #[arg(long)]
     pub no_fill: bool,
+    /// After a run, read every key once and judge it by all that was acknowledged
+    #[arg(long)]
+    pub check_all: bool,
     /// Deadline of a request, in milliseconds
     #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub timeout_ms: u32,
@@ -190,7 +193,13 @@ pub fn load(args: &Load) -> Result<(), Failure> {
             if !args.warmup.is_zero() {
                 run_phase(args, &shared, seed ^ 1, args.rate, args.warmup)?;
             }
-            run_phase(args, &shared, seed ^ 2, args.rate, args.duration)?
+            let mut outcome = run_phase(args, &shared, seed ^ 2, args.rate, args.duration)?;
+            if args.check_all {
+                shared.source = each(args, Operation::Read);
+                let (_, check) = run_phase(args, &shared, seed, None, args.give_up)?;
+                outcome.1.verdicts.merge(&check.verdicts);
+            }
+            outcome
         }
     };
     report(args, &shared, seed, elapsed, &recorder)

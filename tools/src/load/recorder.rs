@@ -89,7 +89,8 @@ impl Verdicts {
         }
     }
 
-    fn merge(&mut self, other: &Verdicts) {
+    /// Adds what another worker or phase found.
+    pub fn merge(&mut self, other: &Verdicts) {
         self.checked += other.checked;
         self.wrong += other.wrong;
         self.lost += other.lost;
