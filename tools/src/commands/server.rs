@@ -1,27 +1,20 @@
 //! `torc server`: one node in the foreground.
-//!
-//! Reads the configuration, starts a `torc_net::Server`, and waits for a signal. What a node does is
-//! that crate's affair.
 
-use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use torc_net::ServerConfig;
-use torc_net::config::{ClusterConfig, ListenConfig, MemoryConfig, NodeConfig, ShardsConfig};
-use torc_net::limits::CONNECTIONS_MAX_DEFAULT;
-use tracing_subscriber::EnvFilter;
+use torc_net::config::{
+    ClusterConfig, ListenConfig, MemoryConfig, NodeConfig, ServerConfig, ShardsConfig,
+};
+use torc_net::server::Server as Node;
 
 use crate::config::{self, Background, Config, Fsync};
 use crate::failure::Failure;
 
-/// How often the foreground looks for a signal or a dead shard.
-const WATCH_INTERVAL: Duration = Duration::from_millis(20);
-/// How long an idle, pinned shard looks for work before it sleeps: about what a wake-up costs.
+/// How often the main thread looks whether the shards still run.
+const WATCH: Duration = Duration::from_millis(100);
+/// How long an idle, pinned shard looks for work before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
 
 /// `torc server`
@@ -38,59 +31,57 @@ pub struct Server {
     pub with_parent: bool,
 }
 
-/// Runs a node until SIGTERM or SIGINT, then drains it.
+/// Runs a node until SIGTERM or SIGINT, then drains it. Fails when it cannot start, when a shard
+/// ends on its own, and when it does not drain in time.
 pub fn server(args: &Server) -> Result<(), Failure> {
-    let failed = |error: &dyn std::error::Error| Failure::new(error.to_string());
+    if args.with_parent {
+        let signal = Some(rustix::process::Signal::TERM);
+        rustix::process::set_parent_process_death_signal(signal)
+            .map_err(|error| Failure::new(format!("cannot follow the parent process: {error}")))?;
+    }
     let loaded = config::load(args.config.as_deref(), std::env::vars(), &args.set)
-        .map_err(|error| failed(&error))?;
-    start_log(&loaded.config.log.level)?;
+        .map_err(|error| Failure::new(error.to_string()))?;
+    start_log(&loaded.config)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    let stop = stop_signal(args.with_parent)
-        .map_err(|error| Failure::new(format!("cannot wait for signals: {error}")))?;
-    let server =
-        torc_net::Server::start(server_config(&loaded.config)).map_err(|error| failed(&error))?;
-    while !stop.load(Ordering::Relaxed) {
-        if !server.is_running() {
-            server.stop();
-            return Err(Failure::new("a shard has ended; the log says why"));
+    // Before the node listens: a signal during the start must drain it, not kill it.
+    let mut signals = signal_hook::iterator::Signals::new([
+        signal_hook::consts::SIGTERM,
+        signal_hook::consts::SIGINT,
+    ])?;
+    let node = Node::start(server_config(&loaded.config))
+        .map_err(|error| Failure::new(error.to_string()))?;
+    loop {
+        if let Some(signal) = signals.pending().next() {
+            tracing::info!(signal, "draining");
+            return if node.stop() {
+                Ok(())
+            } else {
+                Err(Failure::new("the node did not drain in time; nothing acknowledged is lost"))
+            };
         }
-        std::thread::sleep(WATCH_INTERVAL);
+        if !node.is_running() {
+            return Err(Failure::new("a shard ended; the log above says why"));
+        }
+        std::thread::sleep(WATCH);
     }
-    tracing::info!("stopping");
-    if !server.stop() {
-        return Err(Failure::new("the node did not drain in time"));
-    }
-    Ok(())
 }
 
-/// Logs to standard error, so that standard output stays free.
-fn start_log(level: &str) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(level)
-        .map_err(|error| Failure::new(format!("log.level = {level:?}: {error}")))?;
+fn start_log(config: &Config) -> Result<(), Failure> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log.level).map_err(|error| {
+        Failure::new(format!("log.level = {:?}: {error}", config.log.level))
+    })?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
+        .with_writer(std::io::stderr)
         .with_ansi(false)
-        .init();
-    Ok(())
-}
-
-/// A flag that a signal raises.
-fn stop_signal(with_parent: bool) -> io::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT] {
-        signal_hook::flag::register(signal, Arc::clone(&stop))?;
-    }
-    if with_parent {
-        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
-    }
-    Ok(stop)
+        .try_init()
+        .map_err(|error| Failure::new(format!("cannot start the log: {error}")))
 }
 
 fn server_config(config: &Config) -> ServerConfig {
-    let megabytes = |count: u64| usize::try_from(count << 20).unwrap_or(usize::MAX);
+    let mebibytes = |count: u64| usize::try_from(count << 20).unwrap_or(usize::MAX);
     ServerConfig {
         node: NodeConfig {
             name: config.node.name.clone(),
@@ -120,20 +111,20 @@ fn server_config(config: &Config) -> ServerConfig {
                 Background::Glommio => torc_runtime::Background::Glommio,
                 Background::Shard => torc_runtime::Background::Shard,
             },
-            spin: SPIN,
+            spin: if config.shards.pin { SPIN } else { Duration::ZERO },
         },
         fsync: match config.durability.fsync {
             Fsync::Always => torc_engine::Fsync::Always,
             Fsync::Group => torc_engine::Fsync::Group,
-            Fsync::Interval => {
-                torc_engine::Fsync::Interval(Duration::from_millis(config.durability.interval_ms))
-            }
+            Fsync::Interval => torc_engine::Fsync::Interval(Duration::from_millis(
+                config.durability.interval_ms,
+            )),
             Fsync::Never => torc_engine::Fsync::Never,
         },
         memory: MemoryConfig {
-            memtable_bytes: megabytes(config.memory.memtable_mb),
-            cache_bytes: megabytes(config.memory.cache_mb),
+            memtable_bytes: mebibytes(config.memory.memtable_mb),
+            cache_bytes: mebibytes(config.memory.cache_mb),
         },
-        connections_max: CONNECTIONS_MAX_DEFAULT,
+        connections_max: torc_net::limits::CONNECTIONS_MAX_DEFAULT,
     }
 }
