@@ -58,7 +58,9 @@ pub fn server(args: &Server) -> Result<(), Failure> {
             return if node.stop() {
                 Ok(())
             } else {
-                Err(Failure::new("the node did not drain in time; nothing acknowledged is lost"))
+                Err(Failure::new(
+                    "the node did not drain in time; nothing acknowledged is lost",
+                ))
             };
         }
         if !node.is_running() {
@@ -69,9 +71,8 @@ pub fn server(args: &Server) -> Result<(), Failure> {
 }
 
 fn start_log(config: &Config) -> Result<(), Failure> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.log.level).map_err(|error| {
-        Failure::new(format!("log.level = {:?}: {error}", config.log.level))
-    })?;
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log.level)
+        .map_err(|error| Failure::new(format!("log.level = {:?}: {error}", config.log.level)))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -111,14 +112,18 @@ fn server_config(config: &Config) -> ServerConfig {
                 Background::Glommio => torc_runtime::Background::Glommio,
                 Background::Shard => torc_runtime::Background::Shard,
             },
-            spin: if config.shards.pin { SPIN } else { Duration::ZERO },
+            spin: if config.shards.pin {
+                SPIN
+            } else {
+                Duration::ZERO
+            },
         },
         fsync: match config.durability.fsync {
             Fsync::Always => torc_engine::Fsync::Always,
             Fsync::Group => torc_engine::Fsync::Group,
-            Fsync::Interval => torc_engine::Fsync::Interval(Duration::from_millis(
-                config.durability.interval_ms,
-            )),
+            Fsync::Interval => {
+                torc_engine::Fsync::Interval(Duration::from_millis(config.durability.interval_ms))
+            }
             Fsync::Never => torc_engine::Fsync::Never,
         },
         memory: MemoryConfig {
