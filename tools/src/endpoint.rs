@@ -68,11 +68,6 @@ impl Endpoint {
         })
     }
 
-    /// The address that this endpoint talks to.
-    pub fn url(&self) -> &str {
-        &self.base
-    }
-
     /// Sends one request and returns whatever status comes back; fails when nothing comes back.
     pub fn send(&self, request: Request<'_>) -> Result<Answer, Failure> {
         let mut builder = ureq::http::Request::builder()

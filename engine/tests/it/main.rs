@@ -1,6 +1,8 @@
 //! Integration tests: the store as a whole in the simulated world, and its tables, merges and
 //! compactions by themselves.
 
+#![expect(clippy::unwrap_used, reason = "in a test an error is a failure")]
+
 mod compaction;
 mod faults;
 mod merge;

@@ -1,5 +1,7 @@
 //! A real node in this process, on ports that the system chooses, talked to over its sockets.
 
+#![expect(clippy::unwrap_used, reason = "in a test an error is a failure")]
+
 mod http;
 mod resp;
 mod server;

@@ -1,5 +1,7 @@
 //! The `torc` binary as its users run it: real processes, sockets and files.
 
+#![expect(clippy::unwrap_used, reason = "in a test an error is a failure")]
+
 mod bad_input;
 mod cluster;
 mod dev;

@@ -16,6 +16,9 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 pub const HEADER_BYTES: usize = 20;
 /// Bytes that `length` itself takes.
 const LENGTH_BYTES: usize = 4;
+/// The least that `length` can say: what follows it in a frame without a payload.
+const LENGTH_LEAST: u32 = 16;
+const _: () = assert!(LENGTH_LEAST as usize == HEADER_BYTES - LENGTH_BYTES);
 /// Bytes that the checksum does not cover: `length` and the checksum.
 const UNCOVERED_BYTES: usize = 8;
 /// The largest frame, header included (8 MiB): a batch of several of the largest values.
@@ -96,7 +99,7 @@ pub fn decode(input: &mut BytesMut, limit: usize) -> Result<Option<Frame>, Frame
     if total < HEADER_BYTES as u64 {
         return Err(FrameError::TooShort {
             found: length,
-            least: (HEADER_BYTES - LENGTH_BYTES) as u32,
+            least: LENGTH_LEAST,
         });
     }
     let total = match usize::try_from(total) {
@@ -274,7 +277,8 @@ mod tests {
                 Err(FrameError::TooShort { .. })
             ));
         }
-        for length in [FRAME_BYTES_MAX as u32 - 3, u32::MAX - 4, u32::MAX] {
+        let largest = u32::try_from(FRAME_BYTES_MAX).unwrap();
+        for length in [largest - 3, u32::MAX - 4, u32::MAX] {
             let mut input = BytesMut::from(&length.to_le_bytes()[..]);
             assert!(matches!(
                 decode(&mut input, FRAME_BYTES_MAX),
