@@ -256,3 +256,121 @@ pub(crate) fn whole(info: &TableInfo, level: u8, run: u64) -> TableRef {
         run,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use torc_env::TreeId;
+
+    use crate::table::Bounds;
+
+    fn info(file_id: u64, first: u128, last: u128) -> TableInfo {
+        TableInfo {
+            file_id,
+            tree: TreeId(1),
+            bytes: 1000,
+            blocks: 1,
+            entries: 1,
+            tombstones: 0,
+            expiring: 0,
+            key_bytes: 0,
+            value_bytes: 0,
+            seqnos: Bounds::default(),
+            stamps: Bounds::default(),
+            expiries_ms: Bounds::default(),
+            first_token: Token(first),
+            last_token: Token(last),
+            first_key: Bytes::new(),
+            last_key: Bytes::new(),
+        }
+    }
+
+    fn range(first: u128, last: u128) -> TokenRange {
+        TokenRange {
+            first: Token(first),
+            last: Token(last),
+        }
+    }
+
+    fn levels() -> Levels {
+        let mut levels = Levels::new();
+        levels.insert(whole(&info(1, 0, 999), BOTTOM, 1));
+        levels.insert(whole(&info(2, 1000, 1999), BOTTOM, 1));
+        levels.apply(&Levels::flush_edit(&[info(3, 500, 1500)]));
+        levels.apply(&Levels::flush_edit(&[info(4, 0, 1999)]));
+        levels
+    }
+
+    fn ids<'a>(tables: impl Iterator<Item = &'a TableRef>) -> Vec<u64> {
+        tables.map(|table| table.info.file_id).collect()
+    }
+
+    #[test]
+    fn candidates_come_newest_first_one_a_run() {
+        let levels = levels();
+        assert_eq!(ids(levels.candidates(Token(600))), [4, 3, 1]);
+        assert_eq!(ids(levels.candidates(Token(1700))), [4, 2]);
+        assert_eq!(ids(levels.candidates(Token(2000))), [0; 0]);
+        assert_eq!(levels.level_bytes(BOTTOM), 2000);
+    }
+
+    #[test]
+    fn a_file_lives_as_long_as_any_of_its_extents() {
+        let mut levels = levels();
+        let key = TableKey {
+            file_id: 4,
+            first: Token(0),
+        };
+        let cut = |first, last| TableRef {
+            extent: range(first, last),
+            ..whole(&info(4, 0, 1999), 0, 4)
+        };
+        levels.apply(&Edit {
+            removed: vec![key],
+            added: vec![cut(0, 99), cut(1900, 1999)],
+        });
+        assert_eq!(ids(levels.candidates(Token(50))), [4, 1]);
+        assert_eq!(ids(levels.candidates(Token(600))), [3, 1]);
+        assert_eq!(levels.level(0)[0].bytes_in(&TokenRange::ALL), 49 + 49);
+        levels.remove(key);
+        assert!(levels.holds_file(4));
+        levels.remove(TableKey {
+            file_id: 4,
+            first: Token(1900),
+        });
+        assert!(!levels.holds_file(4));
+        assert_eq!(levels.runs().len(), 2);
+    }
+
+    #[test]
+    fn bytes_follow_the_width_of_the_range() {
+        let table = whole(&info(1, 0, u128::MAX), 0, 1);
+        assert_eq!(table.bytes(), 1000);
+        assert_eq!(table.bytes_in(&range(0, u128::MAX / 2)), 499);
+        assert_eq!(table.bytes_in(&range(5, 5)), 1);
+        let point = whole(&info(1, 7, 7), 0, 1);
+        assert_eq!(point.bytes_in(&range(0, 10)), 1000);
+        assert_eq!(point.bytes_in(&range(8, 10)), 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "do not overlap")]
+    fn tables_of_a_run_may_not_overlap() {
+        let mut levels = levels();
+        levels.insert(whole(&info(5, 1999, 3000), BOTTOM, 1));
+    }
+
+    #[test]
+    #[should_panic(expected = "removes what is there")]
+    fn an_edit_may_not_remove_what_is_not_there() {
+        let key = TableKey {
+            file_id: 9,
+            first: Token(0),
+        };
+        levels().apply(&Edit {
+            removed: vec![key],
+            added: vec![],
+        });
+    }
+}

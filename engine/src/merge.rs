@@ -43,7 +43,8 @@ pub struct RunIter<D: Disk> {
     tables: VecDeque<(Table<D>, TokenRange)>,
     from: ScanFrom,
     ahead: ReadAhead,
-    current: Option<TableIter<D>>,
+    /// Boxed, for it is large.
+    current: Option<Box<TableIter<D>>>,
 }
 
 impl<D: Disk> RunIter<D> {
@@ -74,7 +75,7 @@ impl<D: Disk> RunIter<D> {
                 return Ok(None);
             };
             if range.last >= self.from.token() {
-                self.current = Some(table.iter(&self.from, range, self.ahead));
+                self.current = Some(Box::new(table.iter(&self.from, range, self.ahead)));
             }
         }
     }

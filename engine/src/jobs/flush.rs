@@ -74,3 +74,137 @@ impl Job for FlushJob {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use torc_env::{Env, JobClass, ShardId, Token, TokenRange};
+    use torc_sim::{DiskOptions, SimEnv, Simulation};
+
+    use super::*;
+    use crate::memtable::{Arena, Memtable};
+    use crate::record::{EntryRef, Kind, ScanFrom};
+    use crate::table::{ReadAhead, Table, table_id};
+
+    const KEYS: u32 = 500;
+
+    fn dir() -> PathBuf {
+        PathBuf::from("tables")
+    }
+
+    /// Three trees with the same keys; the one in the middle has a single key.
+    fn sealed() -> Arc<Sealed> {
+        let mut arena = Arena::default();
+        let mut memtable = Memtable::new(TokenRange::ALL);
+        for tree in 1..=3 {
+            for number in 0..if tree == 2 { 1 } else { KEYS } {
+                let key = number.to_be_bytes();
+                let tree = TreeId(tree);
+                // Does not compress.
+                let value: Vec<u8> = (0..20u8)
+                    .flat_map(|part| Token::of(tree, &[key[2], key[3], part]).0.to_le_bytes())
+                    .collect();
+                let packed = arena.pack(&EntryRef {
+                    token: Token::of(tree, &key),
+                    key: &key,
+                    seqno: number.into(),
+                    kind: Kind::Value,
+                    stamp: 7,
+                    expires_at_ms: 0,
+                    value: &value,
+                });
+                memtable.insert(tree, packed);
+            }
+        }
+        Arc::new(memtable.seal())
+    }
+
+    fn job(sealed: &Arc<Sealed>, table_bytes: u64, file_ids: Range<u64>) -> FlushJob {
+        FlushJob {
+            sealed: sealed.clone(),
+            dir: dir(),
+            file_ids,
+            block_bytes: 8192,
+            table_bytes,
+        }
+    }
+
+    async fn check(env: &SimEnv, output: &FlushOutput) {
+        let sealed = sealed();
+        let mut found: Vec<(TreeId, Bytes)> = vec![];
+        for info in &output.tables {
+            let table = Table::open(env.disk(), &dir(), info.file_id).await.unwrap();
+            let from = ScanFrom::Token(Token(0));
+            let mut iter = table.iter(&from, TokenRange::ALL, ReadAhead::Background);
+            while let Some(entry) = iter.next().await.unwrap() {
+                assert_eq!(entry.record.value.len(), 320);
+                found.push((info.tree, entry.key));
+            }
+        }
+        let expected: Vec<(TreeId, Bytes)> = sealed
+            .trees()
+            .flat_map(|tree| {
+                sealed
+                    .entries(tree)
+                    .map(move |entry| (tree, entry.to_entry().key))
+            })
+            .collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn every_tree_gets_tables_of_its_own() {
+        torc_sim::run(1, |env| async move {
+            env.disk().create_dir(&dir()).await.unwrap();
+            let sealed = sealed();
+            let needed = FlushJob::file_ids_needed(&sealed, 1 << 20);
+            let output = env
+                .background(JobClass::Flush, job(&sealed, 1 << 20, 5..5 + needed))
+                .await
+                .unwrap();
+            let trees: Vec<u32> = output.tables.iter().map(|info| info.tree.0).collect();
+            assert_eq!(trees, [1, 2, 3]);
+            check(&env, &output).await;
+        });
+    }
+
+    #[test]
+    fn small_tables_are_cut_while_ids_last_for_the_trees_to_come() {
+        torc_sim::run(1, |env| async move {
+            env.disk().create_dir(&dir()).await.unwrap();
+            let sealed = sealed();
+            let output = env
+                .background(JobClass::Flush, job(&sealed, 4096, 5..10))
+                .await
+                .unwrap();
+            let trees: Vec<u32> = output.tables.iter().map(|info| info.tree.0).collect();
+            assert_eq!(trees, [1, 1, 1, 2, 3]);
+            check(&env, &output).await;
+        });
+    }
+
+    #[test]
+    fn a_full_disk_ends_a_flush_typed_and_without_leftovers() {
+        let simulation = Simulation::new(1, torc_sim::Options::default());
+        let host = simulation.add_host(1);
+        for capacity_bytes in [0, 4096, 50_000, 90_000] {
+            let disk = DiskOptions {
+                capacity_bytes,
+                ..DiskOptions::default()
+            };
+            simulation.set_disk(host, disk);
+            let left = simulation.run_on(host, ShardId(0), |env| async move {
+                env.disk().create_dir(&dir()).await.unwrap();
+                let job = job(&sealed(), 16 << 10, 5..500);
+                let error = env.background(JobClass::Flush, job).await.unwrap_err();
+                assert!(error.is_disk_full(), "{error:?}");
+                env.disk().list(&dir()).await.unwrap()
+            });
+            let left = left.unwrap();
+            assert!(
+                left.iter().all(|entry| table_id(&entry.name).is_none()),
+                "{left:?}"
+            );
+        }
+    }
+}

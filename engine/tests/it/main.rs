@@ -5,6 +5,7 @@
 
 mod compaction;
 mod faults;
+mod jobs;
 mod merge;
 mod model;
 mod power;
