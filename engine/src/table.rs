@@ -17,6 +17,8 @@ mod elias_fano;
 mod fence;
 mod filter;
 mod format;
+#[cfg(test)]
+mod format_tests;
 mod iter;
 mod reader;
 mod writer;

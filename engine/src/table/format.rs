@@ -155,6 +155,11 @@ impl Footer {
             let expected = format!("table format version {VERSION}");
             return Err(Mismatch::new(expected, format!("version {version}")));
         }
+        let features = le::u16_at(bytes, 14);
+        if features != 0 {
+            let found = format!("features {features:04x}");
+            return Err(Mismatch::new("a table without further features", found));
+        }
         let found_id = le::u64_at(bytes, 16);
         if found_id != file_id {
             let expected = format!("the footer of file {file_id:016x}");
