@@ -9,7 +9,7 @@ fn dev_runs_a_command_against_three_nodes_and_leaves_nothing() {
     let temporary = scratch();
     let base = port_base(3).to_string();
     let script = format!(
-        "{TORC} put greeting hello >/dev/null && {TORC} get greeting && {TORC} status --json; exit 7"
+        "{TORC} put greeting hello >/dev/null && {TORC} get greeting && echo && {TORC} status --json; exit 7"
     );
     let output = Command::new(TORC)
         .args([
