@@ -17,10 +17,6 @@ use crate::record::{Entry, ScanFrom};
 use crate::table::{ReadAhead, Table, TableIter};
 
 /// A sorted source of records, ascending by (token, key), one record a key.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a merge has a handful of sources; a box would cost a pointer chase at each record"
-)]
 pub enum Source<D: Disk, M> {
     /// Records in memory.
     Memory(M),
