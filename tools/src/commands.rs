@@ -5,3 +5,4 @@ pub mod dev;
 pub mod kv;
 pub mod server;
 pub mod sim;
+pub mod tune;

@@ -138,6 +138,8 @@ pub struct ShardsSection {
     pub count: u16,
     /// Whether each shard's thread is pinned to a core of its own.
     pub pin: bool,
+    /// Which cores: all that are allowed, or those of the plan of `torc tune`.
+    pub cpus: ShardCpus,
     /// Where flushes and compactions run.
     pub background: Background,
 }
@@ -147,9 +149,20 @@ impl Default for ShardsSection {
         Self {
             count: 0,
             pin: true,
+            cpus: ShardCpus::Allowed,
             background: Background::Glommio,
         }
     }
+}
+
+/// Which cores carry shards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ShardCpus {
+    /// All that this process may use.
+    Allowed,
+    /// Those of the plan of `torc tune`.
+    Auto,
 }
 
 /// Where background work runs.

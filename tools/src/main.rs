@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{admin, dev, kv, server, sim};
+use commands::{admin, dev, kv, server, sim, tune};
 use failure::Failure;
 
 #[global_allocator]
@@ -65,6 +65,8 @@ enum Command {
     Load(load::Load),
     /// Simulate a cluster under faults, reproducibly
     Sim(sim::Sim),
+    /// Inspect, check and tune this host, and prove what it gains
+    Tune(tune::Tune),
 }
 
 fn main() -> ExitCode {
@@ -96,6 +98,7 @@ fn run(command: &Command) -> Result<ExitCode, Failure> {
         Command::Scrub(args) => admin::maintenance("scrub", args)?,
         Command::Load(args) => load::load(args)?,
         Command::Sim(args) => sim::sim(args)?,
+        Command::Tune(args) => tune::tune(args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -22,4 +22,5 @@ pub mod plan;
 mod probe;
 pub mod prove;
 pub mod render;
+pub mod server;
 pub mod stats;

@@ -2,14 +2,23 @@
 
 use std::io;
 
+use crate::cpuset::CpuSet;
+
 /// Pins the calling thread to one CPU.
 pub(crate) fn pin(cpu: u32) -> io::Result<()> {
-    let index = usize::try_from(cpu).unwrap_or(usize::MAX);
-    if index >= rustix::thread::CpuSet::MAX_CPU {
-        return Err(io::Error::from_raw_os_error(libc::EINVAL));
-    }
+    pin_to(&CpuSet::of(cpu))
+}
+
+/// Keeps the calling thread on these CPUs.
+pub(crate) fn pin_to(cpus: &CpuSet) -> io::Result<()> {
     let mut set = rustix::thread::CpuSet::new();
-    set.set(index);
+    for cpu in cpus.iter() {
+        let index = usize::try_from(cpu).unwrap_or(usize::MAX);
+        if index >= rustix::thread::CpuSet::MAX_CPU {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        set.set(index);
+    }
     Ok(rustix::thread::sched_setaffinity(None, &set)?)
 }
 

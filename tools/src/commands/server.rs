@@ -1,6 +1,6 @@
 //! `torc server`: one node in the foreground.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -9,7 +9,7 @@ use torc_net::config::{
 };
 use torc_net::server::Server as Node;
 
-use crate::config::{self, Background, Config, Fsync};
+use crate::config::{self, Background, Config, Fsync, ShardCpus};
 use crate::failure::Failure;
 
 /// How often the main thread looks whether the shards still run.
@@ -45,6 +45,7 @@ pub fn server(args: &Server) -> Result<(), Failure> {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
+    look_at_host(loaded.config.shards.cpus)?;
     // Before the node listens: a signal during the start must drain it, not kill it.
     let mut signals = signal_hook::iterator::Signals::new([
         signal_hook::consts::SIGTERM,
@@ -68,6 +69,27 @@ pub fn server(args: &Server) -> Result<(), Failure> {
         }
         std::thread::sleep(WATCH);
     }
+}
+
+/// Warns of what would hurt on this host, and keeps to the plan's cores where that is asked for: before
+/// any other thread exists, since threads inherit their cores.
+fn look_at_host(cpus: ShardCpus) -> Result<(), Failure> {
+    for finding in torc_tuning::server::serious() {
+        tracing::warn!(
+            "{}: {}; {}. Fix: {}",
+            finding.id,
+            finding.found,
+            finding.cost,
+            finding.fix
+        );
+    }
+    if cpus == ShardCpus::Auto {
+        let state = Path::new(torc_tuning::server::STATE_DIRECTORY);
+        let cpus = torc_tuning::server::settle(state)
+            .map_err(|error| Failure::new(format!("shards.cpus = \"auto\": {error}")))?;
+        tracing::info!("shards run on CPUs {cpus}");
+    }
+    Ok(())
 }
 
 fn start_log(config: &Config) -> Result<(), Failure> {

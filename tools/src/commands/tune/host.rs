@@ -1,0 +1,116 @@
+//! Reading hosts: `inspect`, `map`, `check`, `plan`, `capture`.
+
+use std::path::Path;
+
+use serde::Serialize;
+use torc_tuning::capture;
+use torc_tuning::check::{self, Severity};
+use torc_tuning::host::Host;
+use torc_tuning::kernel::{Live, Tree};
+use torc_tuning::plan::Plan;
+use torc_tuning::render;
+
+use super::{CaptureArgs, MapArgs, PlanArgs};
+use crate::failure::Failure;
+
+/// This machine, a directory, or an archive.
+pub(super) fn read(root: Option<&Path>) -> Result<Host, Failure> {
+    let host = match root {
+        None => Host::read(&Live::machine(), "this machine"),
+        Some(root) if root.is_dir() => Host::read(&Live::below(root), &root.display().to_string()),
+        Some(root) => {
+            let place = root.display();
+            let bytes =
+                std::fs::read(root).map_err(|error| Failure::new(format!("{place}: {error}")))?;
+            let tree = Tree::from_archive(&bytes)
+                .map_err(|error| Failure::new(format!("{place} is no captured host: {error}")))?;
+            Host::read(&tree, &place.to_string())
+        }
+    };
+    host.map_err(|error| Failure::new(error.to_string()))
+}
+
+pub(super) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let text =
+        serde_json::to_string_pretty(value).map_err(|error| Failure::new(error.to_string()))?;
+    println!("{text}");
+    Ok(())
+}
+
+pub(super) fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
+    std::fs::write(path, bytes)
+        .map_err(|error| Failure::new(format!("{}: {error}", path.display())))
+}
+
+pub(super) fn inspect(root: Option<&Path>, json: bool) -> Result<(), Failure> {
+    let host = read(root)?;
+    if json {
+        return print_json(&host);
+    }
+    print!("{}\n{}", render::host(&host), render::map(&host, None));
+    Ok(())
+}
+
+pub(super) fn map(root: Option<&Path>, args: &MapArgs) -> Result<(), Failure> {
+    let host = read(root)?;
+    let layout = Plan::of(&host, args.profile.into()).layout;
+    match &args.svg {
+        Some(path) => write(path, render::svg(&host, Some(&layout))),
+        None => {
+            print!("{}", render::map(&host, Some(&layout)));
+            Ok(())
+        }
+    }
+}
+
+/// Fails when something is serious, so that scripts notice.
+pub(super) fn check(root: Option<&Path>, json: bool) -> Result<(), Failure> {
+    let findings = check::check(&read(root)?);
+    if json {
+        print_json(&findings)?;
+    } else {
+        print!("{}", render::findings(&findings));
+    }
+    let serious = findings
+        .iter()
+        .filter(|finding| finding.severity == Severity::Serious)
+        .count();
+    match serious {
+        0 => Ok(()),
+        count => Err(Failure::new(format!("{count} serious findings"))),
+    }
+}
+
+pub(super) fn plan(root: Option<&Path>, args: &PlanArgs) -> Result<(), Failure> {
+    let host = read(root)?;
+    let plan = Plan::of(&host, args.profile.into());
+    if let Some(path) = &args.output {
+        let text =
+            serde_json::to_string_pretty(&plan).map_err(|error| Failure::new(error.to_string()))?;
+        write(path, text)?;
+    }
+    if args.json {
+        return print_json(&plan);
+    }
+    print!(
+        "{}\n{}",
+        render::plan(&plan),
+        render::map(&host, Some(&plan.layout))
+    );
+    Ok(())
+}
+
+pub(super) fn capture(args: &CaptureArgs) -> Result<(), Failure> {
+    let tree = capture::capture(&Live::machine());
+    let archive = tree
+        .to_archive()
+        .map_err(|error| Failure::new(error.to_string()))?;
+    write(&args.output, &archive)?;
+    println!(
+        "{}: {} files, {} KiB",
+        args.output.display(),
+        tree.nodes().count(),
+        archive.len() / 1024
+    );
+    Ok(())
+}
