@@ -43,7 +43,7 @@ pub async fn handle(
         deadline: service.deadline(query.timeout_ms()?),
     };
     let body = std::mem::take(&mut request.body);
-    let (parsed, body) = json::parse(body, |root| read_operations(root))
+    let (parsed, body) = json::parse(body, read_operations)
         .map_err(|error| Problem::bad_request(error.to_string()))?;
     let operations = parsed
         .into_iter()
@@ -172,7 +172,7 @@ impl ParsedOperation {
             Kind::Put => {
                 let value = self.fields.value;
                 let value = value.ok_or_else(|| Problem::bad_request("a put has no value"))?;
-                if value.len() > VALUE_BYTES_MAX {
+                if value.byte_count() > VALUE_BYTES_MAX {
                     return Err(Problem::new(
                         413,
                         "too_large",
@@ -253,7 +253,7 @@ mod tests {
             deadline: Instant(1),
         };
         let body = BytesMut::from(text.as_bytes());
-        let (parsed, body) = json::parse(body, |root| read_operations(root)).map_err(|_| 400u16)?;
+        let (parsed, body) = json::parse(body, read_operations).map_err(|_| 400u16)?;
         parsed
             .into_iter()
             .map(|parsed| parsed.into_operation(&common, &body).map_err(|p| p.status))

@@ -1,9 +1,9 @@
 //! JSON in and out.
 //!
-//! Bodies are parsed by `simd-json`, in place, into a tape that [`Body`] walks; answers are written
+//! Bodies are parsed by `simd-json`, in place, into a tape that [`Node`] walks; answers are written
 //! by hand, because they are a handful of fixed shapes around a value that is copied once.
 //!
-//! Invariant: [`Body::parse`] measures a body before it parses it, so nesting and memory are bounded
+//! Invariant: [`parse`] measures a body before it parses it, so nesting and memory are bounded
 //! whatever the client sends.
 
 use base64::Engine;
@@ -49,7 +49,7 @@ impl Text {
     }
 
     /// Their number.
-    pub fn len(&self) -> usize {
+    pub fn byte_count(&self) -> usize {
         match self {
             Text::Inside { start, end } => end - start,
             Text::Decoded(bytes) => bytes.len(),

@@ -366,6 +366,7 @@ fn wants_minimal(prefer: Option<&[u8]>) -> bool {
 }
 
 /// A PUT's JSON body.
+#[derive(Debug)]
 struct PutBody {
     value: Bytes,
     context: Option<Context>,
@@ -373,8 +374,8 @@ struct PutBody {
 }
 
 fn read_put_body(body: BytesMut) -> Result<PutBody, Problem> {
-    let (fields, body) = json::parse(body, |root| Fields::read(root))
-        .map_err(|error| Problem::bad_request(error.to_string()))?;
+    let (fields, body) =
+        json::parse(body, Fields::read).map_err(|error| Problem::bad_request(error.to_string()))?;
     Ok(PutBody {
         context: fields.context()?,
         ttl_seconds: fields.ttl_seconds,
@@ -460,7 +461,7 @@ mod tests {
     #[test]
     fn a_body_says_what_to_write() {
         let put = body(r#"{"ttl_seconds":60,"other":[1],"encoding":"base64","value":"/wA="}"#);
-        let put = put.ok().expect("good");
+        let put = put.expect("good");
         assert_eq!(
             (&put.value[..], put.ttl_seconds),
             (&[0xff, 0][..], Some(60))

@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test an error is a failure")]
 
+mod binary;
 mod http;
+mod link;
 mod resp;
 mod server;
 mod support;

@@ -26,7 +26,13 @@ impl Node {
 
     /// As [`Node::start`], in a directory that may have been used before.
     pub fn start_in(dir: TempDir) -> Node {
-        let server = Server::start(config(&dir)).unwrap();
+        let settings = config(&dir);
+        Node::start_with(dir, settings)
+    }
+
+    /// As [`Node::start_in`], with settings of its own.
+    pub fn start_with(dir: TempDir, settings: ServerConfig) -> Node {
+        let server = Server::start(settings).unwrap();
         let node = Node {
             addresses: server.addresses(),
             server: Some(server),
