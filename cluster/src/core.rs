@@ -183,7 +183,7 @@ impl<E: Env> Core<E> {
             id,
             remaining_ms: self.remaining_ms(deadline),
             epoch: target.view.topology.epoch.0,
-            owners: target.owners,
+            owners: target.owners(),
             body,
         }
         .encode()

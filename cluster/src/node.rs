@@ -16,6 +16,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::FutureExt as _;
 use torc_engine::Store;
 use torc_env::{Class, Env, Origin};
 
@@ -187,11 +188,16 @@ impl<E: Env> Node<E> {
         };
         let state = if target.me().is_some() && !core.owns(&target) {
             self.get_over_mesh(&plain, request.at_least.as_ref())
+                .boxed_local()
                 .await?
         } else {
             match &request.at_least {
                 None => get::read(core, &plain).await?,
-                Some(at_least) => get::read_at_least(core, &plain, at_least).await?,
+                Some(at_least) => {
+                    get::read_at_least(core, &plain, at_least)
+                        .boxed_local()
+                        .await?
+                }
             }
         };
         get::answer(&state, core.now_ms())

@@ -125,7 +125,7 @@ async fn dispatch<E: Env>(
         } => {
             let tree = TreeId(tree.to_native());
             let place = Target::in_tree(core.view()?, tree, key)?;
-            if place.owners != request.owners.to_native() || place.me().is_some() {
+            if place.owners() != request.owners.to_native() || place.me().is_some() {
                 return Ok(other_owners(core));
             }
             check_shard(core, &place)?;
@@ -367,7 +367,7 @@ fn own_target<E: Env>(
     key: &[u8],
 ) -> Result<Option<Target>, Failure> {
     let target = Target::in_tree(core.view()?, TreeId(tree), key)?;
-    if target.owners != request.owners.to_native() || target.me().is_none() {
+    if target.owners() != request.owners.to_native() || target.me().is_none() {
         core.count(Counter::OtherOwners);
         return Ok(None);
     }

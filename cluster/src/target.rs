@@ -3,8 +3,8 @@
 //! On the path: resolved once at the start of a request, from one [`View`] that the request keeps
 //! until its end, so that no request mixes two topologies.
 //!
-//! Invariant: the replicas are distinct members in preference order; `owners` is equal on two nodes
-//! exactly when they name the same replicas.
+//! Invariant: the replicas are distinct members in preference order; [`Target::owners`] is equal on two
+//! nodes exactly when they name the same replicas.
 
 use std::rc::Rc;
 
@@ -52,8 +52,6 @@ pub(crate) struct Target {
     keyspace: usize,
     pub(crate) token: Token,
     pub(crate) replicas: Replicas,
-    /// The range epoch: a fingerprint of the replicas' slots.
-    pub(crate) owners: u64,
 }
 
 impl Target {
@@ -107,13 +105,11 @@ impl Target {
                 "the ring has no members",
             ));
         }
-        let owners = owners_of(&view, replicas.as_slice());
         Ok(Self {
             view,
             keyspace,
             token,
             replicas,
-            owners,
         })
     }
 
@@ -125,6 +121,11 @@ impl Target {
         self.keyspace().id
     }
 
+    /// The range epoch: a fingerprint of the replicas' slots.
+    pub(crate) fn owners(&self) -> u64 {
+        owners_of(&self.view, self.replicas.as_slice())
+    }
+
     /// Whether `view`, a later one, still names the same replicas.
     pub(crate) fn is_current(&self, view: &View) -> bool {
         if view.topology.epoch == self.view.topology.epoch {
@@ -134,7 +135,7 @@ impl Target {
             return false;
         };
         let n = usize::from(view.topology.effective_n(&view.topology.keyspaces[index]));
-        owners_of(view, view.ring.replicas(self.token, n)) == self.owners
+        owners_of(view, view.ring.replicas(self.token, n)) == self.owners()
     }
 
     /// This node, when it is a replica of the key.

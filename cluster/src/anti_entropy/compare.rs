@@ -258,7 +258,7 @@ impl<'a, E: Env> Comparison<'a, E> {
             known: None,
             is_repair: true,
         };
-        let answer = self.ask(target.owners, body).await?;
+        let answer = self.ask(target.owners(), body).await?;
         let response = Response::access(&answer).map_err(unreadable)?;
         match &response.answer {
             ArchivedAnswer::State { state } => Ok(slice_of(&answer, state)),
@@ -272,7 +272,7 @@ impl<'a, E: Env> Comparison<'a, E> {
             key,
             state,
         };
-        let answer = self.ask(target.owners, body).await?;
+        let answer = self.ask(target.owners(), body).await?;
         let response = Response::access(&answer).map_err(unreadable)?;
         match &response.answer {
             ArchivedAnswer::Acked => Ok(()),

@@ -40,13 +40,11 @@ pub(crate) struct Read<'a> {
 
 /// The merged, encoded state of a key; empty when it was never written.
 pub(crate) async fn read<E: Env>(core: &Rc<Core<E>>, read: &Read<'_>) -> Result<Bytes, Failure> {
-    let order = order(core, read.target);
-    let requirement = read.target.requirement(read.r, order.as_slice())?;
     let local = read
         .target
         .me()
         .filter(|_| core.owns(read.target) && core.is_whole.get());
-    if local.is_some() && requirement.is_met_by(1) {
+    if local.is_some() && matches!(read.r, Level::One | Level::Count(1)) {
         let tree = read.target.tree();
         let here = replica::read(core, tree, read.target.token, read.key);
         match core.until(read.deadline, here).await {
@@ -55,6 +53,13 @@ pub(crate) async fn read<E: Env>(core: &Rc<Core<E>>, read: &Read<'_>) -> Result<
             None => return Err(deadline_passed("this node's store answered")),
         }
     }
+    // Boxed, so that the future of a local read stays small: it is moved several times.
+    read_quorum(core, read).boxed_local().await
+}
+
+async fn read_quorum<E: Env>(core: &Rc<Core<E>>, read: &Read<'_>) -> Result<Bytes, Failure> {
+    let order = order(core, read.target);
+    let requirement = read.target.requirement(read.r, order.as_slice())?;
     let round = Round {
         core,
         read,

