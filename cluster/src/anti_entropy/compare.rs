@@ -234,7 +234,9 @@ impl<'a, E: Env> Comparison<'a, E> {
         } else {
             Bytes::new()
         };
-        if !theirs.is_empty() && !(self.is_purged_here(&key, &theirs) && !is_ours) {
+        // What is dead, old and no longer here was purged here: it is not taken back.
+        let is_wanted = is_ours || !self.is_purged_here(&key, &theirs);
+        if !theirs.is_empty() && is_wanted {
             let (tree, token) = (self.run.tree, target.token);
             replica::merge_durably(self.core, tree, token, &key, &theirs, self.conflict).await?;
             self.core.count(Counter::RecordsReceived);

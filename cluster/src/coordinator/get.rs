@@ -286,11 +286,11 @@ impl<E: Env> Round<'_, E> {
                 Either::Right(_) => {
                     // The first time it is a hedge and has a budget; a replica that is much later
                     // than that is as good as gone.
-                    if is_hedged || self.core.hedge.spend() {
-                        if let Some(member) = self.tracker.next_spare() {
-                            self.core.count(Counter::Hedges);
-                            self.ask(member);
-                        }
+                    if let Some(member) = self.tracker.next_spare()
+                        && (is_hedged || self.core.hedge.spend())
+                    {
+                        self.core.count(Counter::Hedges);
+                        self.ask(member);
                     }
                     is_hedged = true;
                     patience = self.core.hedge.give_up();

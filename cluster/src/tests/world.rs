@@ -26,12 +26,15 @@ use crate::version::BootIdentity;
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 
+/// By host and shard.
+type Nodes = BTreeMap<(usize, u16), Node<SimEnv>>;
+
 pub(super) struct World {
     pub(super) sim: Simulation,
     hosts: Vec<HostId>,
     shards: u16,
     boots: RefCell<Vec<u64>>,
-    nodes: Rc<RefCell<BTreeMap<(usize, u16), Node<SimEnv>>>>,
+    nodes: Rc<RefCell<Nodes>>,
     edit: fn(&mut NodeConfig),
     founders: usize,
 }
