@@ -73,7 +73,7 @@ pub struct Options {
 
 /// Smallest WAL segment, in bytes.
 pub const WAL_SEGMENT_BYTES_MIN: u64 = 1 << 20;
-/// Smallest memtable budget, in bytes.
+/// Smallest memtable budget on a small volume, in bytes.
 pub const MEMTABLE_BYTES_MIN: usize = 1 << 20;
 
 impl Options {
@@ -111,7 +111,8 @@ impl Options {
             .max(WAL_SEGMENT_BYTES_MIN)
             .next_multiple_of(1 << 16);
         let memtable = usize::try_from(share / 32).unwrap_or(usize::MAX);
-        self.memtable_bytes = self.memtable_bytes.min(memtable).max(MEMTABLE_BYTES_MIN);
+        // The least is for small volumes; who asks for less, gets it.
+        self.memtable_bytes = self.memtable_bytes.min(memtable.max(MEMTABLE_BYTES_MIN));
         let flush_bytes = u64::try_from(self.memtable_bytes).unwrap_or(u64::MAX);
         let needed = self
             .wal_segment_bytes
@@ -135,5 +136,10 @@ mod tests {
         let options = Options::new("shard-00").clamped(1 << 40, 2);
         assert_eq!(options.wal_segment_bytes, 64 << 20);
         assert_eq!(options.memtable_bytes, 64 << 20);
+        let asked = Options {
+            memtable_bytes: 16 << 10,
+            ..Options::new("shard-00")
+        };
+        assert_eq!(asked.clamped(256 << 20, 2).memtable_bytes, 16 << 10);
     }
 }
