@@ -144,7 +144,8 @@ impl Repairs {
         self.progress.borrow().values().map(|of| of.run).collect()
     }
 
-    /// The run that has waited the longest, if it is due.
+    /// Of the runs that are due the one whose last attempt is the longest ago: when there are more
+    /// than ticks to repair them in, each still gets its turn.
     fn due(&self, now_ms: u64, options: &RepairOptions) -> Option<Run> {
         let age_max = millis(options.target) / 2;
         let retry = millis(options.retry);
@@ -161,7 +162,7 @@ impl Repairs {
                 of.attempted_ms
                     .is_none_or(|attempt| now_ms.saturating_sub(attempt) >= retry)
             })
-            .max_by_key(|of| waited(of))
+            .min_by_key(|of| of.attempted_ms)
             .map(|of| of.run)
     }
 
@@ -479,4 +480,45 @@ async fn ask_oldest_hint<E: Env>(
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::target::Replicas;
+
+    #[test]
+    fn with_more_ranges_due_than_ticks_each_still_gets_its_turn() {
+        let repairs = Repairs::new(0);
+        let runs = (0..100).map(|number| Run {
+            tree: TreeId(1),
+            range: TokenRange {
+                first: Token(number),
+                last: Token(number),
+            },
+            replicas: Replicas::of(&[]),
+            owners: 0,
+        });
+        repairs.take_up(runs.collect());
+        let options = RepairOptions {
+            target: Duration::from_secs(2),
+            tick: Duration::from_secs(1),
+            retry: Duration::from_secs(1),
+            ..RepairOptions::default()
+        };
+        let mut seen = BTreeSet::new();
+        for tick in 1..=100 {
+            let now_ms = tick * 1000;
+            let run = repairs.due(now_ms, &options).expect("some are always due");
+            repairs.edit(&run, |of| {
+                of.attempted_ms = Some(now_ms);
+                of.confirmed = Some(Confirmed {
+                    started_ms: now_ms,
+                    completed_ms: now_ms,
+                });
+            });
+            seen.insert(run.range.first);
+        }
+        assert_eq!(seen.len(), 100);
+    }
 }

@@ -48,17 +48,26 @@ pub(crate) async fn update<E: Env, R>(
     key: &[u8],
     decide: impl FnOnce(Option<&Record>) -> Decision<R>,
 ) -> Result<(R, Ticket<E>), WriteError> {
-    core.store
+    let mut change = None;
+    let updated = core
+        .store
         .update(tree, token, key, |stored| {
             let decision = decide(stored);
             if let Decision::Write(record, _) = &decision {
-                core.sums
-                    .borrow_mut()
-                    .changed(tree, token, key, stored, record);
+                change = Some((stored.cloned(), record.clone()));
             }
             decision
         })
-        .await
+        .await?;
+    // Only now: the store may refuse what was decided, and sums that count a record which is not
+    // there hide for ever that it is missing. Nothing waits between the decision and this line, so
+    // changes are counted in their order.
+    if let Some((stored, record)) = change {
+        core.sums
+            .borrow_mut()
+            .changed(tree, token, key, stored.as_ref(), &record);
+    }
+    Ok(updated)
 }
 
 /// Merges an encoded state into this shard's. On return it is written; the ticket says when it is

@@ -837,3 +837,23 @@ fn an_acknowledged_write_survives_a_power_cut_of_all_nodes() {
         }
     }
 }
+
+/// A store that refuses a state has decided about it before: what was decided must not count in the
+/// hash sums, or they say for ever that the replica has it.
+#[test]
+fn what_a_full_disk_has_refused_is_repaired_when_there_is_room_again() {
+    let world = World::with(37, 3, 1, |config| {
+        config.hints.bytes_max = 0;
+        config.repair.retry = Duration::from_secs(1);
+    });
+    world.fill_disk(2, true);
+    world.sleep(Duration::from_secs(5));
+    for index in 0..10 {
+        world.put(0, &format!("key {index}"), "v").unwrap();
+    }
+    world.sleep(Duration::from_secs(5));
+    assert_eq!(world.records(2), 0, "nothing gets onto a full disk");
+    world.fill_disk(2, false);
+    world.sleep(Duration::from_secs(60));
+    assert_eq!(world.records(2), 10);
+}

@@ -212,6 +212,15 @@ impl World {
         self.sim.set_disk(self.hosts[host], slow);
     }
 
+    /// Fills a node's disk up to the last byte, or makes room again.
+    pub(super) fn fill_disk(&self, host: usize, is_full: bool) {
+        let mut disk = DiskOptions::default();
+        if is_full {
+            disk.capacity_bytes = 1;
+        }
+        self.sim.set_disk(self.hosts[host], disk);
+    }
+
     pub(super) fn flush(&self, host: usize) {
         self.on(host, |node, _| async move { node.0.store.flush().await })
             .unwrap();
