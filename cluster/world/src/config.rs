@@ -29,6 +29,8 @@ pub struct Faults {
     pub starve: bool,
     /// A network that is slow and lossy for a while.
     pub storm: bool,
+    /// No fault: an operator flushes and compacts a node at a bad moment.
+    pub compact: bool,
 }
 
 impl Faults {
@@ -49,9 +51,13 @@ impl Faults {
             clock: rng.chance(0.4),
             starve: rng.chance(0.3),
             storm: rng.chance(0.4),
+            compact: rng.chance(0.5),
         }
     }
 }
+
+/// Operations on a key, about, in a world whose writes have names.
+const NAMED_WRITES_MAX: u16 = 40;
 
 /// What the clients do.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,6 +82,8 @@ pub struct Load {
     pub blind: f64,
     /// Share of writes that carry a condition.
     pub conditional: f64,
+    /// Share of writes that have a name of their own and are retried until they are answered.
+    pub keyed: f64,
     /// Share of reads that ask for what their session has seen.
     pub sessions: f64,
     /// Share of writes for which hints count.
@@ -93,11 +101,18 @@ impl Load {
         };
         let (deletes, blind) = (share(0.6, 0.5), share(0.6, 0.7));
         let (conditional, sessions) = (share(0.3, 0.4), share(0.6, 1.0));
-        let sloppy = share(0.4, 1.0);
+        let (sloppy, keyed) = (share(0.4, 1.0), share(0.4, 1.0));
+        let clients = draw_u16(rng, 1..=6);
+        let mut operations = draw_u16(rng, 20..=100);
+        let keys = u16::try_from(rng.log_within(1..=12)).unwrap_or(1);
+        if keyed > 0.0 {
+            // A key remembers its newest 64 named writes; beyond that a retry may count twice.
+            operations = operations.min(NAMED_WRITES_MAX * keys / clients);
+        }
         Self {
-            clients: draw_u16(rng, 1..=6),
-            operations: draw_u16(rng, 10..=50),
-            keys: u16::try_from(rng.log_within(1..=12)).unwrap_or(1),
+            clients,
+            operations,
+            keys,
             think_ms: rng.log_within(5..=500),
             patience_ms: rng.log_within(50..=3_000),
             value_bytes: rng.log_within(16..=10_000),
@@ -105,6 +120,7 @@ impl Load {
             deletes,
             blind,
             conditional,
+            keyed,
             sessions,
             sloppy,
             mixed_levels: rng.chance(0.4),
@@ -132,14 +148,41 @@ impl Stores {
         let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         Self {
             always_sync: rng.chance(0.3),
-            memtable_bytes: size(rng.log_within(4 << 10..=256 << 10)),
+            memtable_bytes: size(rng.log_within(16 << 10..=1 << 20)),
             block_bytes: size(rng.log_within(512..=16 << 10)),
             cache_bytes: if rng.chance(0.3) {
                 0
             } else {
                 size(rng.log_within(4 << 10..=1 << 20))
             },
-            wal_segment_bytes: *rng.pick(&[64 << 10, 256 << 10, 1 << 20]),
+            wal_segment_bytes: *rng.pick(&[1 << 20, 2 << 20]),
+        }
+    }
+}
+
+/// How nodes repair: much more often than anybody would.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Repair {
+    /// Within this time every range is repaired, in milliseconds.
+    pub target_ms: u64,
+    /// How often it is looked for a range that is due, in milliseconds.
+    pub tick_ms: u64,
+    /// When a failed repair is tried again, in milliseconds.
+    pub retry_ms: u64,
+    /// How often it is looked whether a hint's target is back, in milliseconds.
+    pub hint_interval_ms: u64,
+    /// Most bytes of hints that a shard keeps.
+    pub hint_bytes_max: u64,
+}
+
+impl Repair {
+    fn draw(rng: &mut Rng) -> Self {
+        Self {
+            target_ms: rng.log_within(2_000..=60_000),
+            tick_ms: rng.log_within(50..=1_000),
+            retry_ms: rng.log_within(200..=10_000),
+            hint_interval_ms: rng.log_within(100..=5_000),
+            hint_bytes_max: *rng.pick(&[0, 4 << 10, 1 << 20, 256 << 20]),
         }
     }
 }
@@ -159,6 +202,8 @@ pub struct Config {
     pub load: Load,
     /// How the stores are set.
     pub stores: Stores,
+    /// How nodes repair.
+    pub repair: Repair,
     /// Which faults there are.
     pub faults: Faults,
     /// Mean time between two faults, in milliseconds.
@@ -193,6 +238,7 @@ impl Config {
             vnodes: *rng.pick(&[4, 8, 16]),
             load: Load::draw(rng),
             stores: Stores::draw(rng),
+            repair: Repair::draw(rng),
             faults,
             fault_every_ms: rng.log_within(50..=2_000),
             sim,

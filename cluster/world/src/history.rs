@@ -167,7 +167,7 @@ pub struct Holding {
     pub node: String,
     /// Live values.
     pub values: Vec<Value>,
-    /// Digest over everything that it holds of the key.
+    /// Hash over the writes that it holds of the key, deletes included: what repair makes equal.
     pub digest: u128,
 }
 
@@ -180,6 +180,8 @@ pub struct Final {
     pub replicas: Vec<Holding>,
     /// What a read of all replicas shows; `None` when it failed.
     pub read: Option<Vec<Value>>,
+    /// What a scan of the whole keyspace shows of it; `None` when it failed.
+    pub listed: Option<Vec<Value>>,
 }
 
 /// A whole run.

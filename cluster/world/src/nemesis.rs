@@ -77,6 +77,11 @@ pub enum Fault {
         /// Messages that come much too late, of a thousand.
         late: u16,
     },
+    /// Flushes and compacts a host's stores.
+    Compact {
+        /// Whose.
+        host: HostId,
+    },
 }
 
 /// A fault at its time.
@@ -114,7 +119,7 @@ pub fn plan(config: &Config, length: Duration) -> Vec<Planned> {
 type Draw = fn(&Config, &mut Rng) -> Fault;
 
 fn kinds(faults: &Faults) -> Vec<Draw> {
-    let all: [(bool, Draw); 10] = [
+    let all: [(bool, Draw); 11] = [
         (faults.crash, |config, rng| Fault::Crash {
             host: host(config, rng),
             variant: variant(rng),
@@ -156,6 +161,9 @@ fn kinds(faults: &Faults) -> Vec<Draw> {
         (faults.storm, |_, rng| Fault::Storm {
             loss: u16::try_from(rng.log_within(5..=300)).unwrap_or(0),
             late: u16::try_from(rng.log_within(5..=300)).unwrap_or(0),
+        }),
+        (faults.compact, |config, rng| Fault::Compact {
+            host: host(config, rng),
         }),
     ];
     let on = all.into_iter().filter(|(on, _)| *on);
@@ -240,6 +248,8 @@ impl Nemesis {
                 late: f64::from(late) / 1000.0,
                 ..self.calm.clone()
             }),
+            // The cluster's to do.
+            Fault::Compact { .. } => {}
         }
     }
 
@@ -265,7 +275,8 @@ impl Nemesis {
             | Fault::CrashInSync { .. }
             | Fault::Blackout { .. }
             | Fault::BreakLink { .. }
-            | Fault::Clock { .. } => {}
+            | Fault::Clock { .. }
+            | Fault::Compact { .. } => {}
         }
     }
 

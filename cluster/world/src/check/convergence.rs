@@ -1,5 +1,5 @@
 //! Replicas converge: when all faults are healed and repair had its time, every replica of a key
-//! holds the same, and a read shows just that.
+//! holds the same, and a read and a scan show just that.
 
 use std::collections::BTreeSet;
 
@@ -38,6 +38,17 @@ pub(super) fn check(history: &History, _ancestry: &Ancestry, findings: &mut Find
             findings.add(last.key, "cannot be read although all is healed".to_owned());
             continue;
         };
+        match &last.listed {
+            Some(listed) if listed.len() == read.len() && set(listed) == set(read) => {}
+            Some(listed) => findings.add(
+                last.key,
+                format!("a scan shows {}, a read {}", list(listed), list(read)),
+            ),
+            None => findings.add(
+                last.key,
+                "cannot be listed although all is healed".to_owned(),
+            ),
+        }
         if let Some(first) = last.replicas.first()
             && set(&first.values) != set(read)
         {
@@ -80,6 +91,17 @@ mod tests {
         let mut history = tell("put \n final 0 | 0 | 0");
         history.finals[0].replicas[1].digest += 1;
         assert_eq!(crate::check::check(&history).len(), 2);
+    }
+
+    #[test]
+    fn a_scan_that_misses_a_key_or_lists_it_twice_is_found() {
+        let mut history = tell("put \n final 0 | 0 | 0");
+        assert!(crate::check::check(&history).is_empty());
+        let value = history.finals[0].replicas[0].values[0].clone();
+        for wrong in [None, Some(Vec::new()), Some(vec![value; 2])] {
+            history.finals[0].listed = wrong;
+            assert_eq!(crate::check::check(&history)[0].checker, "convergence");
+        }
     }
 
     #[test]

@@ -142,6 +142,7 @@ fn step(history: &mut History, line: &str, now: u64) {
             history.finals.push(Final {
                 key: KEY,
                 replicas: replicas.collect(),
+                listed: Some(read.clone()),
                 read: Some(read),
             });
         }

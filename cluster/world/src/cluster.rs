@@ -1,0 +1,367 @@
+//! Assembles a simulated cluster: every shard runs the real engine and the real cluster half.
+//!
+//! What `net/src/shard.rs` does in the real world: it opens the store, starts the node, and hands it
+//! what arrives. The boot counter, which the real node keeps in its data directory, is kept here.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use torc_cluster::keyspace::{Conflict, DEFAULT_NAME, Keyspace, Mode};
+use torc_cluster::membership::{Health, MembershipConfig, View};
+use torc_cluster::node::{HintOptions, Node, NodeConfig, RepairOptions};
+use torc_cluster::topology::Description;
+use torc_cluster::version::{BootIdentity, StateRef};
+use torc_engine::{Fsync, Options as StoreOptions, Store};
+use torc_env::{Class, Env, ShardId, Token, TreeId};
+use torc_sim::{HostId, Rng, SimEnv, Simulation};
+
+use crate::config::Config;
+use crate::history::{DotId, DotSeen, Holding, KeyId};
+use crate::value;
+
+/// A shard's cluster half in the simulated world.
+pub(crate) type SimNode = Node<SimEnv>;
+
+/// The class that requests of clients run in.
+pub(crate) const NODE_CLASS: Class = Class::Foreground;
+
+/// A shard that runs.
+#[derive(Clone)]
+struct Running {
+    env: SimEnv,
+    node: SimNode,
+    store: Store<SimEnv>,
+}
+
+/// Every node of a world.
+pub(crate) struct Cluster {
+    simulation: Simulation,
+    config: Config,
+    hosts: Vec<HostId>,
+    boots: RefCell<Vec<u64>>,
+    /// By host and shard; `None` until it has started.
+    running: RefCell<Vec<Vec<Option<Running>>>>,
+    troubles: RefCell<Vec<String>>,
+}
+
+impl Cluster {
+    /// Hosts of which none has started.
+    pub(crate) fn new(simulation: &Simulation, config: &Config) -> Rc<Self> {
+        let shards = config.shards.iter();
+        let hosts: Vec<HostId> = shards.map(|shards| simulation.add_host(*shards)).collect();
+        Rc::new(Self {
+            simulation: simulation.clone(),
+            config: config.clone(),
+            boots: RefCell::new(vec![0; hosts.len()]),
+            running: RefCell::new(vec![Vec::new(); hosts.len()]),
+            troubles: RefCell::default(),
+            hosts,
+        })
+    }
+
+    pub(crate) fn simulation(&self) -> &Simulation {
+        &self.simulation
+    }
+
+    pub(crate) fn hosts(&self) -> &[HostId] {
+        &self.hosts
+    }
+
+    /// What went wrong at a start, for people. Nothing may.
+    pub(crate) fn troubles(&self) -> Vec<String> {
+        self.troubles.borrow().clone()
+    }
+
+    /// Name of the keyspace that clients use.
+    pub(crate) fn keyspace(&self) -> Bytes {
+        Bytes::copy_from_slice(self.keyspace_name().as_bytes())
+    }
+
+    fn keyspace_name(&self) -> &'static str {
+        if self.config.n == Keyspace::default_keyspace().n {
+            DEFAULT_NAME
+        } else {
+            "world"
+        }
+    }
+
+    /// Starts a host that is down, or has never started.
+    pub(crate) fn start(self: &Rc<Self>, host: HostId) {
+        let index = usize::from(host.0);
+        let shards = self.config.shards[index];
+        if !self.simulation.is_up(host) {
+            self.simulation.restart(host, shards);
+        }
+        self.boots.borrow_mut()[index] += 1;
+        self.running.borrow_mut()[index] = vec![None; usize::from(shards)];
+        // One identity for all shards of a boot, as the real node's start syncs it.
+        let boot = BootIdentity {
+            node: self.simulation.node(host),
+            boot: self.boots.borrow()[index],
+            random: self.simulation.env(host, ShardId(0)).random(),
+        };
+        for shard in (0..shards).map(ShardId) {
+            let env = self.simulation.env(host, shard);
+            let cluster = self.clone();
+            env.clone().spawn(Class::Control, async move {
+                if let Err(trouble) = cluster.start_shard(host, env, boot).await {
+                    let text = format!("host {} shard {shard}: {trouble}", host.0);
+                    cluster.troubles.borrow_mut().push(text);
+                }
+            });
+        }
+    }
+
+    async fn start_shard(
+        &self,
+        host: HostId,
+        env: SimEnv,
+        boot: BootIdentity,
+    ) -> Result<(), String> {
+        let shard = env.shard();
+        let opened = Store::open(env.clone(), self.store_options(shard)).await;
+        let (store, recovery) = opened.map_err(|error| format!("the store: {error}"))?;
+        if recovery.amnesia {
+            return Err("the store has forgotten something".to_owned());
+        }
+        let mut config = NodeConfig::new(boot, self.membership(host, boot.boot));
+        let repair = &self.config.repair;
+        config.repair = RepairOptions {
+            target: Duration::from_millis(repair.target_ms),
+            tick: Duration::from_millis(repair.tick_ms),
+            retry: Duration::from_millis(repair.retry_ms),
+            ..RepairOptions::default()
+        };
+        config.hints = HintOptions {
+            interval: Duration::from_millis(repair.hint_interval_ms),
+            bytes_max: repair.hint_bytes_max,
+            ..HintOptions::default()
+        };
+        let node = Node::start(env.clone(), config, store.clone())
+            .await
+            .map_err(|error| format!("the node: {error}"))?;
+        let serving = node.clone();
+        self.simulation.serve(
+            host,
+            shard,
+            Rc::new(move |origin, request| Box::pin(serving.serve(origin, request))),
+        );
+        let slot = Running { env, node, store };
+        self.running.borrow_mut()[usize::from(host.0)][usize::from(shard.0)] = Some(slot);
+        Ok(())
+    }
+
+    fn store_options(&self, shard: ShardId) -> StoreOptions {
+        let stores = &self.config.stores;
+        StoreOptions {
+            fsync: if stores.always_sync {
+                Fsync::Always
+            } else {
+                Fsync::Group
+            },
+            memtable_bytes: stores.memtable_bytes,
+            cache_bytes: stores.cache_bytes,
+            wal_segment_bytes: stores.wal_segment_bytes,
+            block_bytes: stores.block_bytes,
+            ..StoreOptions::new(format!("shard-{:02}", shard.0))
+        }
+    }
+
+    fn membership(&self, host: HostId, generation: u64) -> MembershipConfig {
+        let address = host.address();
+        let index = usize::from(host.0);
+        MembershipConfig {
+            cluster_name: "world".to_owned(),
+            seeds: self.hosts.iter().map(|host| host.address()).collect(),
+            own: Description {
+                name: format!("n{}", host.0),
+                internode: address,
+                http: address,
+                client: address,
+                datacenter: String::new(),
+                zone: String::new(),
+                rack: String::new(),
+                shards: self.config.shards[index],
+                vnodes: self.config.vnodes,
+            },
+            generation,
+            gossip: Default::default(),
+            detector: Default::default(),
+        }
+    }
+
+    /// Any shard of any node that runs.
+    pub(crate) fn any_node(&self, rng: &mut Rng) -> Option<(SimEnv, SimNode)> {
+        let running = self.living();
+        if running.is_empty() {
+            return None;
+        }
+        let chosen = rng.pick(&running);
+        Some((chosen.env.clone(), chosen.node.clone()))
+    }
+
+    /// Whether every shard of every node serves, all know the clients' keyspace, and each has heard
+    /// every other.
+    pub(crate) fn is_ready(&self) -> bool {
+        let expected: usize = self
+            .config
+            .shards
+            .iter()
+            .map(|shards| usize::from(*shards))
+            .sum();
+        let living = self.living();
+        living.len() == expected
+            && living.iter().all(|running| {
+                let view = running.node.membership().view();
+                running.node.ready() && view.is_some_and(|view| self.is_complete(&view))
+            })
+    }
+
+    fn is_complete(&self, view: &View) -> bool {
+        view.liveness.iter().all(|seen| seen.health == Health::Up)
+            && view.topology.ring_member_count() == self.hosts.len()
+            && view.topology.keyspace(self.keyspace_name()).is_some()
+    }
+
+    /// Creates the clients' keyspace, once the cluster is founded.
+    pub(crate) async fn create_keyspace(&self) -> Result<(), String> {
+        let keyspace = Keyspace {
+            id: TreeId(0),
+            name: self.keyspace_name().to_owned(),
+            n: self.config.n,
+            mode: Mode::Eventual,
+            conflict: Conflict::Siblings,
+            ttl_default_seconds: 0,
+        };
+        let mut last = "no node runs".to_owned();
+        for _ in 0..50 {
+            let founder = self
+                .living()
+                .into_iter()
+                .find(|running| running.node.ready());
+            if let Some(running) = founder {
+                let (node, keyspace) = (running.node.clone(), keyspace.clone());
+                let put = running.env.execute(Class::Control, async move {
+                    node.membership().put_keyspace(keyspace).await
+                });
+                match put.await {
+                    Some(Ok(_)) => return Ok(()),
+                    Some(Err(error)) => last = error.to_string(),
+                    None => last = "the node died".to_owned(),
+                }
+            }
+            self.simulation.sleep(Duration::from_millis(200)).await;
+        }
+        Err(last)
+    }
+
+    /// Flushes and compacts every shard of a host that runs, in the background.
+    pub(crate) fn compact(&self, host: HostId) {
+        let living = self.living();
+        let node = self.simulation.node(host);
+        for running in living
+            .into_iter()
+            .filter(|running| running.env.node() == node)
+        {
+            let store = running.store.clone();
+            running.env.spawn(Class::Control, async move {
+                // A store that is overloaded or dying refuses; there is nothing to check then.
+                if store.flush().await.is_ok() {
+                    drop(store.compact().await);
+                }
+            });
+        }
+    }
+
+    /// What each replica of a key holds; `None` when one of them is not running or cannot be read.
+    pub(crate) async fn holdings(&self, key: KeyId) -> Option<Vec<Holding>> {
+        let mut holdings = Vec::new();
+        for (host, running, tree, token) in self.replicas(key)? {
+            let bytes = value::key(key);
+            let store = running.store.clone();
+            let read = running.env.execute(Class::Control, async move {
+                store.get(tree, token, &bytes).await
+            });
+            let mut holding = Holding {
+                node: format!("n{}", host.0),
+                values: Vec::new(),
+                digest: 0,
+            };
+            if let Some(record) = read.await?.ok()? {
+                let state = StateRef::parse(&record.value).ok()?;
+                let live = state.live(running.env.wall().millis());
+                let values = live.filter_map(|sibling| sibling.value);
+                holding.values = values.map(|bytes| value::parse(key, bytes)).collect();
+                holding.values.sort();
+                holding.digest = state.leaf_hash(&value::key(key));
+            }
+            holdings.push(holding);
+        }
+        Some(holdings)
+    }
+
+    /// Every dot that the replicas of a key that run hold now.
+    pub(crate) async fn dots(&self, key: KeyId) -> Vec<DotSeen> {
+        let mut dots = Vec::new();
+        for (_, running, tree, token) in self.replicas(key).into_iter().flatten() {
+            let bytes = value::key(key);
+            let store = running.store.clone();
+            let read = running.env.execute(Class::Control, async move {
+                store.get(tree, token, &bytes).await
+            });
+            let Some(Ok(Some(record))) = read.await else {
+                continue;
+            };
+            let Ok(state) = StateRef::parse(&record.value) else {
+                continue;
+            };
+            dots.extend(state.siblings().map(|sibling| DotSeen {
+                key,
+                dot: DotId {
+                    actor: sibling.dot.actor.0,
+                    counter: sibling.dot.counter,
+                },
+                value: sibling.value.map(|bytes| value::parse(key, bytes)),
+            }));
+        }
+        dots
+    }
+
+    /// The shards that hold a key, by the topology that the first node knows; `None` when one of
+    /// them is not running.
+    fn replicas(&self, key: KeyId) -> Option<Vec<(HostId, Running, TreeId, Token)>> {
+        let view = self.living().first()?.node.membership().view()?;
+        let keyspace = view.topology.keyspace(self.keyspace_name())?;
+        let token = Token::of(keyspace.id, &value::key(key));
+        let n = usize::from(view.topology.effective_n(keyspace));
+        let mut replicas = Vec::new();
+        for member in view.ring.replicas(token, n) {
+            let node = view.topology.member(*member).node?;
+            let host = *self
+                .hosts
+                .iter()
+                .find(|host| self.simulation.node(**host) == node)?;
+            let shards = self.config.shards[usize::from(host.0)];
+            let running = self.shard(host, token.shard(shards))?;
+            replicas.push((host, running, keyspace.id, token));
+        }
+        Some(replicas)
+    }
+
+    fn shard(&self, host: HostId, shard: ShardId) -> Option<Running> {
+        let running = self.running.borrow();
+        let found = running[usize::from(host.0)].get(usize::from(shard.0))?;
+        found.clone().filter(|running| running.env.is_alive())
+    }
+
+    fn living(&self) -> Vec<Running> {
+        let running = self.running.borrow();
+        let all = running.iter().flatten().flatten();
+        all.filter(|running| running.env.is_alive())
+            .cloned()
+            .collect()
+    }
+}

@@ -1,0 +1,71 @@
+//! Where clients write down what they did, while they do it.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use crate::history::{DotSeen, History, Outcome, Read, Write, WriteId};
+
+/// A history that is being written. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Recorder(Rc<RefCell<Recording>>);
+
+#[derive(Default)]
+struct Recording {
+    history: History,
+    /// How often clients got each failure, by its text.
+    failures: BTreeMap<String, usize>,
+}
+
+impl Recorder {
+    pub(crate) fn new(n: u8) -> Self {
+        let recording = Recording {
+            history: History {
+                n,
+                ..History::default()
+            },
+            ..Recording::default()
+        };
+        Self(Rc::new(RefCell::new(recording)))
+    }
+
+    /// Notes a write before it is sent, and numbers it.
+    pub(crate) fn begin(&self, write: Write) -> WriteId {
+        let writes = &mut self.0.borrow_mut().history.writes;
+        let number = u32::try_from(writes.len()).expect("fewer than 2^32 writes");
+        writes.push(write);
+        WriteId(number)
+    }
+
+    pub(crate) fn end(&self, id: WriteId, now_ns: u64, outcome: Outcome) {
+        let write = &mut self.0.borrow_mut().history.writes[id.index()];
+        write.ended_ns = now_ns;
+        write.outcome = outcome;
+    }
+
+    pub(crate) fn read(&self, read: Read) {
+        self.0.borrow_mut().history.reads.push(read);
+    }
+
+    pub(crate) fn failure(&self, text: String) {
+        *self.0.borrow_mut().failures.entry(text).or_default() += 1;
+    }
+
+    /// How often clients got each failure.
+    pub(crate) fn failures(&self) -> BTreeMap<String, usize> {
+        self.0.borrow().failures.clone()
+    }
+
+    pub(crate) fn dot(&self, seen: DotSeen) {
+        let dots = &mut self.0.borrow_mut().history.dots;
+        if !dots.contains(&seen) {
+            dots.push(seen);
+        }
+    }
+
+    pub(crate) fn finish(&self, finals: Vec<crate::history::Final>) -> History {
+        let mut history = std::mem::take(&mut self.0.borrow_mut().history);
+        history.finals = finals;
+        history
+    }
+}
