@@ -105,8 +105,7 @@ fn torc() -> Server {
         async move { torc_accept(shard, sender).await }
     })
     .expect("the runtime starts");
-    let runtime = Arc::new(runtime);
-    let asked = Arc::clone(&runtime);
+    let asked = runtime.handle();
     Server {
         name: "torc",
         address: address.recv().expect("the listener's address"),

@@ -43,4 +43,4 @@ pub use disk::{RingDisk, RingFile};
 pub use env::{RealEnv, RemoteCaller};
 pub use handle::{Refused, ShardHandle};
 pub use net::{ListenOptions, TcpListener, TcpStream};
-pub use runtime::{Runtime, StartError};
+pub use runtime::{Runtime, RuntimeHandle, StartError};

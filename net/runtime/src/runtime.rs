@@ -142,9 +142,14 @@ impl Runtime {
         shard: ShardId,
         message: impl FnOnce(&ShardHandle) + Send + 'static,
     ) -> Result<(), Refused> {
-        self.shared
-            .send(shard, Box::new(message))
-            .map_err(Refused::new)
+        self.handle().run_on(shard, message)
+    }
+
+    /// A handle for other threads, such as the one that waits for signals.
+    pub fn handle(&self) -> RuntimeHandle {
+        RuntimeHandle {
+            shared: Arc::clone(&self.shared),
+        }
     }
 
     /// Waits until the shards have ended: after [`ShardHandle::stop_all`], or by a panic, which is
@@ -162,6 +167,30 @@ impl Runtime {
     pub fn stop(self) {
         self.shared.stop();
         self.wait();
+    }
+}
+
+/// A runtime, from outside: for the threads that are no shards. Outlives the shards harmlessly.
+#[derive(Clone)]
+pub struct RuntimeHandle {
+    shared: Arc<Shared>,
+}
+
+impl RuntimeHandle {
+    /// Runs `message` on a shard, soon; see [`ShardHandle::run_on`].
+    pub fn run_on(
+        &self,
+        shard: ShardId,
+        message: impl FnOnce(&ShardHandle) + Send + 'static,
+    ) -> Result<(), Refused> {
+        self.shared
+            .send(shard, Box::new(message))
+            .map_err(Refused::new)
+    }
+
+    /// Ends every shard at once; [`Runtime::wait`] then returns.
+    pub fn stop(&self) {
+        self.shared.stop();
     }
 }
 

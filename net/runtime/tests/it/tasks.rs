@@ -208,6 +208,25 @@ fn a_panic_on_a_shard_ends_the_runtime_and_is_passed_on() {
 }
 
 #[test]
+fn a_thread_that_is_no_shard_sends_messages_and_stops_the_runtime() {
+    let dir = temporary();
+    let runtime = Runtime::start(&config(&dir), |_| std::future::pending()).unwrap();
+    let handle = runtime.handle();
+    let outside = std::thread::spawn(move || {
+        let (sender, answer) = std::sync::mpsc::channel();
+        handle
+            .run_on(ShardId(0), move |shard| {
+                sender.send(shard.env().shard()).unwrap();
+            })
+            .unwrap();
+        assert_eq!(answer.recv(), Ok(ShardId(0)));
+        handle.stop();
+    });
+    runtime.wait();
+    outside.join().unwrap();
+}
+
+#[test]
 fn a_data_directory_that_cannot_be_made_is_named() {
     let dir = temporary();
     let file = dir.path().join("file");
