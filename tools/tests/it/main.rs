@@ -6,3 +6,4 @@ mod bad_input;
 mod cluster;
 mod dev;
 mod durability;
+mod sim;
