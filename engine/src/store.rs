@@ -1,6 +1,6 @@
 //! The store: one a shard, all its trees.
 //!
-//! An update is decided in [`write`], gathered into a frame ([`crate::commit`]), made durable by
+//! An update is decided in [`mod@write`], gathered into a frame ([`crate::commit`]), made durable by
 //! the commit task ([`writer`]), and only then put into the memtable, where reads ([`read`]) see it. Full
 //! memtables become tables ([`flush`]), tables are merged ([`compact`]), log segments come and go
 //! ([`supply`]), and a watch on the free space decides what is still accepted ([`space`]).

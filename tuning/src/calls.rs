@@ -1,5 +1,5 @@
 //! What the kernel only says through system calls, in the shape of small files (see
-//! [`CALLS`](crate::kernel::CALLS)).
+//! [`crate::kernel::CALLS`]).
 //!
 //! - `ethtool/<nic>/{adaptive-rx,rx-usecs,rx-frames,tx-usecs}`: interrupt coalescing, writable;
 //! - `ethtool/<nic>/{channels,rss}`: queues in use and at most; the indirection table;

@@ -1,7 +1,7 @@
 //! Simulated clusters: the real engine and the real cluster code in a simulated world, under
 //! clients and faults, judged by what was promised.
 //!
-//! A seed draws everything: nodes, keyspace, load, store settings, faults ([`config`]). [`run`] founds the
+//! A seed draws everything: nodes, keyspace, load, store settings, faults ([`config`]). [`run()`] founds the
 //! cluster, lets clients and the nemesis loose, heals all faults, waits for convergence and checks
 //! the history ([`check`]). The same seed gives the same run, event for event; a [`Report`] of a
 //! violation says all that is needed to see it again.
