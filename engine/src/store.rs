@@ -226,6 +226,9 @@ impl<E: Env> Store<E> {
         let inner = &self.0;
         inner.health.closing.set(true);
         inner.ring_all();
+        // A compaction under way still edits the manifest and removes files: whoever opens the store
+        // next must not meet it.
+        let _turn = inner.compacting.take().await;
         inner
             .stopped
             .until(|| match inner.poison() {

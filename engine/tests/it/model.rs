@@ -43,9 +43,7 @@ fn key(number: u8) -> Vec<u8> {
 }
 
 proptest! {
-    // Few cases for now: about one in a hundred finds that a compaction under way when the store is
-    // closed can remove files under the next store of the same process.
-    #![proptest_config(ProptestConfig { cases: 4, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
     fn a_store_agrees_with_a_sorted_map(
