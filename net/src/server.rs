@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use torc_cluster::topology::Description;
 use torc_env::{Class, Env, NodeId, ShardId};
@@ -26,6 +26,10 @@ use crate::shard::{self, Plan, Port, ShardError};
 
 /// Pause of an accept loop after an error, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a port that is in use is waited for at a start.
+const LISTEN_PATIENCE: Duration = Duration::from_secs(2);
+/// Pause between two tries.
+const LISTEN_PAUSE: Duration = Duration::from_millis(5);
 /// How long a stop takes at most; the shards' own patience is shorter.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -242,7 +246,7 @@ fn bind(config: &ServerConfig) -> Result<(Listeners, Addresses), ServerError> {
             address,
             source,
         };
-        let socket = net::listen(address, ListenOptions::default()).map_err(failed)?;
+        let socket = listen(address).map_err(failed)?;
         let address = net::local_addr(&socket).map_err(failed)?;
         Ok::<_, ServerError>((socket, address))
     };
@@ -263,6 +267,23 @@ fn bind(config: &ServerConfig) -> Result<(Listeners, Addresses), ServerError> {
         internode: internode_address,
     };
     Ok((listeners, addresses))
+}
+
+/// Listens at `address`. The kernel takes a killed process's io_uring down after the process has been
+/// reaped, and the ring keeps its sockets until then: a node that is started again at once finds its
+/// own ports in use for some milliseconds, and waits for them.
+fn listen(address: SocketAddr) -> io::Result<OwnedFd> {
+    let patience_ends = Instant::now() + LISTEN_PATIENCE;
+    loop {
+        match net::listen(address, ListenOptions::default()) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < patience_ends =>
+            {
+                std::thread::sleep(LISTEN_PAUSE);
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 fn warn_off_loopback(addresses: &Addresses) {

@@ -79,6 +79,18 @@ fn killing_all_nodes_at_once_under_load_loses_nothing() {
 }
 
 #[test]
+fn a_killed_node_starts_again_at_once() {
+    let mut cluster = Cluster::start(1, 1, &[]);
+    // The kernel takes the old process's ring, and with it its ports, down after the process.
+    for _ in 0..15 {
+        cluster.kill(0);
+        cluster.spawn(0);
+        cluster.wait_ready();
+    }
+    cluster.torc(&["put", "after", "all"]);
+}
+
+#[test]
 fn a_node_that_was_down_is_made_whole_by_hints_or_by_repair() {
     for hints in [true, false] {
         let mut cluster = Cluster::start(3, 1, &[&format!("cluster.hints={hints}")]);
