@@ -2,6 +2,7 @@
 
 #[cfg(mutations)]
 mod planted;
+mod topology;
 mod world;
 
 use std::time::Duration;
@@ -538,90 +539,6 @@ fn too_many_siblings_are_refused_and_a_delete_is_not() {
     assert!(!failure.in_doubt);
     assert!(world.delete_with(0, "k", |_| {}).is_ok());
     assert_eq!(world.values(0, "k").len(), 3, "it has seen nothing");
-}
-
-#[test]
-fn a_node_that_joins_has_every_key_of_its_ranges_before_it_answers() {
-    let world = World::growing(24, 3, 4, 2, |config| {
-        config.hints.bytes_max = 0;
-        config.repair.automatic = false;
-    });
-    for index in 0..100 {
-        world.put(index % 3, &format!("key {index}"), "v").unwrap();
-    }
-    world.boot(3);
-    world.wait("the newcomer is in the ring", || world.is_ready(3));
-    world.wait("the newcomer has its data", || world.is_whole(3));
-    world.wait("all know it", || (0..4).all(|host| world.sees_all_up(host)));
-    let mut own = 0;
-    for index in 0..100 {
-        let key = format!("key {index}");
-        own += usize::from(world.is_replica(3, &key));
-        assert_eq!(
-            world.get(3, &key, Level::One).unwrap().siblings.len(),
-            1,
-            "{key}"
-        );
-        assert_eq!(world.values(index % 4, &key), ["v"]);
-    }
-    assert!(own > 30, "{own} keys are its own");
-}
-
-#[test]
-fn writes_go_on_while_a_node_joins_and_none_is_lost() {
-    let world = World::growing(25, 3, 4, 1, |config| {
-        config.hints.bytes_max = 0;
-        config.repair.automatic = false;
-    });
-    world.boot(3);
-    let mut written = Vec::new();
-    while !(world.is_ready(3) && world.is_whole(3)) {
-        let key = format!("key {}", written.len());
-        // None is refused either: a write that meets the new topology is led to its owners.
-        world.put(written.len() % 3, &key, "v").unwrap();
-        written.push(key);
-    }
-    assert!(written.len() > 50, "{} writes", written.len());
-    for (index, key) in written.iter().enumerate() {
-        assert_eq!(world.values(index % 4, key), ["v"], "{key}");
-    }
-}
-
-#[test]
-fn two_nodes_may_join_at_once_and_no_write_is_lost() {
-    let world = World::growing(35, 3, 5, 1, |config| {
-        config.hints.bytes_max = 0;
-        config.repair.automatic = false;
-    });
-    world.boot(3);
-    world.boot(4);
-    let mut written = Vec::new();
-    while !(3..5).all(|host| world.is_ready(host) && world.is_whole(host)) {
-        let key = format!("key {}", written.len());
-        world.put(written.len() % 3, &key, "v").unwrap();
-        written.push(key);
-    }
-    for (index, key) in written.iter().enumerate() {
-        assert_eq!(world.values(index % 5, key), ["v"], "{key}");
-    }
-}
-
-#[test]
-fn a_dropped_keyspace_is_gone_with_its_data() {
-    let world = World::three(26);
-    world.keyspace("temporary", |_| {});
-    world.put_in(0, "temporary", "k", "v").unwrap();
-    world
-        .on(
-            0,
-            |node, _| async move { node.keyspace_drop("temporary").await },
-        )
-        .unwrap();
-    world.sleep(Duration::from_secs(5));
-    let failure = world.put_in(1, "temporary", "k", "v").unwrap_err();
-    assert_eq!(failure.code, FailureCode::UnknownKeyspace);
-    world.keyspace("temporary", |_| {});
-    assert!(world.values_in(2, "temporary", "k").is_empty());
 }
 
 #[test]
