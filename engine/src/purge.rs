@@ -9,7 +9,7 @@
 //!
 //! Pure; consulted by compaction alone, once for each record that survives a merge.
 
-use torc_env::{Token, TokenRange};
+use torc_env::{Token, TokenRange, mutation};
 
 use crate::record::{EntryRef, Kind};
 
@@ -117,6 +117,7 @@ impl PurgeRule {
                 .floors
                 .floor(entry.token)
                 .is_some_and(|floor| entry.stamp < floor)
+            || mutation::on("purge_tombstone_early") && entry.kind == Kind::Tombstone
     }
 }
 

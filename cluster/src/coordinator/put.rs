@@ -14,7 +14,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use torc_engine::{Decision, Record, Ticket};
-use torc_env::{Address, Class, Env, Instant};
+use torc_env::{Address, Class, Env, Instant, mutation};
 
 use crate::api::{
     Condition, Failure, FailureCode, Idempotency, Level, TTL_SECONDS_MAX, VALUE_BYTES_MAX,
@@ -454,6 +454,7 @@ impl<E: Env> Attempt<'_, E> {
             )),
             Condition::Absent => Ok(state.context().clone()),
             Condition::None if options.read_context_first => Ok(state.context().clone()),
+            Condition::None if mutation::on("put_ignores_context") => Ok(Context::default()),
             Condition::None => Ok(options.context.clone().unwrap_or_default()),
         }
     }

@@ -10,7 +10,7 @@
 
 use std::fmt;
 
-use torc_env::NodeId;
+use torc_env::{NodeId, mutation};
 
 /// Domain of the hash that names actors. Part of the on-disk contract.
 const ACTOR_SEED: u64 = 0x746f_7263_6163_746f;
@@ -79,6 +79,9 @@ impl BootIdentity {
     pub fn actor(&self) -> Actor {
         let mut parts = [0; 32];
         parts[..16].copy_from_slice(&self.node.0.to_le_bytes());
+        if mutation::on("reuse_actor_after_crash") {
+            return Actor(xxhash_rust::xxh3::xxh3_128_with_seed(&parts, ACTOR_SEED));
+        }
         parts[16..24].copy_from_slice(&self.boot.to_le_bytes());
         parts[24..].copy_from_slice(&self.random.to_le_bytes());
         Actor(xxhash_rust::xxh3::xxh3_128_with_seed(&parts, ACTOR_SEED))

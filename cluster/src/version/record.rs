@@ -7,6 +7,7 @@
 
 use bytes::Bytes;
 use torc_engine::record::{Kind, Record};
+use torc_env::mutation;
 
 use super::{DotClash, State, StateError};
 use crate::conflict::Conflict;
@@ -101,6 +102,9 @@ pub fn apply(
     let Some(record) = stored else {
         return Ok(Applied::Write(theirs.record_of(incoming.clone())));
     };
+    if mutation::on("read_repair_overwrites") {
+        return Ok(Applied::Write(theirs.record_of(incoming.clone())));
+    }
     if record.value == *incoming {
         return Ok(Applied::Unchanged);
     }

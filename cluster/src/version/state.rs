@@ -269,6 +269,9 @@ impl State {
         }
         let dropped = conflict.first_kept(merged.siblings.len());
         merged.siblings.drain(..dropped);
+        if mutation::on("drop_sibling") && merged.siblings.len() > 1 {
+            merged.siblings.pop();
+        }
         merged.bound_actors();
         Ok(merged)
     }

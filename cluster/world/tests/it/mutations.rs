@@ -15,7 +15,8 @@ fn is_found(name: &'static str) {
         mutation::select(None);
         report
     });
-    assert!(bad.is_some(), "{name} is not found within {SEEDS:?}");
+    let report = bad.unwrap_or_else(|| panic!("{name} is not found within {SEEDS:?}"));
+    println!("{name}: seed {}: {}", report.seed, report.violations[0]);
 }
 
 macro_rules! found {
@@ -31,9 +32,17 @@ macro_rules! found {
 
 found!(
     ack_before_sync,
+    drop_sibling,
     forget_requests,
     late_is_refused,
     merge_brings_back_superseded,
+    purge_tombstone_early,
+    put_ignores_context,
     put_removes_unseen_siblings,
+    quorum_too_small_by_one,
+    read_repair_overwrites,
     read_without_repair,
+    recovery_stops_early,
+    reuse_actor_after_crash,
+    timeout_reported_as_success,
 );
