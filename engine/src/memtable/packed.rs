@@ -66,9 +66,9 @@ impl Packed {
         self.token.cmp(&token).then_with(|| self.key().cmp(key))
     }
 
-    /// What this entry costs: its bytes and its slot at the usual two-thirds fill.
+    /// What this entry costs: its bytes, its slot and half-token at the usual two-thirds fill.
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.body.len() + size_of::<Packed>() * 3 / 2
+        self.body.len() + (size_of::<Packed>() + 8) * 3 / 2
     }
 
     fn key_end(&self) -> usize {
