@@ -153,6 +153,15 @@ impl Sealed {
         self.memtable.get(tree, token, key).map(Packed::record)
     }
 
+    /// Takes it apart, so that its memory can be given back piece by piece: freeing all at once
+    /// would hold up a shard for milliseconds.
+    pub(crate) fn into_pieces(self) -> impl Iterator<Item = impl Sized> {
+        self.memtable
+            .trees
+            .into_values()
+            .flat_map(Buckets::into_pages)
+    }
+
     pub(crate) fn as_memtable(&self) -> &Memtable {
         &self.memtable
     }

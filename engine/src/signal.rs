@@ -8,11 +8,14 @@ use std::task::{Poll, Waker};
 #[derive(Default)]
 pub(crate) struct Signal {
     wakers: RefCell<Vec<Waker>>,
+    /// How often it rang: tells a waiter whether its waker is still in the list.
+    rings: Cell<u64>,
 }
 
 impl Signal {
     /// Wakes every waiter to look again.
     pub(crate) fn ring(&self) {
+        self.rings.set(self.rings.get().wrapping_add(1));
         let wakers = std::mem::take(&mut *self.wakers.borrow_mut());
         for waker in wakers {
             waker.wake();
@@ -21,13 +24,27 @@ impl Signal {
 
     /// Completes with what `look` finds, looking now and after every ring.
     pub(crate) async fn until<T>(&self, mut look: impl FnMut() -> Option<T>) -> T {
+        // Where this waiter's waker is, and after how many rings it was put there.
+        let mut place: Option<(u64, usize)> = None;
         poll_fn(|context| {
             if let Some(found) = look() {
                 return Poll::Ready(found);
             }
             let mut wakers = self.wakers.borrow_mut();
-            if !wakers.iter().any(|waker| waker.will_wake(context.waker())) {
-                wakers.push(context.waker().clone());
+            let rings = self.rings.get();
+            match place {
+                Some((since, index)) if since == rings => {
+                    wakers[index].clone_from(context.waker());
+                }
+                _ => {
+                    // A task that waits again and again, between rings that do not come, leaves
+                    // one waker and not many.
+                    let last = wakers.last();
+                    if last.is_none_or(|last| !last.will_wake(context.waker())) {
+                        wakers.push(context.waker().clone());
+                    }
+                    place = Some((rings, wakers.len() - 1));
+                }
             }
             Poll::Pending
         })

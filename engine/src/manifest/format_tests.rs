@@ -1,9 +1,11 @@
 //! The manifest's bytes: as documented, and whole or found to be damaged.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use torc_env::{AlignedBuf, Disk, Env, File, OpenMode, Token, TokenRange, TreeId};
-use torc_sim::{SimDisk, SimEnv};
+use torc_sim::{Cuts, SimDisk, SimEnv, at_every_power_cut};
 
 use super::change::{Change, Listed, State};
 use super::files::{LogFile, Pointer, RootFile, log_path, root_path};
@@ -200,4 +202,55 @@ fn a_store_without_a_root_is_not_taken_for_a_fresh_one() {
         let manifest = Manifest::open(&env, &dir(), true).await.unwrap();
         assert_eq!(*manifest.state(), State::default());
     });
+}
+
+/// The numbers of the segments that were added, and how many of these edits were acknowledged.
+#[derive(Default)]
+struct Promised {
+    begun: Vec<SegmentId>,
+    acknowledged: usize,
+}
+
+async fn many_edits(env: SimEnv, promised: Rc<RefCell<Promised>>) {
+    env.disk().create_dir(&dir()).await.unwrap();
+    let manifest = Manifest::open(&env, &dir(), true).await.unwrap();
+    for number in 0..60u32 {
+        let id = SegmentId::new(number, env.random());
+        promised.borrow_mut().begun.push(id);
+        manifest.commit(&[Change::AddSegment(id)]).await.unwrap();
+        promised.borrow_mut().acknowledged += 1;
+    }
+}
+
+async fn is_a_prefix(env: SimEnv, promised: Rc<RefCell<Promised>>) {
+    env.disk().create_dir(&dir()).await.unwrap();
+    let (begun, acknowledged) = {
+        let promised = promised.borrow();
+        (promised.begun.clone(), promised.acknowledged)
+    };
+    let may_be_fresh = acknowledged == 0;
+    let manifest = Manifest::open(&env, &dir(), may_be_fresh).await.unwrap();
+    let found = manifest.state().segments.clone();
+    assert!(found.len() >= acknowledged, "{acknowledged} acknowledged");
+    assert_eq!(found, begun[..found.len()]);
+}
+
+#[test]
+fn edits_survive_a_power_cut_at_any_step_of_a_rotation() {
+    let images = at_every_power_cut(&Cuts::default(), many_edits, is_a_prefix);
+    assert!(images > 300, "{images} images");
+}
+
+#[cfg(mutations)]
+#[test]
+fn a_forgotten_sync_of_the_directory_is_found() {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use torc_env::mutation;
+
+    mutation::select(Some("forget_directory_sync"));
+    let test = edits_survive_a_power_cut_at_any_step_of_a_rotation;
+    let found = catch_unwind(AssertUnwindSafe(test)).is_err();
+    mutation::select(None);
+    assert!(found);
 }

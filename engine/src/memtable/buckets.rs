@@ -37,7 +37,7 @@ pub(crate) struct Buckets {
 /// A run of buckets. `firsts[i]` is at or below every high half in `buckets[i]` and above every one in
 /// the bucket before: equal halves never straddle two buckets.
 #[derive(Default)]
-struct Page {
+pub(crate) struct Page {
     firsts: Vec<u64>,
     buckets: Vec<Bucket>,
 }
@@ -112,6 +112,11 @@ impl Buckets {
             .iter()
             .chain(later_buckets.iter().flat_map(|bucket| &bucket.entries))
             .chain(self.pages[page_index + 1..].iter().flat_map(Page::iter))
+    }
+
+    /// Its parts, to be dropped one by one.
+    pub(crate) fn into_pages(self) -> impl Iterator<Item = Page> {
+        self.pages.into_iter()
     }
 
     /// Rises with the token, so that order over pages is order of tokens; what lies outside of the

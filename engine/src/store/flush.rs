@@ -1,9 +1,10 @@
 //! Memtables become tables.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use torc_env::{Env, JobClass};
+use torc_env::{Class, Env, JobClass};
 
 use super::memory::SealedSlot;
 use super::tables::changes_of;
@@ -57,7 +58,10 @@ impl<E: Env> Inner<E> {
                 .await;
             let Some(slot) = next else { return };
             match self.flush_one(&slot).await {
-                Ok(()) => {}
+                Ok(flushed) => {
+                    drop(slot);
+                    self.free(flushed);
+                }
                 Err(Failure::Final) => return,
                 Err(Failure::Job(error)) => {
                     // Every record is in the log still, so another attempt, into other files, is sound.
@@ -72,7 +76,22 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    async fn flush_one(&self, slot: &SealedSlot) -> Result<(), Failure> {
+    /// Gives a flushed memtable's memory back, in slices.
+    fn free(self: &Rc<Self>, flushed: SealedSlot) {
+        // Whoever else holds it, drops it.
+        if let Some(sealed) = Arc::into_inner(flushed.memtable) {
+            let inner = Rc::clone(self);
+            self.env.spawn(Class::Flush, async move {
+                for piece in sealed.into_pieces() {
+                    drop(piece);
+                    inner.env.give_way().await;
+                }
+            });
+        }
+    }
+
+    /// Returns the memtable that went.
+    async fn flush_one(&self, slot: &SealedSlot) -> Result<SealedSlot, Failure> {
         let infos = self.write_tables(slot).await.map_err(Failure::Job)?;
         let opened = match self.open_tables(&infos).await {
             Ok(opened) => opened,
@@ -95,7 +114,7 @@ impl<E: Env> Inner<E> {
 
         // No waiting from here to the end of the block: a reader finds each record either in the
         // memtable or in a table.
-        let (kept, dropped) = {
+        let (flushed, kept, dropped) = {
             let kept = self.without_dropped(&infos);
             let mut tables = self.tables.borrow_mut();
             for (tree, edit) in edits_by_tree(&kept) {
@@ -104,14 +123,15 @@ impl<E: Env> Inner<E> {
                 assert!(nothing_removed.is_empty(), "a flush only adds");
             }
             tables.begin_generation();
-            self.memory.borrow_mut().pop_sealed();
+            let flushed = self.memory.borrow_mut().pop_sealed();
+            let flushed = flushed.expect("memtables are flushed one at a time, oldest first");
             let is_kept = |info: &&TableInfo| kept.iter().any(|one| one.file_id == info.file_id);
             let dropped: Vec<_> = infos
                 .iter()
                 .filter(|info| !is_kept(info))
                 .cloned()
                 .collect();
-            (kept, dropped)
+            (flushed, kept, dropped)
         };
         self.count(|counts| {
             counts.flushes += 1;
@@ -122,7 +142,8 @@ impl<E: Env> Inner<E> {
             signal.ring();
         }
         self.remove_segments(&surplus).await;
-        self.discard(&dropped).await.map_err(|_| Failure::Final)
+        self.discard(&dropped).await.map_err(|_| Failure::Final)?;
+        Ok(flushed)
     }
 
     async fn write_tables(&self, slot: &SealedSlot) -> Result<Vec<TableInfo>, JobError> {
