@@ -28,7 +28,7 @@ use torc_env::{Token, TokenRange};
 
 use crate::levels::{BOTTOM, Edit, Levels, Run, TableKey, TableRef, whole};
 use crate::options::Options;
-use crate::purge::Reach;
+use crate::purge::{PurgeFloors, Reach};
 use crate::table::{FilterBits, TableInfo};
 
 /// How levels are kept in shape.
@@ -266,6 +266,35 @@ fn is_cut(run: &Run) -> bool {
 pub fn pick_full(levels: &Levels, settings: &Settings, from: Token) -> Option<Plan> {
     piece::everything(levels, settings, from)
 }
+
+/// A compaction that only forgets: a table of the bottom in which every tombstone, and every record
+/// with an expiry, may be purged by now, when they are a good part of it. For levels in shape, when
+/// [`pick`] finds nothing. A table with some that must stay waits, so that none is written again and
+/// again for little.
+pub fn pick_purge(
+    levels: &Levels,
+    settings: &Settings,
+    floors: &PurgeFloors,
+    now_ms: u64,
+) -> Option<Plan> {
+    let bottom = levels.level(BOTTOM);
+    let is_worth_it = |table: &&TableRef| {
+        let info = &table.info;
+        let dead = info.tombstones + info.expiring;
+        let is_old = |floor| info.purgeable_stamps.max < floor;
+        dead.saturating_mul(PURGE_SHARE) >= info.entries
+            && info.expiries_ms.max <= now_ms
+            && floors.lowest(table.extent).is_some_and(is_old)
+            && info.bytes <= settings.job_bytes_max
+    };
+    let run = bottom.first()?;
+    let table = run.tables.iter().find(is_worth_it)?;
+    let plan = Plan::new(levels, table.extent, bottom, BOTTOM, Some(run.id));
+    (plan.reach == Reach::Bottom).then_some(plan)
+}
+
+/// A table is written again for the sake of purging when at least one in so many records goes.
+const PURGE_SHARE: u64 = 8;
 
 /// Bytes that would have to be merged to bring every level into shape: what the levels that are due
 /// hold, and what lies below it in the way. Zero when nothing is due.

@@ -279,6 +279,7 @@ mod tests {
             seqnos: Bounds::default(),
             stamps: Bounds::default(),
             expiries_ms: Bounds::default(),
+            purgeable_stamps: Bounds::default(),
             first_token: Token(first),
             last_token: Token(last),
             first_key: Bytes::new(),

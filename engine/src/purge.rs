@@ -72,6 +72,26 @@ impl PurgeFloors {
         range.contains(token).then_some(*floor)
     }
 
+    /// The lowest floor within `range`; `None` when some token in it has no floor.
+    pub fn lowest(&self, range: TokenRange) -> Option<u64> {
+        let from = self
+            .pieces
+            .partition_point(|(piece, _)| piece.last < range.first);
+        let mut lowest = u64::MAX;
+        let mut next = range.first;
+        for (piece, floor) in &self.pieces[from..] {
+            if piece.first > next {
+                return None;
+            }
+            lowest = lowest.min(*floor);
+            if piece.last >= range.last {
+                return Some(lowest);
+            }
+            next = Token(piece.last.0 + 1);
+        }
+        None
+    }
+
     /// The pieces, ascending, without overlap.
     pub fn pieces(&self) -> &[(TokenRange, u64)] {
         &self.pieces
@@ -201,6 +221,13 @@ mod tests {
                 let covering = given.iter().filter(|(range, _)| range.contains(token));
                 let expected = covering.map(|(_, floor)| *floor).min();
                 prop_assert_eq!(floors.floor(token), expected);
+            }
+            for first in 0..64 {
+                for last in first..64 {
+                    let all = (first..=last).map(|token| floors.floor(Token(base + token)));
+                    let lowest = all.collect::<Option<Vec<u64>>>().and_then(|all| all.into_iter().min());
+                    prop_assert_eq!(floors.lowest(range(base + first, base + last)), lowest);
+                }
             }
             for pair in floors.pieces().windows(2) {
                 prop_assert!(pair[0].0.last < pair[1].0.first);

@@ -60,6 +60,8 @@ pub struct TableInfo {
     pub stamps: Bounds,
     /// Lowest and highest expiry in milliseconds, over the records that have one; zeros without.
     pub expiries_ms: Bounds,
+    /// Lowest and highest stamp over the tombstones and the records with an expiry; zeros without.
+    pub purgeable_stamps: Bounds,
     /// Token of the first record.
     pub first_token: Token,
     /// Token of the last record.

@@ -8,7 +8,7 @@ use torc_env::{Disk, Env, Instant, JobClass, Token, TreeId, WallTime};
 
 use super::Inner;
 use super::tables::changes_of;
-use crate::compaction::{Plan, Settings, pick, pick_full};
+use crate::compaction::{Plan, Settings, pick, pick_full, pick_purge};
 use crate::error::{JobError, WriteError};
 use crate::jobs::{CompactJob, CompactOutput};
 use crate::purge::PurgeRule;
@@ -99,13 +99,24 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    /// The most urgent compaction of the first tree that needs one.
+    /// The most urgent compaction of the first tree that needs one; when none does, one that forgets
+    /// what may be purged.
     fn pick_compaction(&self) -> Option<(TreeId, Plan)> {
         let settings = Settings::from(&self.options);
         let tables = self.tables.borrow();
-        tables.tree_ids().into_iter().find_map(|tree| {
-            let levels = tables.tree(tree)?;
-            Some((tree, pick(&levels.levels, &settings)?))
+        let trees = tables.tree_ids();
+        let due = trees.iter().find_map(|tree| {
+            let levels = tables.tree(*tree)?;
+            Some((*tree, pick(&levels.levels, &settings)?))
+        });
+        let now_ms = self.clock.now_ms(&self.env);
+        due.or_else(|| {
+            trees.iter().find_map(|tree| {
+                let levels = tables.tree(*tree)?;
+                let floors = tables.purge_floors(*tree);
+                let plan = pick_purge(&levels.levels, &settings, &floors, now_ms)?;
+                Some((*tree, plan))
+            })
         })
     }
 

@@ -35,7 +35,7 @@ const CHECKED_FROM: usize = 12;
 const SECTIONS_AT: usize = 48;
 const SECTION_BYTES: usize = 24;
 const COUNTS_AT: usize = 120;
-const TOKENS_AT: usize = 216;
+const TOKENS_AT: usize = 232;
 
 /// CRC-32C over `parts` one after the other, bound to a file and a place in it: bytes that belong
 /// elsewhere do not pass.
@@ -126,6 +126,8 @@ impl Footer {
             info.stamps.max,
             info.expiries_ms.min,
             info.expiries_ms.max,
+            info.purgeable_stamps.min,
+            info.purgeable_stamps.max,
         ];
         for count in counts {
             out.extend_from_slice(&count.to_le_bytes());
@@ -201,6 +203,7 @@ impl Footer {
                 seqnos: bounds(6),
                 stamps: bounds(8),
                 expiries_ms: bounds(10),
+                purgeable_stamps: bounds(12),
                 first_token: Token(le::u128_at(bytes, TOKENS_AT)),
                 last_token: Token(le::u128_at(bytes, TOKENS_AT + 16)),
                 first_key: Bytes::new(),

@@ -258,12 +258,17 @@ impl<D: Disk> TableWriter<D> {
             let first = info.entries == 0;
             info.seqnos.include(row.seqno, first);
             info.stamps.include(row.stamp, first);
+            let is_tombstone = row.kind == Kind::Tombstone;
+            if is_tombstone || row.expires_at_ms != 0 {
+                let none_yet = info.tombstones + info.expiring == 0;
+                info.purgeable_stamps.include(row.stamp, none_yet);
+            }
             if row.expires_at_ms != 0 {
                 info.expiries_ms
                     .include(row.expires_at_ms, info.expiring == 0);
                 info.expiring += 1;
             }
-            info.tombstones += u64::from(row.kind == Kind::Tombstone);
+            info.tombstones += u64::from(is_tombstone);
             info.entries += 1;
         }
         let (key_bytes, value_bytes) = self.pending.lens(count);
@@ -340,6 +345,7 @@ fn empty_info(file_id: u64, tree: TreeId) -> TableInfo {
         seqnos: Bounds::default(),
         stamps: Bounds::default(),
         expiries_ms: Bounds::default(),
+        purgeable_stamps: Bounds::default(),
         first_token: Token(0),
         last_token: Token(0),
         first_key: Bytes::new(),

@@ -2,12 +2,13 @@
 //! would make them, and a few sample keys show whether what is newest is still found first.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use torc_engine::compaction::{Plan, Settings, Style, debt_bytes, pick, pick_full};
-use torc_engine::levels::{BOTTOM, Levels};
-use torc_engine::purge::Reach;
+use torc_engine::compaction::{Plan, Settings, Style, debt_bytes, pick, pick_full, pick_purge};
+use torc_engine::levels::{BOTTOM, Levels, TableRef};
+use torc_engine::purge::{PurgeFloors, Reach};
 use torc_engine::table::{Bounds, TableInfo};
 use torc_env::{Token, TokenRange, TreeId};
 
@@ -71,6 +72,7 @@ impl World {
             seqnos: bounds,
             stamps: bounds,
             expiries_ms: bounds,
+            purgeable_stamps: bounds,
             first_token: Token(first),
             last_token: Token(last),
             first_key: Bytes::new(),
@@ -403,6 +405,61 @@ fn a_change_of_style_is_worked_in() {
         world.flush(32 * MIB);
         world.settle();
     }
+}
+
+#[test]
+fn a_bottom_table_is_written_again_once_all_its_deletions_may_be_forgotten() {
+    let mut world = World::new(Style::LazyLeveling, 100);
+    for _ in 0..4 {
+        world.flush(32 * MIB);
+    }
+    world.settle();
+    world.flush(32 * MIB);
+    let edit = |change: &dyn Fn(&mut TableInfo)| {
+        let mut levels = Levels::new();
+        for table in world.levels.tables() {
+            let mut info = (*table.info).clone();
+            (info.entries, info.tombstones, info.expiring) = (100, 10, 10);
+            info.purgeable_stamps = Bounds { min: 3, max: 7 };
+            info.expiries_ms = Bounds { min: 50, max: 90 };
+            change(&mut info);
+            levels.insert(TableRef {
+                info: Rc::new(info),
+                ..table.clone()
+            });
+        }
+        levels
+    };
+    let pick = |levels: &Levels, floors: &PurgeFloors, now_ms| {
+        pick_purge(levels, &world.settings, floors, now_ms)
+    };
+    let floors = PurgeFloors::everywhere(8);
+    let levels = edit(&|_| {});
+    let plan = pick(&levels, &floors, 90).expect("everything may go");
+    assert_eq!(plan.reach, Reach::Bottom);
+    assert_eq!((plan.output_level, plan.inputs.len()), (BOTTOM, 1));
+    assert_eq!(plan.inputs[0].level, BOTTOM);
+
+    assert_eq!(
+        pick(&levels, &floors, 89),
+        None,
+        "one may not yet have expired"
+    );
+    assert_eq!(
+        pick(&levels, &PurgeFloors::everywhere(7), 90),
+        None,
+        "one is above the floor"
+    );
+    assert_eq!(pick(&levels, &PurgeFloors::none(), 90), None);
+    let half = TokenRange {
+        first: Token(0),
+        last: Token(u128::MAX / 2),
+    };
+    let first_half = PurgeFloors::new([(half, 8)]);
+    let plan = pick(&levels, &first_half, 90).expect("the first table of two");
+    assert!(plan.range.last <= half.last);
+    let few = edit(&|info| info.tombstones = 2);
+    assert_eq!(pick(&few, &floors, 90), None, "not worth it");
 }
 
 proptest! {

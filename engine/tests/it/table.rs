@@ -51,6 +51,11 @@ fn check_info(table: &Table<impl Disk>, entries: &[Entry]) {
         info.expiries_ms,
         bounds(expiries.filter(|expiry| *expiry != 0).collect())
     );
+    let purgeable = entries
+        .iter()
+        .filter(|entry| entry.record.kind == Kind::Tombstone || entry.record.expires_at_ms != 0);
+    let purgeable = purgeable.map(|entry| entry.record.stamp).collect();
+    assert_eq!(info.purgeable_stamps, bounds(purgeable));
     let (first, last) = (&entries[0], entries.last().unwrap());
     assert_eq!(
         (info.first_token, &info.first_key),
