@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use torc_env::{Class, Env, JobClass};
+use torc_env::{Class, Env, JobClass, mutation};
 
 use super::memory::SealedSlot;
 use super::tables::changes_of;
@@ -101,6 +101,10 @@ impl<E: Env> Inner<E> {
             }
         };
         let retired = self.supply.borrow().retirable(slot.through.sequence);
+        if mutation::on("recycle_before_edit") {
+            let ids: Vec<_> = retired.iter().map(|live| live.id).collect();
+            self.remove_segments(&ids).await;
+        }
         let edit = self.edit_with(|_| {
             let mut changes: Vec<Change> = edits_by_tree(&self.without_dropped(&infos))
                 .iter()

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use ahash::RandomState;
-use torc_env::{Token, TokenRange, TreeId};
+use torc_env::{Token, TokenRange, TreeId, mutation};
 
 use crate::cache::RecordCache;
 use crate::commit::{Batch, Fate, Gather};
@@ -93,6 +93,9 @@ impl Memory {
         let fate = self
             .gather
             .push(tree, packed.clone(), options.wal_batch_bytes_max);
+        if mutation::on("show_unsynced") {
+            self.active.insert(tree, packed.clone());
+        }
         self.pending.insert(tree, packed, Rc::clone(&fate));
         fate
     }

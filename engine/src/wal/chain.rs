@@ -7,6 +7,8 @@
 //! cut there. Without such a proof the break is where writing stopped: the frames held are what a
 //! weaker fsync policy lost out of order, or the leavings of a log that was continued elsewhere.
 
+use torc_env::mutation;
+
 use crate::frame::Mark;
 
 /// A valid frame, as found.
@@ -78,13 +80,14 @@ impl Chain {
 
     /// Judges the next frame, in the order of files and offsets.
     pub(crate) fn offer(&mut self, seen: Seen) -> Verdict {
-        if seen.sequence <= self.flushed {
+        if seen.sequence <= self.flushed && !mutation::on("apply_any_frame") {
             if self.last.sequence == self.flushed {
                 self.last_flags = seen.flags;
             }
             return Verdict::Skip;
         }
-        if seen.sequence == self.last.sequence + 1 && seen.previous == self.last.hash {
+        let continues = seen.sequence == self.last.sequence + 1 && seen.previous == self.last.hash;
+        if continues || mutation::on("apply_any_frame") {
             self.last = Mark {
                 sequence: seen.sequence,
                 hash: seen.hash,
@@ -99,10 +102,9 @@ impl Chain {
     /// Judges what was held.
     pub(crate) fn finish(self) -> End {
         let missing_from = self.last.sequence + 1;
-        let proof = self
-            .held
-            .iter()
-            .position(|seen| seen.durable_through >= missing_from);
+        let proof = self.held.iter().position(|seen| {
+            seen.durable_through >= missing_from && !mutation::on("truncate_log_at_rot")
+        });
         let Some(proof) = proof else {
             return End {
                 last: self.last,

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use torc_env::{AlignedBuf, Disk, File, OpenMode};
+use torc_env::{AlignedBuf, Disk, File, OpenMode, mutation};
 
 use crate::options::Fsync;
 
@@ -128,7 +128,7 @@ impl<F: File> Segment<F> {
         prewritten: u64,
         fsync: Fsync,
     ) -> io::Result<Self> {
-        let mode = if fsync.is_synced() {
+        let mode = if fsync.is_synced() && !mutation::on("ack_before_sync") {
             OpenMode::WriteDurable
         } else {
             OpenMode::Write

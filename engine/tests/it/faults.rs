@@ -206,7 +206,7 @@ fn with_frames(simulation: &Simulation, host: HostId) {
 }
 
 #[test]
-fn rot_within_the_log_is_amnesia_and_costs_one_frame_only() {
+pub fn rot_within_the_log_is_amnesia_and_costs_one_frame_only() {
     for place in [0u64, 100, 4000] {
         let (simulation, host) = world(5, DiskOptions::default());
         with_frames(&simulation, host);

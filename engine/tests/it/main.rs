@@ -8,6 +8,8 @@ mod faults;
 mod jobs;
 mod merge;
 mod model;
+#[cfg(mutations)]
+mod mutations;
 mod power;
 mod store;
 mod support;

@@ -186,7 +186,7 @@ fn cut_everywhere(fsync: Fsync, cuts: &Cuts) -> u64 {
 }
 
 #[test]
-fn nothing_acknowledged_is_lost_whenever_power_is_cut() {
+pub fn nothing_acknowledged_is_lost_whenever_power_is_cut() {
     for seed in 1..=2 {
         let cuts = Cuts {
             seed,
@@ -198,7 +198,7 @@ fn nothing_acknowledged_is_lost_whenever_power_is_cut() {
 }
 
 #[test]
-fn weaker_policies_lose_a_suffix_at_most() {
+pub fn weaker_policies_lose_a_suffix_at_most() {
     for fsync in [Fsync::Never, Fsync::Interval(Duration::from_millis(3))] {
         let images = cut_everywhere(fsync, &Cuts::default());
         assert!(images > 400, "{images} images");

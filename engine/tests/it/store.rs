@@ -66,7 +66,7 @@ fn flushed_and_compacted_records_are_read_from_tables() {
 }
 
 #[test]
-fn an_update_is_decided_on_pending_records_that_reads_do_not_see() {
+pub fn an_update_is_decided_on_pending_records_that_reads_do_not_see() {
     torc_sim::run(3, |env| async move {
         let (store, _) = Store::open(env, options()).await.unwrap();
         put(&store, "key", value("old", 1)).await.unwrap();
@@ -88,7 +88,7 @@ fn an_update_is_decided_on_pending_records_that_reads_do_not_see() {
 }
 
 #[test]
-fn concurrent_updates_of_a_key_never_lose_one() {
+pub fn concurrent_updates_of_a_key_never_lose_one() {
     for seed in 0..20 {
         torc_sim::run(seed, |env| async move {
             let (store, _) = Store::open(env.clone(), options()).await.unwrap();

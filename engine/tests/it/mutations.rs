@@ -1,0 +1,64 @@
+//! Planted bugs: each must be found by the test that is there to find it.
+//!
+//! `RUSTFLAGS="--cfg mutations" cargo test -p torc-engine mutations`
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use torc_env::mutation;
+
+/// Runs `test` with a bug planted, which must fail it, and without, which must not.
+fn must_find(bug: &'static str, test: impl Fn()) {
+    mutation::select(Some(bug));
+    let found = catch_unwind(AssertUnwindSafe(&test)).is_err();
+    mutation::select(None);
+    assert!(found, "the planted bug {bug} went unnoticed");
+    test();
+}
+
+#[test]
+fn an_acknowledgement_before_the_sync_is_found() {
+    must_find(
+        "ack_before_sync",
+        crate::power::nothing_acknowledged_is_lost_whenever_power_is_cut,
+    );
+}
+
+#[test]
+fn a_log_cut_off_at_rot_is_found() {
+    must_find(
+        "truncate_log_at_rot",
+        crate::faults::rot_within_the_log_is_amnesia_and_costs_one_frame_only,
+    );
+}
+
+#[test]
+fn frames_applied_out_of_the_chain_are_found() {
+    must_find(
+        "apply_any_frame",
+        crate::power::weaker_policies_lose_a_suffix_at_most,
+    );
+}
+
+#[test]
+fn a_decision_on_a_stale_base_is_found() {
+    must_find(
+        "decide_on_stale_base",
+        crate::store::concurrent_updates_of_a_key_never_lose_one,
+    );
+}
+
+#[test]
+fn a_segment_that_goes_before_its_tables_are_listed_is_found() {
+    must_find(
+        "recycle_before_edit",
+        crate::power::nothing_acknowledged_is_lost_whenever_power_is_cut,
+    );
+}
+
+#[test]
+fn a_record_shown_before_it_is_durable_is_found() {
+    must_find(
+        "show_unsynced",
+        crate::store::an_update_is_decided_on_pending_records_that_reads_do_not_see,
+    );
+}
