@@ -39,7 +39,7 @@ async fn measure(settings: &Settings, env: RealEnv) {
     let (store, _) = Store::open(env.clone(), options)
         .await
         .expect("an empty store");
-    fill(settings, &env, &store).await;
+    fill(settings, &store).await;
     for load in PUTS {
         run_load(settings, &env, &store, load).await;
     }
@@ -60,7 +60,7 @@ async fn measure(settings: &Settings, env: RealEnv) {
 }
 
 /// Puts every key once, from many tasks.
-async fn fill(settings: &Settings, env: &RealEnv, store: &Store<RealEnv>) {
+async fn fill(settings: &Settings, store: &Store<RealEnv>) {
     let next = Rc::new(Cell::new(0));
     let latencies = Rc::new(RefCell::new(workload::histogram()));
     let begun = Instant::now();
