@@ -242,15 +242,17 @@ fn edits_survive_a_power_cut_at_any_step_of_a_rotation() {
 }
 
 #[cfg(mutations)]
-#[test]
-fn a_forgotten_sync_of_the_directory_is_found() {
+mod mutations {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     use torc_env::mutation;
 
-    mutation::select(Some("forget_directory_sync"));
-    let test = edits_survive_a_power_cut_at_any_step_of_a_rotation;
-    let found = catch_unwind(AssertUnwindSafe(test)).is_err();
-    mutation::select(None);
-    assert!(found);
+    #[test]
+    fn a_forgotten_sync_of_the_directory_is_found() {
+        mutation::select(Some("forget_directory_sync"));
+        let test = super::edits_survive_a_power_cut_at_any_step_of_a_rotation;
+        let found = catch_unwind(AssertUnwindSafe(test)).is_err();
+        mutation::select(None);
+        assert!(found);
+    }
 }

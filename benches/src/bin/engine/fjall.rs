@@ -5,10 +5,11 @@ use std::path::Path;
 
 use fjall::{Database, KeyspaceCreateOptions, PersistMode};
 
+use crate::report::Report;
 use crate::threads::{self, Engine};
 use crate::workload::Settings;
 
-pub fn run(settings: &Settings, directory: &Path) {
+pub fn run(settings: &Settings, directory: &Path, report: &mut Report) {
     let bytes = |bytes: usize| u64::try_from(bytes).expect("a size in memory");
     let db = Database::builder(directory)
         .cache_size(bytes(settings.cache_bytes))
@@ -32,5 +33,6 @@ pub fn run(settings: &Settings, directory: &Path) {
                 items.major_compact().expect("a compaction");
             },
         },
+        report,
     );
 }

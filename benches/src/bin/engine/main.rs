@@ -1,17 +1,22 @@
-//! What the storage engine does by itself, and beside RocksDB and fjall (`--features engines`; RocksDB
-//! takes many minutes to build and needs libclang): one shard's store on the real runtime and the real disk.
+//! What the storage engine does by itself, and beside RocksDB and fjall: one shard's store on the
+//! real runtime and the real disk.
+//!
+//! `cargo run --release -p torc-benches --bin engine -- [seconds a load] [directory] [plot.svg]`
+//!
+//! The peers come with `--features engines`; `benches/peers/engines.sh` builds RocksDB as its own
+//! makefile would, with the CPU's checksum instructions, and runs all of it.
 //!
 //! All engines get the same records (100,000 keys, 1 KB values of which half compresses), the same memory
 //! for caches and memtables, and the same promise: a put has returned when it is durable. Reads come after
-//! a full compaction.
-//!
-//! `cargo run --release -p torc-benches --bin engine [--features engines] -- [seconds a load] [directory]`
+//! a full compaction. What the kernel caches comes on top for engines with buffered I/O: fjall, and
+//! "rocksdb (buf)". CPU is that of the whole process, background threads included.
 //!
 //! The directory must lie on a disk, not in memory: syncs are what is measured. A store of ours is one
-//! thread; the others get a thread for each writer or reader.
+//! thread; the others get a thread for each client.
 
 #[cfg(feature = "fjall")]
 mod fjall;
+mod report;
 #[cfg(feature = "rocksdb")]
 mod rocksdb;
 #[cfg(any(feature = "fjall", feature = "rocksdb"))]
@@ -22,6 +27,7 @@ mod workload;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use report::Report;
 use workload::Settings;
 
 fn main() {
@@ -30,22 +36,29 @@ fn main() {
         .next()
         .map_or(3.0, |text| text.parse().expect("seconds"));
     let directory = arguments.next().map_or(std::env::temp_dir(), PathBuf::from);
+    let plot = arguments.next().map(PathBuf::from);
     let settings = Settings {
         keys: 100_000,
         value_bytes: 1000,
-        cache_bytes: 64 << 20,
-        memtable_bytes: 32 << 20,
+        cache_bytes: 32 << 20,
+        memtable_bytes: 16 << 20,
         duration: Duration::from_secs_f64(seconds),
     };
     let fresh = || tempfile::tempdir_in(&directory).expect("a directory for the data");
 
-    println!(
-        "{:<10} {:<28} {:>10} {:>10} {:>10} {:>10} {:>10}",
-        "engine", "load", "ops/s", "p50 us", "p99 us", "p99.9 us", "max us"
-    );
-    torc::run(&settings, fresh().path());
+    Report::print_head();
+    #[cfg_attr(
+        not(any(feature = "fjall", feature = "rocksdb")),
+        expect(unused_mut, reason = "peers add to it")
+    )]
+    let mut report = torc::run(&settings, fresh().path(), Report::default());
     #[cfg(feature = "rocksdb")]
-    rocksdb::run(&settings, fresh().path());
+    for is_direct in [true, false] {
+        rocksdb::run(&settings, fresh().path(), is_direct, &mut report);
+    }
     #[cfg(feature = "fjall")]
-    fjall::run(&settings, fresh().path());
+    fjall::run(&settings, fresh().path(), &mut report);
+    if let Some(plot) = plot {
+        report.write_plot(&plot).expect("a place for the plot");
+    }
 }

@@ -1,13 +1,10 @@
-//! Runs the loads over an engine that blocks: a thread for each writer or reader.
+//! Runs the loads over an engine that blocks: a thread for each client.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use hdrhistogram::Histogram;
-
-use crate::workload::{self, GETS, Keys, Load, Numbers, PUTS, Settings};
-
-const FILLERS: usize = 64;
+use crate::report::{Begun, Report};
+use crate::workload::{Latencies, Load, Numbers, READS, Settings, Step, WRITES};
 
 /// An engine, opened.
 pub struct Engine<'a> {
@@ -16,93 +13,67 @@ pub struct Engine<'a> {
     pub put: &'a (dyn Fn(&[u8], &[u8]) + Sync),
     /// Whether the key was there.
     pub get: &'a (dyn Fn(&[u8]) -> bool + Sync),
-    pub compact: &'a dyn Fn(),
+    pub compact: &'a (dyn Fn() + Sync),
 }
 
-pub fn run(settings: &Settings, engine: &Engine<'_>) {
-    fill(settings, engine);
-    for load in PUTS {
-        run_load(settings, engine, load);
+pub fn run(settings: &Settings, engine: &Engine<'_>, report: &mut Report) {
+    for load in WRITES {
+        run_load(settings, engine, load, report);
     }
     (engine.compact)();
-    for load in GETS {
-        run_load(settings, engine, load);
+    for load in READS {
+        run_load(settings, engine, load, report);
     }
 }
 
-/// Puts every key once, from many threads.
-fn fill(settings: &Settings, engine: &Engine<'_>) {
-    let next = AtomicU32::new(0);
-    let begun = Instant::now();
-    let latencies = on_threads(FILLERS, |thread, latencies| {
-        let mut numbers = Numbers::new(thread + 1000);
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= settings.keys {
-                return;
-            }
-            let value = numbers.value(settings);
-            let sent = Instant::now();
-            (engine.put)(&workload::key(number), &value);
-            workload::record(latencies, sent.elapsed());
-        }
-    });
-    let load = format!("fill, synced, {FILLERS} writers");
-    workload::print(engine.name, &load, &latencies, begun.elapsed());
-}
-
-fn run_load(settings: &Settings, engine: &Engine<'_>, load: Load) {
-    let (Load::Put { writers: count } | Load::Get { readers: count, .. }) = load;
-    let begun = Instant::now();
-    let end = begun + settings.duration;
-    let latencies = on_threads(count, |thread, latencies| {
-        let mut numbers = Numbers::new(thread + 1);
-        let mut now = begun;
-        while now < end {
-            let took: Duration;
-            (took, now) = match load {
-                Load::Put { .. } => {
-                    let key = numbers.key(settings, Keys::Uniform);
-                    let value = numbers.value(settings);
-                    timed(|| (engine.put)(&key, &value))
-                }
-                Load::Get { keys, .. } => {
-                    let key = numbers.key(settings, keys);
-                    timed(|| assert_eq!((engine.get)(&key), keys != Keys::Absent))
-                }
-            };
-            workload::record(latencies, took);
-        }
-    });
-    workload::print(engine.name, &load.name(), &latencies, begun.elapsed());
-}
-
-fn timed(operation: impl FnOnce()) -> (Duration, Instant) {
-    let sent = Instant::now();
-    operation();
-    let now = Instant::now();
-    (now - sent, now)
-}
-
-/// Runs `work` on `count` threads and joins their latencies.
-fn on_threads(count: usize, work: impl Fn(usize, &mut Histogram<u64>) + Sync) -> Histogram<u64> {
-    let mut joined = workload::histogram();
+fn run_load(settings: &Settings, engine: &Engine<'_>, load: Load, report: &mut Report) {
+    let filled = AtomicU32::new(0);
+    let begun = Begun::now();
+    let end = begun.at() + settings.duration;
+    let mut joined = Latencies::new();
     std::thread::scope(|scope| {
-        let work = &work;
-        let threads: Vec<_> = (0..count)
-            .map(|thread| {
-                scope.spawn(move || {
-                    let mut latencies = workload::histogram();
-                    work(thread, &mut latencies);
-                    latencies
-                })
+        let filled = &filled;
+        let clients: Vec<_> = (0..load.clients())
+            .map(|client| {
+                scope.spawn(move || one_client(settings, engine, load, end, client, filled))
             })
             .collect();
-        for thread in threads {
-            joined
-                .add(thread.join().expect("a load that ends"))
-                .expect("one shape");
+        for client in clients {
+            joined.add(&client.join().expect("a client that ends"));
         }
     });
-    joined
+    report.add(engine.name, load, &joined, &begun);
+}
+
+fn one_client(
+    settings: &Settings,
+    engine: &Engine<'_>,
+    load: Load,
+    end: Instant,
+    client: usize,
+    filled: &AtomicU32,
+) -> Latencies {
+    let mut numbers = Numbers::new(client + 1);
+    let mut latencies = Latencies::new();
+    let is_timed = !matches!(load, Load::Fill { .. });
+    let number = || filled.fetch_add(1, Ordering::Relaxed);
+    while let Some(step) = load.next(settings, &mut numbers, number) {
+        let sent = Instant::now();
+        let is_put = match step {
+            Step::Put { key, value } => {
+                (engine.put)(&key, &value);
+                true
+            }
+            Step::Get { key, is_there } => {
+                assert_eq!((engine.get)(&key), is_there);
+                false
+            }
+        };
+        let now = Instant::now();
+        latencies.record(is_put, now - sent);
+        if is_timed && now >= end {
+            break;
+        }
+    }
+    latencies
 }

@@ -1,35 +1,51 @@
-//! Our store: one shard on the runtime, each writer and reader a task of it.
+//! Our store: one shard on the runtime, each client a task of it.
 
 use std::cell::{Cell, RefCell};
 use std::path::Path;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use hdrhistogram::Histogram;
 use torc_engine::{Decision, Fsync, Kind, Options, Record, Store};
 use torc_env::{Env as _, Token, TreeId};
 use torc_runtime::{RealEnv, Runtime, RuntimeConfig};
 
-use crate::workload::{self, GETS, Keys, Load, Numbers, PUTS, Settings};
+use crate::report::{Begun, Report};
+use crate::workload::{Latencies, Load, Numbers, READS, Settings, Step, WRITES};
 
 const TREE: TreeId = TreeId(1);
-/// Tasks that fill the store.
-const FILLERS: usize = 64;
 
-pub fn run(settings: &Settings, directory: &Path) {
-    let config = RuntimeConfig::new(directory);
-    let settings = settings.clone();
-    Runtime::block_on(&config, move |handle| {
-        let (settings, env) = (settings.clone(), handle.env().clone());
-        async move { measure(&settings, env).await }
-    })
-    .expect("a runtime");
+/// What all clients of a load share.
+struct Run<'a> {
+    settings: &'a Settings,
+    env: &'a RealEnv,
+    store: &'a Store<RealEnv>,
+    load: Load,
+    end: Instant,
+    filled: Cell<u32>,
+    latencies: RefCell<Latencies>,
 }
 
-async fn measure(settings: &Settings, env: RealEnv) {
+pub fn run(settings: &Settings, directory: &Path, report: Report) -> Report {
+    let config = RuntimeConfig::new(directory);
+    let settings = settings.clone();
+    let report = Arc::new(Mutex::new(report));
+    let shared = report.clone();
+    Runtime::block_on(&config, move |handle| {
+        let (settings, env, report) = (settings.clone(), handle.env().clone(), shared.clone());
+        async move {
+            let mut taken = std::mem::take(&mut *report.lock().expect("one thread"));
+            measure(&settings, env, &mut taken).await;
+            *report.lock().expect("one thread") = taken;
+        }
+    })
+    .expect("a runtime");
+    std::mem::take(&mut report.lock().expect("the shard has ended"))
+}
+
+async fn measure(settings: &Settings, env: RealEnv, report: &mut Report) {
     let options = Options {
         fsync: Fsync::Group,
         cache_bytes: settings.cache_bytes,
@@ -39,17 +55,17 @@ async fn measure(settings: &Settings, env: RealEnv) {
     let (store, _) = Store::open(env.clone(), options)
         .await
         .expect("an empty store");
-    fill(settings, &store).await;
-    for load in PUTS {
-        run_load(settings, &env, &store, load).await;
+    for load in WRITES {
+        run_load(settings, &env, &store, load, report).await;
     }
+    store.flush().await.expect("a flush");
     store.compact().await.expect("a compaction");
-    for load in GETS {
-        run_load(settings, &env, &store, load).await;
+    for load in READS {
+        run_load(settings, &env, &store, load, report).await;
     }
     let stats = store.stats();
     println!(
-        "{:<10} {} tables, {} KiB of filters and fences, {} flushes, {} compactions",
+        "{:<14} {} tables, {} KiB of filters and fences, {} flushes, {} compactions",
         "",
         stats.tables,
         stats.table_memory_bytes >> 10,
@@ -59,87 +75,53 @@ async fn measure(settings: &Settings, env: RealEnv) {
     store.close().await.expect("a clean end");
 }
 
-/// Puts every key once, from many tasks.
-async fn fill(settings: &Settings, store: &Store<RealEnv>) {
-    let next = Rc::new(Cell::new(0));
-    let latencies = Rc::new(RefCell::new(workload::histogram()));
-    let begun = Instant::now();
-    let tasks: FuturesUnordered<_> = (0..FILLERS)
-        .map(|task| {
-            let (next, latencies) = (next.clone(), latencies.clone());
-            async move {
-                let mut numbers = Numbers::new(task + 1000);
-                loop {
-                    let number = next.get();
-                    if number >= settings.keys {
-                        return;
-                    }
-                    next.set(number + 1);
-                    let key = workload::key(number);
-                    let value = numbers.value(settings);
-                    let sent = Instant::now();
-                    put(store, &key, value).await;
-                    workload::record(&mut latencies.borrow_mut(), sent.elapsed());
-                }
-            }
-        })
-        .collect();
-    tasks.for_each(|()| std::future::ready(())).await;
-    let load = format!("fill, synced, {FILLERS} writers");
-    workload::print("torc", &load, &latencies.borrow(), begun.elapsed());
-}
-
-async fn run_load(settings: &Settings, env: &RealEnv, store: &Store<RealEnv>, load: Load) {
-    let latencies = &RefCell::new(workload::histogram());
-    let (Load::Put { writers: count } | Load::Get { readers: count, .. }) = load;
-    let begun = Instant::now();
-    let end = begun + settings.duration;
-    let tasks: FuturesUnordered<_> = (0..count)
-        .map(|task| async move {
-            let numbers = Numbers::new(task + 1);
-            one_client(settings, env, store, load, end, numbers, latencies).await;
-        })
-        .collect();
-    tasks.for_each(|()| std::future::ready(())).await;
-    workload::print("torc", &load.name(), &latencies.borrow(), begun.elapsed());
-}
-
-async fn one_client(
+async fn run_load(
     settings: &Settings,
     env: &RealEnv,
     store: &Store<RealEnv>,
     load: Load,
-    end: Instant,
-    mut numbers: Numbers,
-    latencies: &RefCell<Histogram<u64>>,
+    report: &mut Report,
 ) {
-    loop {
-        let sent = match load {
-            Load::Put { .. } => {
-                let key = numbers.key(settings, Keys::Uniform);
-                let value = numbers.value(settings);
-                let sent = Instant::now();
-                put(store, &key, value).await;
-                sent
+    let begun = Begun::now();
+    let run = Run {
+        settings,
+        env,
+        store,
+        load,
+        end: begun.at() + settings.duration,
+        filled: Cell::new(0),
+        latencies: RefCell::new(Latencies::new()),
+    };
+    let clients: FuturesUnordered<_> = (0..load.clients())
+        .map(|client| one_client(&run, Numbers::new(client + 1)))
+        .collect();
+    clients.for_each(|()| std::future::ready(())).await;
+    report.add("torc", load, &run.latencies.borrow(), &begun);
+}
+
+async fn one_client(run: &Run<'_>, mut numbers: Numbers) {
+    let is_timed = !matches!(run.load, Load::Fill { .. });
+    let number = || run.filled.replace(run.filled.get() + 1);
+    while let Some(step) = run.load.next(run.settings, &mut numbers, number) {
+        let sent = Instant::now();
+        let is_put = match step {
+            Step::Put { key, value } => {
+                put(run.store, &key, value).await;
+                true
             }
-            Load::Get { keys, .. } => {
-                let key = numbers.key(settings, keys);
-                let sent = Instant::now();
+            Step::Get { key, is_there } => {
                 let token = Token::of(TREE, &key);
-                let found = store
-                    .get(TREE, token, &key)
-                    .await
-                    .expect("a readable store");
-                assert_eq!(found.is_none(), keys == Keys::Absent);
-                sent
+                let found = run.store.get(TREE, token, &key).await;
+                assert_eq!(found.expect("a readable store").is_some(), is_there);
+                false
             }
         };
         let now = Instant::now();
-        workload::record(&mut latencies.borrow_mut(), now - sent);
-        if now >= end {
+        run.latencies.borrow_mut().record(is_put, now - sent);
+        if is_timed && now >= run.end {
             return;
         }
-        env.give_way().await;
+        run.env.give_way().await;
     }
 }
 

@@ -1,4 +1,4 @@
-//! What every engine is given: records, loads, and the line that a load prints.
+//! What every engine is given: records, and loads.
 
 use std::time::Duration;
 
@@ -9,7 +9,9 @@ use hdrhistogram::Histogram;
 pub struct Settings {
     pub keys: u32,
     pub value_bytes: usize,
+    /// Memory for cached records or blocks.
     pub cache_bytes: usize,
+    /// Memory of a memtable; each engine may have two.
     pub memtable_bytes: usize,
     /// How long each load runs.
     pub duration: Duration,
@@ -29,15 +31,33 @@ pub enum Keys {
 /// A kind of load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Load {
-    /// Puts, each durable when it returns.
-    Put { writers: usize },
+    /// Every key once, each put durable when it returns.
+    Fill { clients: usize },
+    /// Overwrites, each durable when it returns.
+    Put { clients: usize },
+    /// Overwrites as above and gets, one half each, of any key.
+    Mixed { clients: usize },
     /// Gets.
-    Get { readers: usize, keys: Keys },
+    Get { clients: usize, keys: Keys },
 }
 
-/// The loads, in order. The first ones run on top of the filled store; the reads after a compaction.
-pub const PUTS: [Load; 2] = [Load::Put { writers: 1 }, Load::Put { writers: 64 }];
-pub const GETS: [Load; 5] = [
+/// What a client does next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    Put { key: Vec<u8>, value: Vec<u8> },
+    Get { key: Vec<u8>, is_there: bool },
+}
+
+/// What every engine goes through first, on one store.
+pub const WRITES: [Load; 4] = [
+    Load::Fill { clients: 64 },
+    Load::Put { clients: 1 },
+    Load::Put { clients: 64 },
+    Load::Mixed { clients: 64 },
+];
+
+/// What comes after a full compaction.
+pub const READS: [Load; 5] = [
     get(1, Keys::Hot),
     get(1, Keys::Uniform),
     get(64, Keys::Uniform),
@@ -45,47 +65,108 @@ pub const GETS: [Load; 5] = [
     get(64, Keys::Absent),
 ];
 
-const fn get(readers: usize, keys: Keys) -> Load {
-    Load::Get { readers, keys }
+const fn get(clients: usize, keys: Keys) -> Load {
+    Load::Get { clients, keys }
 }
 
 impl Load {
     pub fn name(self) -> String {
         match self {
-            Load::Put { writers } => format!("put, synced, {writers} writers"),
-            Load::Get { readers, keys } => {
+            Load::Fill { clients } => format!("fill, {clients} clients"),
+            Load::Put { clients } => format!("overwrite, {}", of(clients)),
+            Load::Mixed { clients } => format!("overwrite and get, {}", of(clients)),
+            Load::Get { clients, keys } => {
                 let keys = match keys {
-                    Keys::Uniform => "any",
-                    Keys::Hot => "hot",
-                    Keys::Absent => "absent",
+                    Keys::Uniform => "any key",
+                    Keys::Hot => "hot keys",
+                    Keys::Absent => "absent keys",
                 };
-                format!("get, {keys} keys, {readers} readers")
+                format!("get {keys}, {}", of(clients))
             }
         }
+    }
+
+    pub fn clients(self) -> usize {
+        match self {
+            Load::Fill { clients }
+            | Load::Put { clients }
+            | Load::Mixed { clients }
+            | Load::Get { clients, .. } => clients,
+        }
+    }
+
+    /// A client's next step. `filled` counts the keys that a fill has handed out.
+    pub fn next(
+        self,
+        settings: &Settings,
+        numbers: &mut Numbers,
+        filled: impl FnOnce() -> u32,
+    ) -> Option<Step> {
+        let is_put = match self {
+            Load::Fill { .. } => {
+                let number = filled();
+                return (number < settings.keys).then(|| Step::Put {
+                    key: key(number),
+                    value: numbers.value(settings),
+                });
+            }
+            Load::Put { .. } => true,
+            Load::Mixed { .. } => numbers.next() >> 63 == 0,
+            Load::Get { .. } => false,
+        };
+        let keys = match self {
+            Load::Get { keys, .. } => keys,
+            Load::Fill { .. } | Load::Put { .. } | Load::Mixed { .. } => Keys::Uniform,
+        };
+        let key = numbers.key(settings, keys);
+        Some(if is_put {
+            let value = numbers.value(settings);
+            Step::Put { key, value }
+        } else {
+            let is_there = keys != Keys::Absent;
+            Step::Get { key, is_there }
+        })
+    }
+}
+
+fn of(clients: usize) -> String {
+    match clients {
+        1 => "1 client".to_owned(),
+        _ => format!("{clients} clients"),
     }
 }
 
 /// Latencies of one load, in nanoseconds.
-pub fn histogram() -> Histogram<u64> {
-    Histogram::new(3).expect("three digits")
+#[derive(Clone)]
+pub struct Latencies {
+    pub puts: Histogram<u64>,
+    pub gets: Histogram<u64>,
 }
 
-pub fn record(latencies: &mut Histogram<u64>, took: Duration) {
-    let nanos = u64::try_from(took.as_nanos()).expect("a short time");
-    latencies.record(nanos).expect("a growing histogram");
-}
+impl Latencies {
+    pub fn new() -> Latencies {
+        let histogram = || Histogram::new(3).expect("three digits");
+        Latencies {
+            puts: histogram(),
+            gets: histogram(),
+        }
+    }
 
-pub fn print(engine: &str, load: &str, latencies: &Histogram<u64>, took: Duration) {
-    let micros = |nanos: u64| Duration::from_nanos(nanos).as_secs_f64() * 1e6;
-    let at = |quantile| micros(latencies.value_at_quantile(quantile));
-    println!(
-        "{engine:<10} {load:<28} {:>10.0} {:>10.1} {:>10.1} {:>10.1} {:>10.0}",
-        latencies.len() as f64 / took.as_secs_f64(),
-        at(0.5),
-        at(0.99),
-        at(0.999),
-        micros(latencies.max()),
-    );
+    pub fn record(&mut self, is_put: bool, took: Duration) {
+        let nanos = u64::try_from(took.as_nanos()).expect("a short time");
+        let histogram = if is_put {
+            &mut self.puts
+        } else {
+            &mut self.gets
+        };
+        histogram.record(nanos).expect("a growing histogram");
+    }
+
+    #[cfg(any(feature = "fjall", feature = "rocksdb"))]
+    pub fn add(&mut self, other: &Latencies) {
+        self.puts.add(&other.puts).expect("one shape");
+        self.gets.add(&other.gets).expect("one shape");
+    }
 }
 
 /// A stream of numbers that look random: xorshift64*.
@@ -110,7 +191,7 @@ impl Numbers {
     }
 
     /// A key of the load.
-    pub fn key(&mut self, settings: &Settings, keys: Keys) -> Vec<u8> {
+    fn key(&mut self, settings: &Settings, keys: Keys) -> Vec<u8> {
         match keys {
             Keys::Uniform => key(self.below(settings.keys)),
             Keys::Hot => key(self.below(1000)),
@@ -119,7 +200,7 @@ impl Numbers {
     }
 
     /// A value of which half compresses.
-    pub fn value(&mut self, settings: &Settings) -> Vec<u8> {
+    fn value(&mut self, settings: &Settings) -> Vec<u8> {
         let mut value = Vec::with_capacity(settings.value_bytes + 8);
         while value.len() < settings.value_bytes / 2 {
             value.extend_from_slice(&self.next().to_le_bytes());
@@ -130,6 +211,6 @@ impl Numbers {
 }
 
 /// The key of a number: 20 bytes.
-pub fn key(number: u32) -> Vec<u8> {
+fn key(number: u32) -> Vec<u8> {
     format!("user{number:016}").into_bytes()
 }
