@@ -110,7 +110,8 @@ def torc_load(base, seconds, *more):
     with tempfile.NamedTemporaryFile(suffix=".json") as out:
         sh(TARGET / "release" / "torc", "load", "--endpoint", f"http://127.0.0.1:{base + 80}",
            "--connections", CONNECTIONS, "--keys", KEYS, "--value-bytes", VALUE_BYTES,
-           "--duration", f"{seconds}s", "--json", out.name, *more, stdout=subprocess.DEVNULL,
+           "--model", "closed", "--warmup", "0s", "--duration", f"{seconds}s",
+           "--json", out.name, *more, stdout=subprocess.DEVNULL,
            stderr=subprocess.DEVNULL)
         return json.loads(pathlib.Path(out.name).read_text())
 

@@ -1,89 +1,145 @@
-//! One connection of the load generator: what was sent, what is outstanding, what came back.
+//! One connection of the load generator: what was queued, what is outstanding, what came back.
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
-use super::ledger::WriteTurn;
-use super::protocol::{Answer, Protocol, ProtocolError};
+use super::ledger::{Floor, WriteTurn};
+use super::protocol::{Answer, Asked, Protocol, ProtocolError, Request};
 use super::recorder::Operation;
-
-/// Bytes read at a time.
-const READ_BYTES: usize = 64 << 10;
-/// How long a server may take to accept.
-const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+use super::schedule::Due;
+use super::value::{self, Sequence};
+use super::world::Nanos;
 
 /// A request without an answer yet.
 pub struct Pending<'a> {
-    /// Read or write.
+    /// What it is.
     pub operation: Operation,
-    /// Index of the key.
-    pub key: u64,
-    /// When it was due.
-    pub intended: Instant,
+    /// Its turn in the schedule.
+    pub due: Due,
     /// When it was sent (its first part, when it has two).
-    pub sent: Instant,
-    /// For a read: the newest version acknowledged before it was sent.
-    pub floor: u64,
-    /// For a write: the right to it, and its sequence number.
-    pub write: Option<(WriteTurn<'a>, u64)>,
-    /// For a write whose context is being read.
-    pub reading_context: bool,
+    pub sent: Nanos,
+    /// Where it goes, for the report.
+    pub target: usize,
+    /// The keys that it reads or writes, each with what was acknowledged of it before.
+    pub keys: Keyed,
+    /// The change that it makes.
+    pub change: Option<Change<'a>>,
+    /// Whether the key is read first; the change follows.
+    pub reads_first: bool,
+    /// Keys wanted, for a scan.
+    pub limit: u32,
     id: u64,
 }
 
-/// What goes into a request.
-pub struct Order<'a> {
-    /// Read or write.
-    pub operation: Operation,
-    /// Index of the key.
-    pub key: u64,
-    /// When it was due.
-    pub intended: Instant,
-    /// See [`Pending::floor`].
-    pub floor: u64,
-    /// See [`Pending::write`].
-    pub write: Option<(WriteTurn<'a>, u64)>,
+/// The keys of a request.
+pub enum Keyed {
+    /// One, as nearly always.
+    One(u64, Floor),
+    /// Several.
+    Many(Vec<(u64, Floor)>),
 }
 
-/// An open connection.
+/// A change under way.
+pub struct Change<'a> {
+    /// The right to make it.
+    pub turn: WriteTurn<'a>,
+    /// What it will be known by.
+    pub sequence: Sequence,
+    /// Bytes of the new value; `None` deletes.
+    pub value_bytes: Option<usize>,
+    /// Seconds that the value lives.
+    pub ttl_seconds: Option<u32>,
+}
+
+impl<'a> Pending<'a> {
+    /// A request that is about to be sent.
+    pub fn new(operation: Operation, due: Due, sent: Nanos, keys: Keyed) -> Self {
+        Self {
+            operation,
+            due,
+            sent,
+            target: 0,
+            keys,
+            change: None,
+            reads_first: false,
+            limit: 0,
+            id: 0,
+        }
+    }
+
+    /// Its key, or the first of several.
+    pub fn key(&self) -> u64 {
+        match &self.keys {
+            Keyed::One(key, _) => *key,
+            Keyed::Many(keys) => keys.first().map_or(0, |(key, _)| *key),
+        }
+    }
+
+    fn asked(&self) -> Asked {
+        match (&self.change, &self.keys) {
+            (Some(change), _) if !self.reads_first => match change.value_bytes {
+                Some(_) => Asked::Write,
+                None => Asked::Delete,
+            },
+            _ if self.operation == Operation::Scan => Asked::Scan,
+            (_, Keyed::Many(keys)) => Asked::ReadMany(keys.len()),
+            (_, Keyed::One(..)) => Asked::Read,
+        }
+    }
+}
+
+/// Buffers that requests are put together in, one set a worker.
+#[derive(Default)]
+pub struct Scratch {
+    keys: Vec<Vec<u8>>,
+    value: Vec<u8>,
+}
+
+impl Scratch {
+    fn keys(&mut self, indices: impl Iterator<Item = u64>) -> usize {
+        let mut count = 0;
+        for index in indices {
+            if self.keys.len() == count {
+                self.keys.push(Vec::new());
+            }
+            write_key(&mut self.keys[count], index);
+            count += 1;
+        }
+        count
+    }
+}
+
+/// What a connection has queued and is waiting for.
 pub struct Connection<'a> {
-    /// The server.
-    pub address: SocketAddr,
-    stream: TcpStream,
-    input: BytesMut,
-    output: BytesMut,
+    /// Number of the server's address.
+    pub address: usize,
+    /// Bytes to be sent.
+    pub output: BytesMut,
+    /// Bytes that came.
+    pub input: BytesMut,
     pending: VecDeque<Pending<'a>>,
     next_id: u64,
     greeted: bool,
+    /// Where its last scan ended.
+    cursor: Option<Bytes>,
 }
 
 impl<'a> Connection<'a> {
-    /// Connects and sends the protocol's greeting.
-    pub fn open(address: SocketAddr, protocol: &Protocol) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, CONNECT_WITHIN)?;
-        stream.set_nodelay(true)?;
-        stream.set_nonblocking(true)?;
+    /// A connection with the protocol's greeting queued.
+    pub fn new(address: usize, protocol: &Protocol) -> Self {
         let mut output = BytesMut::new();
         protocol.greeting(&mut output);
         let greeted = output.is_empty();
-        Ok(Self {
+        Self {
             address,
-            stream,
-            input: BytesMut::with_capacity(READ_BYTES),
             output,
+            input: BytesMut::new(),
             pending: VecDeque::new(),
             next_id: 0,
             greeted,
-        })
-    }
-
-    /// The socket, to wait on.
-    pub fn stream(&self) -> &TcpStream {
-        &self.stream
+            cursor: None,
+        }
     }
 
     /// Requests without an answer.
@@ -92,102 +148,47 @@ impl<'a> Connection<'a> {
     }
 
     /// When the oldest request without an answer was sent.
-    pub fn oldest_sent(&self) -> Option<Instant> {
+    pub fn oldest_sent(&self) -> Option<Nanos> {
         self.pending.iter().map(|pending| pending.sent).min()
     }
 
-    /// Queues a request; [`Connection::flush`] sends it. A write without a context, in a protocol
-    /// that does not read for the writer, starts with a read.
-    pub fn submit(&mut self, protocol: &Protocol, order: Order<'a>, value: &mut [u8]) {
-        let context = order.write.as_ref().and_then(|(turn, _)| turn.context());
-        let reading_context =
-            order.write.is_some() && context.is_none() && protocol.writer_must_read();
-        let pending = Pending {
-            operation: order.operation,
-            key: order.key,
-            intended: order.intended,
-            sent: Instant::now(),
-            floor: order.floor,
-            write: order.write,
-            reading_context,
-            id: 0,
-        };
-        self.send(protocol, pending, context, value);
-    }
-
-    /// Sends the write itself, now that its context was read.
-    pub fn submit_write(
+    /// Queues a request. `context` is what the writer has seen.
+    pub fn submit(
         &mut self,
         protocol: &Protocol,
         mut pending: Pending<'a>,
-        context: Option<Bytes>,
-        value: &mut [u8],
-    ) {
-        pending.reading_context = false;
-        self.send(protocol, pending, context, value);
-    }
-
-    fn send(
-        &mut self,
-        protocol: &Protocol,
-        mut pending: Pending<'a>,
-        context: Option<Bytes>,
-        value: &mut [u8],
+        context: Option<&[u8]>,
+        scratch: &mut Scratch,
     ) {
         pending.id = self.next_id;
         self.next_id += 1;
-        let key = key_bytes(pending.key);
-        match &pending.write {
-            Some((_, sequence)) if !pending.reading_context => {
-                super::value::write(pending.key, *sequence, value);
-                protocol.write(
-                    &mut self.output,
-                    pending.id,
-                    &key,
+        let count = match &pending.keys {
+            Keyed::One(key, _) => scratch.keys(std::iter::once(*key)),
+            Keyed::Many(keys) => scratch.keys(keys.iter().map(|(key, _)| *key)),
+        };
+        let Scratch { keys, value } = scratch;
+        let key = &keys[0][..];
+        let request = match (&pending.change, pending.asked()) {
+            (Some(change), Asked::Write) => {
+                value.resize(change.value_bytes.unwrap_or(0), 0);
+                value::write(change.turn.key, change.sequence, value);
+                Request::Write {
+                    key,
                     value,
-                    context.as_deref(),
-                );
+                    context,
+                    ttl_seconds: change.ttl_seconds,
+                }
             }
-            _ => protocol.read(&mut self.output, pending.id, &key),
-        }
+            (Some(_), Asked::Delete) => Request::Delete { key, context },
+            (_, Asked::Scan) => Request::Scan {
+                cursor: self.cursor.as_deref(),
+                limit: pending.limit,
+            },
+            (_, Asked::ReadMany(_)) => Request::ReadMany(&keys[..count]),
+            _ => Request::Read(key),
+        };
+        protocol.request(&mut self.output, pending.id, &request);
         self.pending.push_back(pending);
-    }
-
-    /// Writes what is queued, as far as the socket takes it.
-    pub fn flush(&mut self) -> io::Result<()> {
-        while !self.output.is_empty() {
-            match self.stream.write(&self.output) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(sent) => bytes::Buf::advance(&mut self.output, sent),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether bytes wait for the socket to take them.
-    pub fn wants_to_write(&self) -> bool {
-        !self.output.is_empty()
-    }
-
-    /// Reads what has come, until the socket has no more for now. An error when it is closed.
-    pub fn fill(&mut self) -> io::Result<()> {
-        loop {
-            let before = self.input.len();
-            self.input.resize(before + READ_BYTES, 0);
-            let result = self.stream.read(&mut self.input[before..]);
-            self.input.truncate(before + *result.as_ref().unwrap_or(&0));
-            match result {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) if count < READ_BYTES => return Ok(()),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
     }
 
     /// The next answer among the received bytes, with its request.
@@ -197,11 +198,14 @@ impl<'a> Connection<'a> {
     ) -> Result<Option<(Pending<'a>, Answer)>, ProtocolError> {
         if !self.greeted {
             self.greeted = protocol.greeted(&mut self.input)?;
-            if !self.greeted {
-                return Ok(None);
-            }
         }
-        let Some((id, answer)) = protocol.answer(&mut self.input)? else {
+        if !self.greeted || self.input.is_empty() {
+            return Ok(None);
+        }
+        let Some(oldest) = self.pending.front() else {
+            return Err(ProtocolError("an answer without a request".into()));
+        };
+        let Some((id, answer)) = protocol.answer(&mut self.input, oldest.asked())? else {
             return Ok(None);
         };
         let position = match id {
@@ -210,22 +214,50 @@ impl<'a> Connection<'a> {
                 .pending
                 .iter()
                 .position(|pending| pending.id == id)
-                .ok_or_else(|| ProtocolError(format!("answer to an unknown request {id}")))?,
+                .ok_or_else(|| ProtocolError(format!("an answer to an unknown request {id}")))?,
         };
         let pending = self
             .pending
             .remove(position)
             .ok_or_else(|| ProtocolError("an answer without a request".into()))?;
+        if let Answer::Page { cursor, .. } = &answer {
+            self.cursor.clone_from(cursor);
+        }
         Ok(Some((pending, answer)))
     }
 
-    /// Closes it and gives back what will never be answered.
+    /// Gives back what will never be answered.
     pub fn abandon(self) -> VecDeque<Pending<'a>> {
         self.pending
     }
 }
 
-/// The key with this index.
-pub fn key_bytes(index: u64) -> Vec<u8> {
-    format!("key{index:012}").into_bytes()
+/// Digits of a key's number.
+const KEY_DIGITS: usize = 12;
+
+/// The key with this index: `key` and twelve digits.
+pub fn write_key(out: &mut Vec<u8>, index: u64) {
+    let mut digits = itoa::Buffer::new();
+    let digits = digits.format(index).as_bytes();
+    out.clear();
+    out.extend_from_slice(b"key");
+    out.extend(std::iter::repeat_n(
+        b'0',
+        KEY_DIGITS.saturating_sub(digits.len()),
+    ));
+    out.extend_from_slice(digits);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_sort_as_their_numbers_do() {
+        let mut key = Vec::new();
+        write_key(&mut key, 7);
+        assert_eq!(key, b"key000000000007");
+        write_key(&mut key, 123_456_789_012);
+        assert_eq!(key, b"key123456789012");
+    }
 }

@@ -1,11 +1,24 @@
-//! Which key comes next.
+//! Which key comes next: the distributions of YCSB, exactly, and a moving hot set.
+
+mod zipf;
+
+use std::str::FromStr;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::RngCore;
 
+use super::world::Nanos;
+pub use zipf::Zipf;
+
+/// Exponent of YCSB's zipfian distributions.
+pub const YCSB_EXPONENT: f64 = 0.99;
+/// Items over which YCSB's scrambled zipfian draws before it hashes.
+const SCRAMBLED_ITEMS: u64 = 10_000_000_000;
+/// Nanoseconds in a minute.
+const MINUTE_NS: f64 = 60e9;
+
 /// A uniform number in `[0, 1)` with 53 random bits.
 pub fn unit(rng: &mut Xoshiro256PlusPlus) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "53 bits fit a double exactly")]
     let bits = (rng.next_u64() >> 11) as f64;
     bits / 9_007_199_254_740_992.0
 }
@@ -16,27 +29,255 @@ pub fn below(rng: &mut Xoshiro256PlusPlus, bound: u64) -> u64 {
     u64::try_from(wide >> 64).expect("the high half of a product fits 64 bits")
 }
 
-/// How keys are chosen among `0..count`.
-#[derive(Clone, Debug)]
-pub enum Keys {
+/// A distribution over keys, as on the command line.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Distribution {
     /// Each key equally often.
-    Uniform {
-        /// Number of keys.
-        count: u64,
+    Uniform,
+    /// Each key in turn.
+    Sequential,
+    /// Key of rank r in proportion to 1/r^exponent, ranks scattered by a bijection.
+    Zipf {
+        /// Above 0.
+        exponent: f64,
     },
-    /// Key of rank r in proportion to 1/r^exponent; ranks are scattered over the key space, so that
-    /// hot keys are not neighbours.
-    Zipf(Zipf),
+    /// YCSB's scrambled zipfian: ranks of ten thousand million items, hashed onto the keys.
+    Scrambled,
+    /// Zipf counted from the newest key backwards.
+    Latest {
+        /// Above 0.
+        exponent: f64,
+    },
+    /// A share of the keys gets a share of the operations; uniform within either part.
+    Hotspot {
+        /// Share of the keys that are hot, 0 to 1.
+        keys: f64,
+        /// Share of the operations that go to them, 0 to 1.
+        operations: f64,
+    },
+    /// Exponential distance from the newest key: so many percent within a fraction of all.
+    Exponential {
+        /// Percent of operations, 0 to 100.
+        percent: f64,
+        /// Fraction of the keys that they fall into, 0 to 1.
+        fraction: f64,
+    },
+}
+
+impl FromStr for Distribution {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.split(':');
+        let name = parts.next().unwrap_or("");
+        let numbers: Vec<f64> = parts
+            .map(|part| part.parse().map_err(|_| format!("{part} is not a number")))
+            .collect::<Result<_, _>>()?;
+        let share = |value: f64| (0.0..=1.0).contains(&value);
+        let exponent = |value: f64| value.is_finite() && value > 0.0 && value <= 100.0;
+        let distribution = match (name, &numbers[..]) {
+            ("uniform", []) => Distribution::Uniform,
+            ("sequential", []) => Distribution::Sequential,
+            ("scrambled", []) => Distribution::Scrambled,
+            ("zipf", []) => Distribution::Zipf {
+                exponent: YCSB_EXPONENT,
+            },
+            ("zipf", [value]) if exponent(*value) => Distribution::Zipf { exponent: *value },
+            ("latest", []) => Distribution::Latest {
+                exponent: YCSB_EXPONENT,
+            },
+            ("latest", [value]) if exponent(*value) => Distribution::Latest { exponent: *value },
+            ("hotspot", []) => Distribution::Hotspot {
+                keys: 0.2,
+                operations: 0.8,
+            },
+            ("hotspot", [keys, operations]) if share(*keys) && share(*operations) => {
+                Distribution::Hotspot {
+                    keys: *keys,
+                    operations: *operations,
+                }
+            }
+            // YCSB's defaults: 95 % within 0.8571428571 of the keys.
+            ("exponential", []) => Distribution::Exponential {
+                percent: 95.0,
+                fraction: 6.0 / 7.0,
+            },
+            ("exponential", [percent, fraction])
+                if share(*percent / 100.0) && *percent < 100.0 && *fraction > 0.0 =>
+            {
+                Distribution::Exponential {
+                    percent: *percent,
+                    fraction: *fraction,
+                }
+            }
+            _ => {
+                return Err("expected uniform, sequential, zipf[:EXPONENT], scrambled, \
+                            latest[:EXPONENT], hotspot[:KEYS:OPERATIONS] or \
+                            exponential[:PERCENT:FRACTION]"
+                    .into());
+            }
+        };
+        Ok(distribution)
+    }
+}
+
+impl std::fmt::Display for Distribution {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Distribution::Uniform => write!(f, "uniform"),
+            Distribution::Sequential => write!(f, "sequential"),
+            Distribution::Scrambled => write!(f, "scrambled"),
+            Distribution::Zipf { exponent } => write!(f, "zipf:{exponent}"),
+            Distribution::Latest { exponent } => write!(f, "latest:{exponent}"),
+            Distribution::Hotspot { keys, operations } => write!(f, "hotspot:{keys}:{operations}"),
+            Distribution::Exponential { percent, fraction } => {
+                write!(f, "exponential:{percent}:{fraction:.4}")
+            }
+        }
+    }
+}
+
+/// Chooses keys; each worker has its own.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    distribution: Distribution,
+    /// Keys at the start; hot keys are scattered over these.
+    base: u64,
+    /// Share of the ranks that get another key each minute.
+    churn_per_minute: f64,
+    zipf: Option<Zipf>,
+    turn: u64,
+    step: u64,
 }
 
 impl Keys {
-    /// The next key's index, below the number of keys.
-    pub fn next(&self, rng: &mut Xoshiro256PlusPlus) -> u64 {
-        match self {
-            Keys::Uniform { count } => below(rng, *count),
-            Keys::Zipf(zipf) => scatter(zipf.rank(rng) - 1, zipf.count),
+    /// A chooser over `base` keys at first. Sequential choosers start at `turn` and go by `step`.
+    ///
+    /// # Panics
+    /// When there is no key.
+    pub fn new(
+        distribution: Distribution,
+        base: u64,
+        churn_per_minute: f64,
+        turn: u64,
+        step: u64,
+    ) -> Self {
+        assert!(base > 0, "a distribution needs keys");
+        let zipf = match distribution {
+            Distribution::Zipf { exponent } | Distribution::Latest { exponent } => {
+                Some(Zipf::new(base, exponent))
+            }
+            Distribution::Scrambled => Some(Zipf::new(SCRAMBLED_ITEMS, YCSB_EXPONENT)),
+            _ => None,
+        };
+        Self {
+            distribution,
+            base,
+            churn_per_minute,
+            zipf,
+            turn,
+            step,
         }
     }
+
+    /// The next key's index, below `count`, the number of keys at `now`.
+    pub fn next(&mut self, rng: &mut Xoshiro256PlusPlus, count: u64, now: Nanos) -> u64 {
+        match self.distribution {
+            Distribution::Uniform => below(rng, count),
+            Distribution::Sequential => {
+                let key = self.turn % count;
+                self.turn += self.step;
+                key
+            }
+            Distribution::Zipf { .. } => {
+                let rank = self.rank(rng) - 1;
+                self.place(rank, now)
+            }
+            Distribution::Scrambled => fnv64(self.rank(rng) - 1) % self.base,
+            Distribution::Latest { exponent } => {
+                if self.zipf.as_ref().is_none_or(|zipf| zipf.count() != count) {
+                    self.zipf = Some(Zipf::new(count, exponent));
+                }
+                count - self.rank(rng)
+            }
+            Distribution::Hotspot { keys, operations } => {
+                let hot = share_of(self.base, keys);
+                let rank = if unit(rng) < operations || hot == self.base {
+                    below(rng, hot)
+                } else {
+                    hot + below(rng, self.base - hot)
+                };
+                self.place(rank, now)
+            }
+            Distribution::Exponential { percent, fraction } => {
+                let range = count as f64 * fraction;
+                let gamma = -(1.0 - percent / 100.0).ln() / range;
+                loop {
+                    let back = whole(-(1.0 - unit(rng)).ln() / gamma);
+                    if back < count {
+                        return count - 1 - back;
+                    }
+                }
+            }
+        }
+    }
+
+    fn rank(&self, rng: &mut Xoshiro256PlusPlus) -> u64 {
+        self.zipf.as_ref().map_or(1, |zipf| zipf.rank(rng))
+    }
+
+    /// The key that holds `rank` now. With churn each rank changes its key at its own moments.
+    fn place(&self, rank: u64, now: Nanos) -> u64 {
+        let home = scatter(rank, self.base);
+        if self.churn_per_minute <= 0.0 {
+            return home;
+        }
+        let phase = fraction_of(mixed(rank));
+        let minutes = now as f64 / MINUTE_NS;
+        match whole(minutes * self.churn_per_minute + phase) {
+            0 => home,
+            epoch => mixed(rank ^ mixed(epoch)) % self.base,
+        }
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "not negative, and the cast saturates"
+)]
+fn whole(value: f64) -> u64 {
+    value as u64
+}
+
+/// So much of `count`, at least one.
+fn share_of(count: u64, share: f64) -> u64 {
+    let part = count as f64 * share;
+    whole(part).clamp(1, count)
+}
+
+fn fraction_of(bits: u64) -> f64 {
+    let top = (bits >> 11) as f64;
+    top / 9_007_199_254_740_992.0
+}
+
+/// Mixes all bits (the finaliser of splitmix64).
+fn mixed(value: u64) -> u64 {
+    let mut word = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ (word >> 31)
+}
+
+/// FNV-1a over the eight bytes, lowest first, as YCSB hashes its keys; without the sign.
+fn fnv64(value: u64) -> u64 {
+    let hash = value
+        .to_le_bytes()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(1_099_511_628_211)
+        });
+    hash.cast_signed().unsigned_abs()
 }
 
 /// Spreads ranks over `0..count` with a bijection (a cycle-walking Feistel network), so every
@@ -62,146 +303,5 @@ fn scatter(rank: u64, count: u64) -> u64 {
     }
 }
 
-/// Zipf's law over ranks `1..=count` for any positive exponent, by rejection-inversion
-/// (Hörmann and Derflinger 1996): constant time, no table, exact.
-#[derive(Clone, Debug)]
-pub struct Zipf {
-    count: u64,
-    exponent: f64,
-    integral_first: f64,
-    integral_last: f64,
-    squeeze: f64,
-}
-
-impl Zipf {
-    /// A distribution over `count` keys. `exponent` is above 0; YCSB's is 0.99.
-    ///
-    /// # Panics
-    /// When there is no key or the exponent is not above zero.
-    pub fn new(count: u64, exponent: f64) -> Self {
-        assert!(
-            count > 0 && exponent > 0.0,
-            "zipf needs keys and a positive exponent"
-        );
-        let mut zipf = Self {
-            count,
-            exponent,
-            integral_first: 0.0,
-            integral_last: 0.0,
-            squeeze: 0.0,
-        };
-        zipf.integral_first = zipf.integral(1.5) - 1.0;
-        #[expect(clippy::cast_precision_loss, reason = "key counts are far below 2^53")]
-        let last = count as f64 + 0.5;
-        zipf.integral_last = zipf.integral(last);
-        zipf.squeeze = 2.0 - zipf.inverse(zipf.integral(2.5) - zipf.height(2.0));
-        zipf
-    }
-
-    /// A rank from 1 (the most frequent) to the number of keys.
-    pub fn rank(&self, rng: &mut Xoshiro256PlusPlus) -> u64 {
-        loop {
-            let area = self.integral_last + unit(rng) * (self.integral_first - self.integral_last);
-            let x = self.inverse(area);
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "x lies in 1..=count+0.5 by construction; the cast saturates"
-            )]
-            let rank = ((x + 0.5) as u64).clamp(1, self.count);
-            #[expect(clippy::cast_precision_loss, reason = "ranks are far below 2^53")]
-            let centre = rank as f64;
-            if centre - x <= self.squeeze
-                || area >= self.integral(centre + 0.5) - self.height(centre)
-            {
-                return rank;
-            }
-        }
-    }
-
-    /// Antiderivative of `height`.
-    fn integral(&self, x: f64) -> f64 {
-        let log = x.ln();
-        exp_minus_one_over((1.0 - self.exponent) * log) * log
-    }
-
-    fn height(&self, x: f64) -> f64 {
-        (-self.exponent * x.ln()).exp()
-    }
-
-    fn inverse(&self, area: f64) -> f64 {
-        let t = (area * (1.0 - self.exponent)).max(-1.0);
-        (log_one_plus_over(t) * area).exp()
-    }
-}
-
-/// `(e^x - 1) / x`, also near zero.
-fn exp_minus_one_over(x: f64) -> f64 {
-    if x.abs() > 1e-8 {
-        x.exp_m1() / x
-    } else {
-        1.0 + x * 0.5 * (1.0 + x / 3.0)
-    }
-}
-
-/// `ln(1 + x) / x`, also near zero.
-fn log_one_plus_over(x: f64) -> f64 {
-    if x.abs() > 1e-8 {
-        x.ln_1p() / x
-    } else {
-        1.0 - x * (0.5 - x / 3.0)
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use rand_xoshiro::rand_core::SeedableRng;
-
-    #[test]
-    fn scattering_is_a_bijection() {
-        for count in [1u64, 2, 3, 17, 1000, 4097] {
-            let mut seen: Vec<u64> = (0..count).map(|rank| scatter(rank, count)).collect();
-            seen.sort_unstable();
-            assert_eq!(seen, (0..count).collect::<Vec<_>>());
-        }
-    }
-
-    #[test]
-    fn zipf_ranks_follow_the_law() {
-        let mut rng = Xoshiro256PlusPlus::seed_from_u64(1);
-        for exponent in [0.5, 0.99, 1.0, 1.4] {
-            let zipf = Zipf::new(1000, exponent);
-            let draws = 200_000u32;
-            let mut counts = vec![0u32; 1000];
-            for _ in 0..draws {
-                counts[usize::try_from(zipf.rank(&mut rng)).unwrap() - 1] += 1;
-            }
-            let weight = |rank: u32| f64::from(rank).powf(-exponent);
-            let total: f64 = (1..=1000).map(weight).sum();
-            for rank in [1u32, 2, 3, 10, 100] {
-                let expected = f64::from(draws) * weight(rank) / total;
-                let found = f64::from(counts[rank as usize - 1]);
-                let sigma = expected.sqrt();
-                assert!(
-                    (found - expected).abs() < 5.0 * sigma,
-                    "exponent {exponent}, rank {rank}: {found} instead of {expected}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn uniform_keys_reach_both_ends() {
-        let mut rng = Xoshiro256PlusPlus::seed_from_u64(1);
-        let keys = Keys::Uniform { count: 10 };
-        let mut counts = [0u32; 10];
-        for _ in 0..10_000 {
-            counts[usize::try_from(keys.next(&mut rng)).unwrap()] += 1;
-        }
-        assert!(
-            counts.iter().all(|count| (800..1200).contains(count)),
-            "{counts:?}"
-        );
-    }
-}
+mod tests;

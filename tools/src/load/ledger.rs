@@ -2,25 +2,54 @@
 //!
 //! One key has at most one write under way, so the order of its versions is known and a read can
 //! be judged: it must return the newest version that was acknowledged before the read was sent, or
-//! a newer one. Shared by all workers of a run.
+//! a newer one. Shared by all workers of a run. Memory is taken for keys that are touched.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use bytes::Bytes;
 
+use super::value::Sequence;
+
+/// Keys whose state is allocated together.
+const CHUNK_KEYS: u64 = 4096;
+/// Keys that can be inserted beyond those at the start.
+const INSERTS_MAX: u64 = 256 << 20;
+
 /// The state of all keys of a run.
 pub struct Ledger {
-    keys: Vec<KeyState>,
+    chunks: Vec<OnceLock<Box<[KeyState]>>>,
+    /// Keys at the start.
+    base: u64,
+    /// Keys by now: those below exist or are being inserted.
+    count: AtomicU64,
+    /// Inserts under way.
+    inserting: AtomicU64,
+    /// Of every `parts` keys, this run writes the one with remainder `part`: several machines
+    /// share the keys.
+    part: u64,
+    parts: u64,
 }
 
 #[derive(Default)]
 struct KeyState {
-    /// Sequence number of the newest acknowledged write; 0 before the first.
+    /// Sequence of the newest acknowledged change, shifted by one; the lowest bit is set when it
+    /// was a deletion. 0 before the first.
     acknowledged: AtomicU64,
     writing: AtomicBool,
+    /// Whether a deletion failed with an open outcome, so that the key may be gone.
+    may_be_deleted: AtomicBool,
     /// The version that the last acknowledged write returned, for the next write's context.
     context: Mutex<Option<Bytes>>,
+}
+
+/// The newest acknowledged change of a key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Floor {
+    /// Its sequence; 0 when nothing was acknowledged.
+    pub sequence: Sequence,
+    /// Whether it deleted the key, or a deletion may have.
+    pub deleted: bool,
 }
 
 /// The right to write one key, until it is finished.
@@ -28,33 +57,91 @@ pub struct WriteTurn<'a> {
     ledger: &'a Ledger,
     /// Index of the key.
     pub key: u64,
+    inserts: bool,
 }
 
 impl Ledger {
-    /// A ledger for `count` keys of which nothing is known.
-    pub fn new(count: u64) -> Self {
+    /// A ledger for `base` keys of which nothing is known; see [`Ledger`] for the parts.
+    ///
+    /// # Panics
+    /// When there is no key, or `part` is not below `parts`.
+    pub fn new(base: u64, part: u64, parts: u64) -> Self {
+        assert!(
+            base > 0 && part < parts,
+            "keys are needed, and a part of them"
+        );
+        let chunks = (base + INSERTS_MAX).div_ceil(CHUNK_KEYS);
         Self {
-            keys: (0..count).map(|_| KeyState::default()).collect(),
+            chunks: (0..chunks).map(|_| OnceLock::new()).collect(),
+            base,
+            count: AtomicU64::new(base),
+            inserting: AtomicU64::new(0),
+            part,
+            parts,
         }
     }
 
-    /// The newest sequence number known to be acknowledged; 0 when there is none.
-    pub fn acknowledged(&self, key: u64) -> u64 {
-        self.state(key).acknowledged.load(Ordering::Acquire)
+    /// Keys that exist: those at the start, and all inserts but those under way.
+    pub fn settled(&self) -> u64 {
+        let inserting = self.inserting.load(Ordering::Relaxed);
+        let count = self.count.load(Ordering::Relaxed);
+        count.saturating_sub(inserting * self.parts).max(self.base)
     }
 
-    /// Takes the turn to write `key`, or the next key upwards that nobody is writing. `None` when
-    /// every key is being written.
+    /// The newest change known to be acknowledged.
+    pub fn floor(&self, key: u64) -> Floor {
+        let state = self.state(key);
+        let word = state.acknowledged.load(Ordering::Acquire);
+        Floor {
+            sequence: Sequence(word >> 1),
+            deleted: word & 1 == 1 || state.may_be_deleted.load(Ordering::Acquire),
+        }
+    }
+
+    /// Takes the turn to write `key`, or the next key upwards that this run writes and nobody is
+    /// writing. `None` when every key is being written.
     pub fn write_turn(&self, key: u64) -> Option<WriteTurn<'_>> {
-        let count = u64::try_from(self.keys.len()).expect("a length fits 64 bits");
-        (0..count).map(|step| (key + step) % count).find_map(|key| {
-            let free = !self.state(key).writing.swap(true, Ordering::AcqRel);
-            free.then(|| WriteTurn { ledger: self, key })
+        let count = self.settled();
+        (0..count)
+            .map(|step| (key + step) % count)
+            .filter(|key| key % self.parts == self.part)
+            .find_map(|key| {
+                let free = !self.state(key).writing.swap(true, Ordering::AcqRel);
+                free.then(|| WriteTurn {
+                    ledger: self,
+                    key,
+                    inserts: false,
+                })
+            })
+    }
+
+    /// Takes the turn to write a key that does not exist yet. `None` when there is no more room.
+    pub fn insert_turn(&self) -> Option<WriteTurn<'_>> {
+        let room = self.base + INSERTS_MAX - self.parts;
+        self.inserting.fetch_add(1, Ordering::Relaxed);
+        let taken = self
+            .count
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+                (count < room).then_some(count + self.parts)
+            });
+        let Ok(count) = taken else {
+            self.inserting.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        };
+        let key = count - count % self.parts + self.part;
+        self.state(key).writing.store(true, Ordering::Release);
+        Some(WriteTurn {
+            ledger: self,
+            key,
+            inserts: true,
         })
     }
 
     fn state(&self, key: u64) -> &KeyState {
-        &self.keys[usize::try_from(key).expect("a key index fits the address space")]
+        let chunk = usize::try_from(key / CHUNK_KEYS).expect("a chunk fits the address space");
+        let states = self.chunks[chunk]
+            .get_or_init(|| (0..CHUNK_KEYS).map(|_| KeyState::default()).collect());
+        &states[usize::try_from(key % CHUNK_KEYS).expect("below the size of a chunk")]
     }
 }
 
@@ -64,17 +151,29 @@ impl WriteTurn<'_> {
         self.context_slot().clone()
     }
 
-    /// The write with `sequence` was acknowledged and answered `version`.
-    pub fn acknowledged(self, sequence: u64, version: Option<Bytes>) {
-        *self.context_slot() = version;
+    /// The sequence of the change that comes after the newest acknowledged one, now.
+    pub fn next_sequence(&self, now_us: u64) -> Sequence {
+        self.ledger.floor(self.key).sequence.next(now_us)
+    }
+
+    /// The change with `sequence` was acknowledged and answered `version`.
+    pub fn acknowledged(self, sequence: Sequence, deleted: bool, version: Option<Bytes>) {
+        if let Some(version) = version {
+            *self.context_slot() = Some(version);
+        }
         let state = self.ledger.state(self.key);
-        state.acknowledged.fetch_max(sequence, Ordering::AcqRel);
+        let word = (sequence.0 << 1) | u64::from(deleted);
+        state.acknowledged.fetch_max(word, Ordering::AcqRel);
     }
 
     /// The write failed or is in doubt: what the key's context is now is unknown, so the next
-    /// writer must ask.
-    pub fn failed(self) {
+    /// writer must ask. `may_delete` when it was a deletion that may have been done.
+    pub fn failed(self, may_delete: bool) {
         *self.context_slot() = None;
+        if may_delete {
+            let state = self.ledger.state(self.key);
+            state.may_be_deleted.store(true, Ordering::Release);
+        }
     }
 
     fn context_slot(&self) -> std::sync::MutexGuard<'_, Option<Bytes>> {
@@ -88,10 +187,11 @@ impl WriteTurn<'_> {
 
 impl Drop for WriteTurn<'_> {
     fn drop(&mut self) {
-        self.ledger
-            .state(self.key)
-            .writing
-            .store(false, Ordering::Release);
+        let state = self.ledger.state(self.key);
+        state.writing.store(false, Ordering::Release);
+        if self.inserts {
+            self.ledger.inserting.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -101,7 +201,7 @@ mod tests {
 
     #[test]
     fn one_key_has_one_writer() {
-        let ledger = Ledger::new(3);
+        let ledger = Ledger::new(3, 0, 1);
         let first = ledger.write_turn(1).unwrap();
         let second = ledger.write_turn(1).unwrap();
         assert_eq!((first.key, second.key), (1, 2));
@@ -114,16 +214,45 @@ mod tests {
 
     #[test]
     fn an_acknowledged_write_is_remembered_with_its_version() {
-        let ledger = Ledger::new(1);
-        ledger
-            .write_turn(0)
-            .unwrap()
-            .acknowledged(5, Some(Bytes::from_static(b"v5")));
-        assert_eq!(ledger.acknowledged(0), 5);
+        let ledger = Ledger::new(1, 0, 1);
+        let turn = ledger.write_turn(0).unwrap();
+        let sequence = turn.next_sequence(5);
+        turn.acknowledged(sequence, false, Some(Bytes::from_static(b"v5")));
+        assert_eq!(ledger.floor(0).sequence, sequence);
         let turn = ledger.write_turn(0).unwrap();
         assert_eq!(turn.context().as_deref(), Some(&b"v5"[..]));
-        turn.failed();
-        assert_eq!(ledger.acknowledged(0), 5, "a failure takes nothing back");
-        assert!(ledger.write_turn(0).unwrap().context().is_none());
+        turn.failed(false);
+        let floor = ledger.floor(0);
+        assert_eq!(floor.sequence, sequence, "a failure takes nothing back");
+        let turn = ledger.write_turn(0).unwrap();
+        assert!(turn.context().is_none());
+        let next = turn.next_sequence(5);
+        assert!(
+            next > sequence,
+            "the clock stood still, the sequence did not"
+        );
+        turn.acknowledged(next, true, None);
+        assert!(ledger.floor(0).deleted);
+    }
+
+    #[test]
+    fn inserted_keys_exist_once_they_are_acknowledged() {
+        let ledger = Ledger::new(10, 0, 1);
+        let turn = ledger.insert_turn().unwrap();
+        assert_eq!((turn.key, ledger.settled()), (10, 10));
+        let sequence = turn.next_sequence(1);
+        turn.acknowledged(sequence, false, None);
+        assert_eq!(ledger.settled(), 11);
+    }
+
+    #[test]
+    fn machines_write_different_keys() {
+        let ledgers = [Ledger::new(10, 0, 2), Ledger::new(10, 1, 2)];
+        let mut keys = Vec::new();
+        for ledger in &ledgers {
+            keys.push(ledger.write_turn(4).unwrap().key);
+            keys.push(ledger.insert_turn().unwrap().key);
+        }
+        assert_eq!(keys, [4, 10, 5, 11]);
     }
 }

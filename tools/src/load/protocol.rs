@@ -2,10 +2,14 @@
 //! first answer in received bytes.
 
 mod binary;
+mod etcd;
 mod http;
+mod memcached;
 mod resp;
 
 use bytes::{Bytes, BytesMut};
+
+use super::recorder::Operation;
 
 /// A protocol together with the settings that go into each request.
 #[derive(Clone, Debug)]
@@ -16,6 +20,10 @@ pub enum Protocol {
     Resp(resp::Resp),
     /// Torc's binary protocol.
     Binary(binary::Binary),
+    /// memcached's meta commands.
+    Memcached(memcached::Memcached),
+    /// etcd v3 over its HTTP gateway.
+    Etcd(etcd::Etcd),
 }
 
 /// What goes into every request.
@@ -31,14 +39,70 @@ pub struct Levels {
     pub timeout_ms: u32,
 }
 
+/// A request.
+#[derive(Clone, Copy, Debug)]
+pub enum Request<'a> {
+    /// Reads one key.
+    Read(&'a [u8]),
+    /// Reads several keys at once.
+    ReadMany(&'a [Vec<u8>]),
+    /// Writes one key.
+    Write {
+        /// The key.
+        key: &'a [u8],
+        /// The value.
+        value: &'a [u8],
+        /// What the writer has seen; `None` asks the server to read first.
+        context: Option<&'a [u8]>,
+        /// Seconds that it lives.
+        ttl_seconds: Option<u32>,
+    },
+    /// Deletes one key.
+    Delete {
+        /// The key.
+        key: &'a [u8],
+        /// What the writer has seen.
+        context: Option<&'a [u8]>,
+    },
+    /// Reads one page of keys.
+    Scan {
+        /// Where the page before ended.
+        cursor: Option<&'a [u8]>,
+        /// Keys wanted.
+        limit: u32,
+    },
+}
+
+/// What the oldest request without an answer asked for; answers in order are read by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// One key.
+    Read,
+    /// So many keys.
+    ReadMany(usize),
+    /// A write.
+    Write,
+    /// A deletion.
+    Delete,
+    /// A page.
+    Scan,
+}
+
 /// What the server said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// A read found these values; more than one when they are concurrent.
-    Values {
+    /// A read found this value.
+    Value {
+        /// The value.
+        value: Bytes,
+        /// Its version, where the protocol tells it.
+        version: Option<Bytes>,
+    },
+    /// A read found concurrent values.
+    Siblings {
         /// The values.
         values: Vec<Bytes>,
-        /// Their version, where the protocol tells it.
+        /// The version that covers them all.
         version: Option<Bytes>,
     },
     /// A read found nothing.
@@ -46,8 +110,17 @@ pub enum Answer {
         /// The version of what was deleted, where the protocol tells it.
         version: Option<Bytes>,
     },
-    /// A write is done; its version, where the protocol tells it.
+    /// A write or deletion is done; its version, where the protocol tells it.
     Written(Option<Bytes>),
+    /// One answer for each key of a read of several.
+    Many(Vec<Answer>),
+    /// A page.
+    Page {
+        /// Keys on it.
+        keys: usize,
+        /// Where the next one starts; `None` after the last.
+        cursor: Option<Bytes>,
+    },
     /// Nothing happened; in the server's words.
     Refused(String),
     /// The outcome is unknown; in the server's words.
@@ -66,10 +139,12 @@ impl Protocol {
             ProtocolName::Http => Protocol::Http(http::Http::new(&levels)),
             ProtocolName::Resp => Protocol::Resp(resp::Resp),
             ProtocolName::Binary => Protocol::Binary(binary::Binary::new(levels)?),
+            ProtocolName::Memcached => Protocol::Memcached(memcached::Memcached),
+            ProtocolName::Etcd => Protocol::Etcd(etcd::Etcd::new(levels.r.as_deref())),
         })
     }
 
-    /// Whether the server speaks first or expects a greeting: the bytes that open a connection.
+    /// The bytes that open a connection.
     pub fn greeting(&self, out: &mut BytesMut) {
         if let Protocol::Binary(binary) = self {
             binary.greeting(out);
@@ -80,33 +155,28 @@ impl Protocol {
     pub fn greeted(&self, input: &mut BytesMut) -> Result<bool, ProtocolError> {
         match self {
             Protocol::Binary(binary) => binary.greeted(input),
-            Protocol::Http(_) | Protocol::Resp(_) => Ok(true),
+            _ => Ok(true),
         }
     }
 
-    /// Appends a read of `key`. `id` comes back with the answer where the protocol has ids.
-    pub fn read(&self, out: &mut BytesMut, id: u64, key: &[u8]) {
+    /// Whether this operation can be asked for.
+    pub fn supports(&self, operation: Operation) -> bool {
         match self {
-            Protocol::Http(http) => http.read(out, key),
-            Protocol::Resp(resp) => resp.read(out, key),
-            Protocol::Binary(binary) => binary.read(out, id, key),
+            Protocol::Binary(_) | Protocol::Resp(_) => true,
+            Protocol::Http(_) => operation != Operation::Batch,
+            Protocol::Memcached(_) => operation != Operation::Scan,
+            Protocol::Etcd(_) => !matches!(operation, Operation::Batch | Operation::Scan),
         }
     }
 
-    /// Appends a write. `context` is what the writer has seen; `None` asks the server to read
-    /// first.
-    pub fn write(
-        &self,
-        out: &mut BytesMut,
-        id: u64,
-        key: &[u8],
-        value: &[u8],
-        context: Option<&[u8]>,
-    ) {
+    /// Appends a request. `id` comes back with the answer where the protocol has ids.
+    pub fn request(&self, out: &mut BytesMut, id: u64, request: &Request<'_>) {
         match self {
-            Protocol::Http(http) => http.write(out, key, value, context),
-            Protocol::Resp(resp) => resp.write(out, key, value),
-            Protocol::Binary(binary) => binary.write(out, id, key, value, context),
+            Protocol::Http(http) => http.request(out, request),
+            Protocol::Resp(resp) => resp.request(out, request),
+            Protocol::Binary(binary) => binary.request(out, id, request),
+            Protocol::Memcached(memcached) => memcached.request(out, request),
+            Protocol::Etcd(etcd) => etcd.request(out, request),
         }
     }
 
@@ -117,16 +187,21 @@ impl Protocol {
     }
 
     /// Takes one answer off the front of `input`; `None` when more bytes are needed. The id is
-    /// that of the request, or `None` where answers come in the order of the requests.
+    /// that of the request, or `None` where answers come in the order of the requests, the oldest
+    /// of which `asked`.
     pub fn answer(
         &self,
         input: &mut BytesMut,
+        asked: Asked,
     ) -> Result<Option<(Option<u64>, Answer)>, ProtocolError> {
-        match self {
-            Protocol::Http(http) => Ok(http.answer(input)?.map(|answer| (None, answer))),
-            Protocol::Resp(resp) => Ok(resp.answer(input)?.map(|answer| (None, answer))),
-            Protocol::Binary(binary) => binary.answer(input),
-        }
+        let in_order = match self {
+            Protocol::Binary(binary) => return binary.answer(input),
+            Protocol::Http(http) => http.answer(input, asked)?,
+            Protocol::Resp(resp) => resp.answer(input, asked)?,
+            Protocol::Memcached(memcached) => memcached.answer(input, asked)?,
+            Protocol::Etcd(etcd) => etcd.answer(input, asked)?,
+        };
+        Ok(in_order.map(|answer| (None, answer)))
     }
 }
 
@@ -139,4 +214,26 @@ pub enum ProtocolName {
     Resp,
     /// Torc's binary protocol
     Binary,
+    /// memcached's meta commands
+    Memcached,
+    /// etcd v3 over its HTTP gateway
+    Etcd,
+}
+
+impl ProtocolName {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            ProtocolName::Http => "http",
+            ProtocolName::Resp => "resp",
+            ProtocolName::Binary => "binary",
+            ProtocolName::Memcached => "memcached",
+            ProtocolName::Etcd => "etcd",
+        }
+    }
+}
+
+/// Appends a number in decimal.
+fn decimal(out: &mut BytesMut, number: impl itoa::Integer) {
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }

@@ -1,66 +1,243 @@
-//! What a worker measured, mergeable over workers.
+//! What was measured, mergeable over workers, intervals and machines.
+//!
+//! Every operation is recorded once, under its kind and how it ended, from the time it was due and
+//! from the time it was sent. What has no answer is recorded with the time waited so far and counts
+//! as *censored*: it took at least that long, so a percentile at or above the shortest censored
+//! sample is a lower bound.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
 
+use super::health::{Health, Thread};
+use super::world::Nanos;
+
 /// Highest latency that is told apart, in nanoseconds; longer ones count as this.
 const LATENCY_NS_MAX: u64 = 3_600_000_000_000;
+/// How many findings are kept in words.
+const EXAMPLES_MAX: usize = 10;
 
 /// Kinds of operations that are measured apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Operation {
     /// Read of one key.
     Read,
-    /// Write of one key.
+    /// Write of a key that exists.
     Write,
+    /// Write of a new key.
+    Insert,
+    /// Read of a key, then a write of it; the latency is that of both.
+    Modify,
+    /// Deletion of one key.
+    Delete,
+    /// One page of keys with their values.
+    Scan,
+    /// Read of several keys in one request.
+    Batch,
 }
 
 impl Operation {
-    /// Both kinds, in order of `as usize`.
-    pub const ALL: [Operation; 2] = [Operation::Read, Operation::Write];
+    /// All kinds, in order of `as usize`.
+    pub const ALL: [Operation; 7] = [
+        Operation::Read,
+        Operation::Write,
+        Operation::Insert,
+        Operation::Modify,
+        Operation::Delete,
+        Operation::Scan,
+        Operation::Batch,
+    ];
 
-    /// Name in reports.
+    /// Name in reports and mixes.
     pub fn name(self) -> &'static str {
         match self {
             Operation::Read => "read",
             Operation::Write => "write",
+            Operation::Insert => "insert",
+            Operation::Modify => "modify",
+            Operation::Delete => "delete",
+            Operation::Scan => "scan",
+            Operation::Batch => "batch",
         }
+    }
+
+    /// The kind with this name.
+    pub fn named(name: &str) -> Option<Operation> {
+        Operation::ALL.into_iter().find(|one| one.name() == name)
+    }
+
+    /// Whether it changes its key.
+    pub fn writes(self) -> bool {
+        matches!(
+            self,
+            Operation::Write | Operation::Insert | Operation::Modify | Operation::Delete
+        )
     }
 }
 
-/// Latencies and counts of one kind of operation.
-pub struct Series {
-    /// From the moment the request was due (open loop) or sent (closed loop), in nanoseconds.
-    /// Requests without an answer are in here with the time waited so far: at least that long.
-    pub intended: Histogram<u64>,
-    /// From the moment the request was really sent, in nanoseconds.
-    pub sent: Histogram<u64>,
+/// How an operation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Status {
     /// Answered as asked.
-    pub done: u64,
+    Ok,
+    /// A read that found no value.
+    Missing,
     /// Answered with an error that says nothing happened.
-    pub refused: u64,
-    /// Failed with an unknown outcome: timeouts, broken connections.
-    pub in_doubt: u64,
-    /// Reads that found no value.
-    pub missing: u64,
+    Refused,
+    /// Answered with an error that leaves the outcome open, or its connection broke.
+    InDoubt,
+    /// No answer within the time limit. Censored.
+    TimedOut,
+    /// No answer when the run ended. Censored.
+    Unfinished,
+    /// Due before the end, and never sent. Censored.
+    Unsent,
 }
 
-impl Default for Series {
+impl Status {
+    /// All of them, in order of `as usize`.
+    pub const ALL: [Status; 7] = [
+        Status::Ok,
+        Status::Missing,
+        Status::Refused,
+        Status::InDoubt,
+        Status::TimedOut,
+        Status::Unfinished,
+        Status::Unsent,
+    ];
+
+    /// Name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Status::Ok => "ok",
+            Status::Missing => "missing",
+            Status::Refused => "refused",
+            Status::InDoubt => "in_doubt",
+            Status::TimedOut => "timed_out",
+            Status::Unfinished => "unfinished",
+            Status::Unsent => "unsent",
+        }
+    }
+
+    /// Whether the latency is only known to be at least what was recorded.
+    pub fn censored(self) -> bool {
+        matches!(self, Status::TimedOut | Status::Unfinished | Status::Unsent)
+    }
+}
+
+/// Latencies in nanoseconds, from two beginnings.
+#[derive(Clone)]
+pub struct Dual {
+    /// From the moment the request was due.
+    pub intended: Histogram<u64>,
+    /// From the moment the request was really sent; nothing of what was never sent.
+    pub sent: Histogram<u64>,
+}
+
+impl Default for Dual {
     fn default() -> Self {
         Self {
-            intended: histogram(),
-            sent: histogram(),
-            done: 0,
-            refused: 0,
-            in_doubt: 0,
-            missing: 0,
+            intended: histogram(3),
+            sent: histogram(3),
         }
     }
 }
 
-fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3).expect("these bounds are valid")
+impl Dual {
+    fn add(&mut self, other: &Dual) {
+        add(&mut self.intended, &other.intended);
+        add(&mut self.sent, &other.sent);
+    }
+
+    fn clear(&mut self) {
+        // Clearing costs a pass over the buckets; most intervals leave most of them alone.
+        if !self.intended.is_empty() {
+            self.intended.reset();
+        }
+        if !self.sent.is_empty() {
+            self.sent.reset();
+        }
+    }
+}
+
+/// An empty histogram of nanoseconds with so many significant digits.
+pub fn histogram(digits: u8) -> Histogram<u64> {
+    Histogram::new_with_bounds(1, LATENCY_NS_MAX, digits).expect("these bounds are valid")
+}
+
+/// Adds histograms of the same bounds.
+pub fn add(to: &mut Histogram<u64>, from: &Histogram<u64>) {
+    if !from.is_empty() {
+        to.add(from).expect("same bounds");
+    }
+}
+
+/// One kind of operation.
+#[derive(Clone, Default)]
+pub struct Series {
+    statuses: [Option<Box<Dual>>; Status::ALL.len()],
+    /// The shortest censored sample, in nanoseconds.
+    censored_from: Option<Nanos>,
+}
+
+impl Series {
+    /// Operations that ended so.
+    pub fn count(&self, status: Status) -> u64 {
+        let dual = self.statuses[status as usize].as_ref();
+        dual.map_or(0, |dual| dual.intended.len())
+    }
+
+    /// Answered as asked, or with "there is no such key".
+    pub fn done(&self) -> u64 {
+        self.count(Status::Ok) + self.count(Status::Missing)
+    }
+
+    /// Everything that was due.
+    pub fn total_count(&self) -> u64 {
+        Status::ALL.iter().map(|status| self.count(*status)).sum()
+    }
+
+    /// The latencies of everything that was due, however it ended.
+    pub fn total(&self) -> Dual {
+        let mut total = Dual::default();
+        for dual in self.statuses.iter().flatten() {
+            total.add(dual);
+        }
+        total
+    }
+
+    /// The latencies of what ended so.
+    pub fn of(&self, status: Status) -> Option<&Dual> {
+        self.statuses[status as usize].as_deref()
+    }
+
+    /// Latencies from here on, in nanoseconds, are lower bounds.
+    pub fn censored_from(&self) -> Option<Nanos> {
+        self.censored_from
+    }
+
+    fn dual(&mut self, status: Status) -> &mut Dual {
+        self.statuses[status as usize].get_or_insert_default()
+    }
+
+    fn censor(&mut self, status: Status, latency: Nanos) {
+        if status.censored() {
+            let least = self.censored_from.map_or(latency, |from| from.min(latency));
+            self.censored_from = Some(least);
+        }
+    }
+
+    /// Adds another series.
+    pub fn merge(&mut self, other: &Series) {
+        for status in Status::ALL {
+            if let Some(theirs) = other.of(status) {
+                self.dual(status).add(theirs);
+            }
+        }
+        if let Some(from) = other.censored_from {
+            self.censored_from = Some(self.censored_from.map_or(from, |mine| mine.min(from)));
+        }
+    }
 }
 
 /// What verification found.
@@ -72,14 +249,17 @@ pub struct Verdicts {
     pub wrong: u64,
     /// Acknowledged writes that a read with quorum did not return: older value or none.
     pub lost: u64,
+    /// The same where quorums do not overlap, so that it is no fault.
+    pub stale: u64,
+    /// Versions that the stalest read was behind.
+    pub stale_versions_max: u64,
+    /// Age of the newer value that the stalest read did not see, in microseconds.
+    pub stale_us_max: u64,
     /// Answers with more than one value.
     pub siblings: u64,
     /// The first few findings, in words.
     pub examples: Vec<String>,
 }
-
-/// How many findings are kept in words.
-const EXAMPLES_MAX: usize = 10;
 
 impl Verdicts {
     /// Keeps `example` while there is room.
@@ -94,23 +274,41 @@ impl Verdicts {
         self.checked += other.checked;
         self.wrong += other.wrong;
         self.lost += other.lost;
+        self.stale += other.stale;
+        self.stale_versions_max = self.stale_versions_max.max(other.stale_versions_max);
+        self.stale_us_max = self.stale_us_max.max(other.stale_us_max);
         self.siblings += other.siblings;
-        let room = EXAMPLES_MAX - self.examples.len().min(EXAMPLES_MAX);
-        self.examples
-            .extend(other.examples.iter().take(room).cloned());
+        take_some(&mut self.examples, &other.examples);
     }
 }
 
-/// Everything that one worker, or a whole run, measured.
-#[derive(Default)]
+fn take_some(mine: &mut Vec<String>, theirs: &[String]) {
+    let room = EXAMPLES_MAX - mine.len().min(EXAMPLES_MAX);
+    mine.extend(theirs.iter().take(room).cloned());
+}
+
+/// What went to one target: a server, or a shard of it.
+#[derive(Clone)]
+pub struct Target {
+    /// Latency from the moment each operation was due, in nanoseconds, to two digits.
+    pub intended: Histogram<u64>,
+}
+
+/// Everything that one worker measured in an interval, or a whole run.
+#[derive(Clone, Default)]
 pub struct Recorder {
-    series: [Series; 2],
+    series: [Series; Operation::ALL.len()],
+    targets: Vec<Option<Target>>,
     /// What verification found.
     pub verdicts: Verdicts,
-    /// Operations that were due but never sent before the end.
-    pub unsent: u64,
+    /// Whether the client kept up.
+    pub health: Health,
+    /// Bytes of values read and written.
+    pub value_bytes: u64,
     /// The first few errors, in words.
     pub errors: Vec<String>,
+    /// Errors by their words, without numbers.
+    pub error_kinds: BTreeMap<String, u64>,
 }
 
 impl Recorder {
@@ -124,41 +322,119 @@ impl Recorder {
         &mut self.series[operation as usize]
     }
 
-    /// Records the latency of one operation that ended, well or not.
-    pub fn latency(&mut self, operation: Operation, intended: Duration, sent: Duration) {
+    /// Records one operation that ended: time since it was due, and since it was sent unless it
+    /// never was, in nanoseconds.
+    pub fn record(
+        &mut self,
+        operation: Operation,
+        status: Status,
+        intended: Nanos,
+        sent: Option<Nanos>,
+    ) {
         let series = self.series_mut(operation);
-        series.intended.saturating_record(nanos(intended));
-        series.sent.saturating_record(nanos(sent));
-    }
-
-    /// Keeps an error in words while there is room.
-    pub fn error(&mut self, words: impl FnOnce() -> String) {
-        if self.errors.len() < EXAMPLES_MAX {
-            self.errors.push(words());
+        series.censor(status, intended);
+        let dual = series.dual(status);
+        dual.intended.saturating_record(intended.max(1));
+        if let Some(sent) = sent {
+            dual.sent.saturating_record(sent.max(1));
         }
     }
 
-    /// Adds what another worker measured.
+    /// Records the same under its target.
+    pub fn record_target(&mut self, target: usize, intended: Nanos) {
+        self.target_mut(target)
+            .intended
+            .saturating_record(intended.max(1));
+    }
+
+    fn target_mut(&mut self, target: usize) -> &mut Target {
+        if self.targets.len() <= target {
+            self.targets.resize_with(target + 1, || None);
+        }
+        self.targets[target].get_or_insert_with(|| Target {
+            intended: histogram(2),
+        })
+    }
+
+    /// Adds a target's histogram from another machine.
+    pub fn add_target(&mut self, target: usize, intended: &Histogram<u64>) {
+        add(&mut self.target_mut(target).intended, intended);
+    }
+
+    /// Targets by number; `None` where nothing went.
+    pub fn targets(&self) -> &[Option<Target>] {
+        &self.targets
+    }
+
+    /// Answered operations of all kinds.
+    pub fn done(&self) -> u64 {
+        self.series.iter().map(Series::done).sum()
+    }
+
+    /// Operations of all kinds that ended so.
+    pub fn count(&self, status: Status) -> u64 {
+        self.series.iter().map(|series| series.count(status)).sum()
+    }
+
+    /// Keeps an error in words while there is room, and counts its kind.
+    pub fn error(&mut self, words: impl FnOnce() -> String) {
+        let words = words();
+        let kind: String = words
+            .chars()
+            .filter(|letter| !letter.is_ascii_digit())
+            .take(80)
+            .collect();
+        if self.error_kinds.len() < EXAMPLES_MAX || self.error_kinds.contains_key(&kind) {
+            *self.error_kinds.entry(kind).or_default() += 1;
+        }
+        if self.errors.len() < EXAMPLES_MAX {
+            self.errors.push(words);
+        }
+    }
+
+    /// Adds what another worker or interval measured.
     pub fn merge(&mut self, other: &Recorder) {
         for (mine, theirs) in self.series.iter_mut().zip(&other.series) {
-            mine.intended.add(&theirs.intended).expect("same bounds");
-            mine.sent.add(&theirs.sent).expect("same bounds");
-            mine.done += theirs.done;
-            mine.refused += theirs.refused;
-            mine.in_doubt += theirs.in_doubt;
-            mine.missing += theirs.missing;
+            mine.merge(theirs);
+        }
+        for (number, target) in other.targets.iter().enumerate() {
+            if let Some(target) = target {
+                self.add_target(number, &target.intended);
+            }
         }
         self.verdicts.merge(&other.verdicts);
-        self.unsent += other.unsent;
-        let room = EXAMPLES_MAX - self.errors.len().min(EXAMPLES_MAX);
-        self.errors.extend(other.errors.iter().take(room).cloned());
+        self.health.merge(&other.health);
+        self.value_bytes += other.value_bytes;
+        take_some(&mut self.errors, &other.errors);
+        for (kind, count) in &other.error_kinds {
+            if self.error_kinds.len() < EXAMPLES_MAX || self.error_kinds.contains_key(kind) {
+                *self.error_kinds.entry(kind.clone()).or_default() += count;
+            }
+        }
     }
-}
 
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos())
-        .unwrap_or(u64::MAX)
-        .max(1)
+    /// Empties it and keeps its memory, so that the next interval allocates nothing.
+    pub fn clear(&mut self) {
+        for series in &mut self.series {
+            series.censored_from = None;
+            for dual in series.statuses.iter_mut().flatten() {
+                dual.clear();
+            }
+        }
+        for target in self.targets.iter_mut().flatten() {
+            target.intended.reset();
+        }
+        self.verdicts = Verdicts::default();
+        self.health.clear();
+        self.value_bytes = 0;
+        self.errors.clear();
+        self.error_kinds.clear();
+    }
+
+    /// Notes how a worker thread spent its time.
+    pub fn thread(&mut self, number: usize, thread: Thread) {
+        self.health.threads.entry(number).or_default().add(thread);
+    }
 }
 
 #[cfg(test)]
@@ -168,25 +444,56 @@ mod tests {
     #[test]
     fn merging_adds_counts_latencies_and_findings() {
         let mut one = Recorder::default();
-        one.latency(
-            Operation::Read,
-            Duration::from_millis(2),
-            Duration::from_millis(1),
-        );
-        one.series_mut(Operation::Read).done += 1;
+        one.record(Operation::Read, Status::Ok, 2_000_000, Some(1_000_000));
         let mut two = Recorder::default();
-        two.latency(
-            Operation::Read,
-            Duration::from_millis(4),
-            Duration::from_millis(1),
-        );
-        two.series_mut(Operation::Read).done += 1;
+        two.record(Operation::Read, Status::Ok, 4_000_000, Some(1_000_000));
+        two.record_target(3, 4_000_000);
         two.verdicts.lost = 1;
         two.verdicts.example(|| "key 7".into());
         one.merge(&two);
         let series = one.series(Operation::Read);
-        assert_eq!((series.done, series.intended.len()), (2, 2));
-        assert!(series.intended.max() >= 4_000_000 && series.sent.max() < 2_000_000);
+        let total = series.total();
+        assert_eq!((series.done(), total.intended.len()), (2, 2));
+        assert!(total.intended.max() >= 4_000_000 && total.sent.max() < 2_000_000);
         assert_eq!(one.verdicts.examples, ["key 7"]);
+        assert!(one.targets()[0].is_none() && one.targets()[3].is_some());
+        one.clear();
+        assert_eq!(one.done(), 0);
+        assert_eq!(one.series(Operation::Read).total().intended.len(), 0);
+    }
+
+    #[test]
+    fn what_was_never_answered_stays_in_the_tail_and_marks_it() {
+        let mut recorder = Recorder::default();
+        for _ in 0..99 {
+            recorder.record(Operation::Read, Status::Ok, 1_000, Some(1_000));
+        }
+        recorder.record(
+            Operation::Read,
+            Status::TimedOut,
+            5_000_000,
+            Some(4_000_000),
+        );
+        recorder.record(Operation::Read, Status::Unsent, 9_000_000, None);
+        let series = recorder.series(Operation::Read);
+        assert_eq!((series.done(), series.total_count()), (99, 101));
+        assert_eq!(series.censored_from(), Some(5_000_000));
+        let total = series.total();
+        assert!(total.intended.value_at_percentile(99.9) >= 9_000_000);
+        assert_eq!(
+            total.sent.len(),
+            100,
+            "what was never sent has no time since it was sent"
+        );
+    }
+
+    #[test]
+    fn errors_of_one_kind_are_counted_together() {
+        let mut recorder = Recorder::default();
+        for request in 0..50 {
+            recorder.error(|| format!("no answer to request {request}"));
+        }
+        assert_eq!(recorder.errors.len(), EXAMPLES_MAX);
+        assert_eq!(recorder.error_kinds["no answer to request "], 50);
     }
 }

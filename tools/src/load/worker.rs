@@ -1,32 +1,40 @@
 //! One thread of the load generator: a handful of connections, one event loop, one recorder.
 //!
-//! The loop waits on epoll until a socket is ready or an operation is due (to the nanosecond, so
-//! the pacing does not add a millisecond to what it measures), takes all answers, then sends
-//! everything that is due, one `write` a connection.
+//! The loop waits until a connection has something or an operation is due, takes answers one
+//! connection at a time, and between them sends what has become due, so that neither waits long
+//! for the other. It is the same code in real and in virtual time (see [`World`]).
+
+mod settle;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use rand_xoshiro::Xoshiro256PlusPlus;
-use rustix::event::{Timespec, epoll};
-use rustix::fd::OwnedFd;
 
-use super::connection::{Connection, Order, Pending};
+use super::connection::{Change, Connection, Keyed, Pending, Scratch};
+use super::health::Thread;
+use super::keys::Keys;
 use super::ledger::Ledger;
-use super::plan::{Pace, Source};
-use super::protocol::{Answer, Protocol};
-use super::recorder::{Operation, Recorder};
-use super::value::{self, Wrong};
+use super::protocol::Protocol;
+use super::recorder::{Operation, Recorder, Status};
+use super::schedule::{Due, Schedule};
+use super::sizes::Sizes;
+use super::source::Source;
+use super::targets::Targets;
+use super::trace::Trace;
+use super::value::VALUE_BYTES_MIN;
+use super::world::{Nanos, World};
 
 /// Pause before a broken connection is opened again.
-const RECONNECT_AFTER: Duration = Duration::from_millis(50);
-/// Longest wait in the event loop, so that timeouts and the end are noticed.
-const WAIT_MAX: Duration = Duration::from_millis(20);
+const RECONNECT_AFTER_NS: Nanos = 50_000_000;
+/// How long a server may take to accept.
+const CONNECT_WITHIN_NS: Nanos = 2_000_000_000;
+/// How often time limits, broken connections and the stop flag are looked after.
+const CHECK_EVERY_NS: Nanos = 20_000_000;
 /// Time that an answer may take beyond the deadline given to the server.
-const GRACE: Duration = Duration::from_secs(1);
+const GRACE_NS: Nanos = 1_000_000_000;
 
 /// What all workers of a run share.
 pub struct Shared {
@@ -34,20 +42,43 @@ pub struct Shared {
     pub protocol: Protocol,
     /// The servers; connections are spread over them.
     pub addresses: Vec<SocketAddr>,
+    /// Where keys go, for the report.
+    pub targets: Targets,
     /// What is known of the keys.
     pub ledger: Ledger,
     /// What is done.
     pub source: Source,
+    /// The rows that a schedule of rows numbers.
+    pub trace: Option<Arc<Trace>>,
     /// Bytes of a value.
-    pub value_bytes: usize,
+    pub value_sizes: Sizes,
+    /// Keys of a page.
+    pub scan_sizes: Sizes,
+    /// Keys of a read of several.
+    pub batch_keys: usize,
+    /// Seconds that values live.
+    pub ttl_seconds: Option<u32>,
     /// Deadline given to the server.
-    pub timeout: Duration,
+    pub timeout_ns: Nanos,
+    /// What is judged in an answer.
+    pub judging: Judging,
+    /// Civil time of the run's beginning, in microseconds.
+    pub civil_us: u64,
+    /// Set when the run is cut short.
+    pub stop: AtomicBool,
+}
+
+/// What is judged in an answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Judging {
     /// Whether a missing key is a loss, because it is known to have been written.
     pub must_exist: bool,
     /// Whether reads see every acknowledged write (read and write quorums overlap).
     pub strict: bool,
-    /// Set when the run is cut short.
-    pub stop: AtomicBool,
+    /// Whether the server may throw values away (a cache, or a time to live).
+    pub may_evict: bool,
+    /// Share of the values that are checked byte by byte, 0 to 1.
+    pub share: f64,
 }
 
 /// A worker's own settings.
@@ -59,9 +90,11 @@ pub struct Settings {
     /// Requests that a connection has outstanding at most.
     pub pipeline: usize,
     /// No operation starts after this.
-    pub end: Option<Instant>,
+    pub end: Nanos,
+    /// Length of an interval.
+    pub interval: Nanos,
     /// When operations are due.
-    pub pace: Pace,
+    pub schedule: Schedule,
     /// Randomness of this worker.
     pub rng: Xoshiro256PlusPlus,
 }
@@ -69,422 +102,488 @@ pub struct Settings {
 /// A place for a connection, open or not.
 struct Slot<'a> {
     connection: Option<Connection<'a>>,
-    retry_at: Instant,
+    connected: bool,
+    /// When it was opened, or may be opened again.
+    since: Nanos,
     attempts: usize,
-    /// Whether epoll also reports when the socket takes bytes again.
-    watches_output: bool,
+    /// Whether it stands in the queue of those that have room.
+    queued: bool,
 }
+
+/// Takes a full recorder with the number of its interval, and gives an empty one.
+pub type Emit<'a> = &'a mut dyn FnMut(u64, Recorder) -> Recorder;
 
 /// The state of one worker.
-pub struct Worker<'a> {
+pub struct Worker<'a, W> {
     shared: &'a Shared,
     settings: Settings,
-    epoll: OwnedFd,
+    world: W,
     slots: Vec<Slot<'a>>,
-    /// Operations to try again (fill and verify insist).
-    again: VecDeque<(Operation, u64)>,
+    /// Connections that have room, longest first.
+    free: VecDeque<usize>,
+    /// Since when there is one.
+    free_since: Nanos,
+    /// Connections with bytes that were not sent yet.
+    unflushed: Vec<usize>,
+    /// Operations to try again (fill and verify insist), or whose key was being written.
+    again: VecDeque<(Operation, Option<u64>, Due)>,
+    keys: Option<Keys>,
     exhausted: bool,
-    turn: usize,
-    scratch: Vec<u8>,
+    outstanding: usize,
+    scratch: Scratch,
     recorder: Recorder,
+    interval_number: u64,
+    interval_began: Nanos,
+    waited: Nanos,
+    next_check: Nanos,
 }
 
-impl<'a> Worker<'a> {
+impl<'a, W: World> Worker<'a, W> {
     /// A worker that has not connected yet.
-    pub fn new(shared: &'a Shared, settings: Settings) -> std::io::Result<Self> {
-        let now = Instant::now();
-        let slots = (0..settings.connections)
-            .map(|_| Slot {
-                connection: None,
-                retry_at: now,
-                attempts: 0,
-                watches_output: false,
-            })
-            .collect();
-        Ok(Self {
+    pub fn new(shared: &'a Shared, settings: Settings, world: W) -> Self {
+        let slots = (0..settings.connections).map(|_| Slot {
+            connection: None,
+            connected: false,
+            since: 0,
+            attempts: 0,
+            queued: false,
+        });
+        let keys = match &shared.source {
+            Source::Mix { keys, .. } => Some(keys.clone()),
+            _ => None,
+        };
+        Self {
             shared,
-            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
-            slots,
+            world,
+            slots: slots.collect(),
+            free: VecDeque::new(),
+            free_since: 0,
+            unflushed: Vec::new(),
             again: VecDeque::new(),
+            keys,
             exhausted: false,
-            turn: 0,
-            scratch: vec![0; shared.value_bytes],
+            outstanding: 0,
+            scratch: Scratch::default(),
             recorder: Recorder::default(),
+            interval_number: 0,
+            interval_began: 0,
+            waited: 0,
+            next_check: 0,
             settings,
-        })
+        }
     }
 
-    /// Works until the source is exhausted or the end has come and every answer is in.
-    pub fn run(mut self) -> std::io::Result<Recorder> {
-        let mut events = Vec::with_capacity(self.slots.len().max(1));
+    /// The world, e.g. to set its clock before [`Worker::run`].
+    pub fn world(&mut self) -> &mut W {
+        &mut self.world
+    }
+
+    /// Opens all connections and waits until they stand or the servers have had time to accept.
+    pub fn connect(&mut self) -> std::io::Result<()> {
+        let mut ready = Vec::new();
+        let limit = self.world.now() + CONNECT_WITHIN_NS;
         loop {
-            let now = Instant::now();
+            let now = self.world.now();
             self.reconnect(now);
+            if now >= limit || self.slots.iter().all(|slot| slot.connected) {
+                break;
+            }
+            self.world.wait(now + CHECK_EVERY_NS, &mut ready)?;
+            for slot in ready.drain(..) {
+                self.receive(slot);
+            }
+        }
+        // The clock may be set back to 0 now.
+        for slot in &mut self.slots {
+            slot.since = 0;
+        }
+        self.free_since = 0;
+        Ok(())
+    }
+
+    /// Works until the source is exhausted or the end has come and every answer is in or given up.
+    /// Each interval's record goes to `emit`, the last one too.
+    pub fn run(mut self, emit: Emit<'_>) -> std::io::Result<()> {
+        let mut ready = Vec::new();
+        self.interval_began = self.world.now();
+        let mut now = self.interval_began;
+        loop {
+            if now >= self.next_check {
+                self.next_check = now + CHECK_EVERY_NS;
+                self.reconnect(now);
+                self.expire(now);
+            }
             self.send_due(now);
             if self.finished(now) {
                 break;
             }
-            self.wait(now, &mut events)?;
-            for event in events.drain(..) {
-                let epoll::Event { data, .. } = event;
-                let index = usize::try_from(data.u64()).expect("a slot number");
-                self.receive(index);
+            if now >= (self.interval_number + 1) * self.settings.interval {
+                self.emit(now, emit);
             }
-            self.expire(Instant::now());
+            let before = self.world.now();
+            self.world.wait(self.until(before), &mut ready)?;
+            now = self.world.now();
+            self.waited += now - before;
+            for slot in ready.drain(..) {
+                self.receive(slot);
+                if self
+                    .settings
+                    .schedule
+                    .next_due()
+                    .is_some_and(|due| due <= now)
+                {
+                    now = self.world.now();
+                }
+                self.send_due(now);
+            }
+            if self.over(now) {
+                self.give_up(now);
+            }
         }
-        if let Pace::Open(arrivals) = &self.settings.pace {
-            self.recorder.unsent += arrivals.backlog();
+        self.count_unsent();
+        for slot in 0..self.slots.len() {
+            self.drop_connection(slot, Status::Unfinished, "the run ended");
         }
-        for index in 0..self.slots.len() {
-            self.drop_connection(index, "the run ended");
+        let now = self.world.now();
+        self.emit(now, emit);
+        Ok(())
+    }
+
+    fn over(&self, now: Nanos) -> bool {
+        now >= self.settings.end || self.shared.stop.load(Ordering::Relaxed)
+    }
+
+    fn finished(&self, now: Nanos) -> bool {
+        let nothing_more = self.over(now)
+            || ((self.exhausted || self.settings.schedule.exhausted()) && self.again.is_empty());
+        nothing_more && self.outstanding == 0
+    }
+
+    /// When there is something to do even if no connection has anything.
+    fn until(&self, now: Nanos) -> Nanos {
+        let mut until = self.next_check;
+        let over = self.over(now);
+        if !over {
+            until = until.min(self.settings.end);
         }
-        Ok(self.recorder)
-    }
-
-    fn over(&self, now: Instant) -> bool {
-        self.settings.end.is_some_and(|end| now >= end) || self.shared.stop.load(Ordering::Relaxed)
-    }
-
-    fn outstanding(&self) -> usize {
-        let open = self
-            .slots
-            .iter()
-            .filter_map(|slot| slot.connection.as_ref());
-        open.map(Connection::outstanding).sum()
-    }
-
-    fn finished(&self, now: Instant) -> bool {
-        let nothing_more = self.over(now) || (self.exhausted && self.again.is_empty());
-        nothing_more && self.outstanding() == 0
-    }
-
-    fn wait(&mut self, now: Instant, events: &mut Vec<epoll::Event>) -> std::io::Result<()> {
-        let mut timeout = WAIT_MAX;
-        if let Pace::Open(arrivals) = &self.settings.pace
-            && self.has_room()
-            && !self.over(now)
+        if let Some(due) = self.settings.schedule.next_due()
+            && !over
+            && !self.free.is_empty()
         {
-            timeout = timeout.min(arrivals.next_due().saturating_duration_since(now));
+            until = until.min(due);
         }
-        let timeout = Timespec {
-            tv_sec: 0,
-            tv_nsec: i64::from(timeout.subsec_nanos()),
+        until
+    }
+
+    fn emit(&mut self, now: Nanos, emit: Emit<'_>) {
+        let wall_ns = now.saturating_sub(self.interval_began);
+        let thread = Thread {
+            busy_ns: wall_ns.saturating_sub(self.waited),
+            wall_ns,
         };
-        events.clear();
-        match epoll::wait(
-            &self.epoll,
-            rustix::buffer::spare_capacity(events),
-            Some(&timeout),
-        ) {
-            Ok(_) => Ok(()),
-            Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        self.recorder.thread(self.settings.index, thread);
+        let full = std::mem::take(&mut self.recorder);
+        self.recorder = emit(self.interval_number, full);
+        self.waited = 0;
+        self.interval_began = now;
+        self.interval_number = now / self.settings.interval;
     }
 
-    fn has_room(&self) -> bool {
-        self.slots.iter().any(|slot| self.room(slot))
-    }
-
-    fn room(&self, slot: &Slot<'_>) -> bool {
-        slot.connection
-            .as_ref()
-            .is_some_and(|connection| connection.outstanding() < self.settings.pipeline)
-    }
-
-    fn reconnect(&mut self, now: Instant) {
-        for index in 0..self.slots.len() {
-            let slot = &mut self.slots[index];
-            if slot.connection.is_some() || slot.retry_at > now {
+    fn reconnect(&mut self, now: Nanos) {
+        for number in 0..self.slots.len() {
+            let slot = &mut self.slots[number];
+            if slot.connection.is_some() || slot.since > now {
                 continue;
             }
-            let position = self.settings.index + index * 7 + slot.attempts;
-            let address = self.shared.addresses[position % self.shared.addresses.len()];
+            let position = self.settings.index + number * 7 + slot.attempts;
+            let address = position % self.shared.addresses.len();
             slot.attempts += 1;
-            slot.retry_at = now + RECONNECT_AFTER;
-            match Connection::open(address, &self.shared.protocol) {
-                Ok(connection) => {
-                    let data = epoll::EventData::new_u64(u64::try_from(index).expect("a slot"));
-                    let interest = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
-                    match epoll::add(&self.epoll, connection.stream(), data, interest) {
-                        Ok(()) => {
-                            slot.connection = Some(connection);
-                            slot.watches_output = false;
-                        }
-                        Err(error) => self.recorder.error(|| format!("epoll: {error}")),
-                    }
+            slot.since = now;
+            match self.world.open(number, self.shared.addresses[address]) {
+                Ok(()) => {
+                    slot.connection = Some(Connection::new(address, &self.shared.protocol));
                 }
-                Err(error) => self.recorder.error(|| format!("{address}: {error}")),
+                Err(error) => {
+                    slot.since = now + RECONNECT_AFTER_NS;
+                    let address = self.shared.addresses[address];
+                    self.recorder.error(|| format!("{address}: {error}"));
+                }
             }
+        }
+    }
+
+    /// Lets a connection take requests if it has room.
+    fn offer(&mut self, number: usize, now: Nanos) {
+        let slot = &mut self.slots[number];
+        let room = slot
+            .connection
+            .as_ref()
+            .is_some_and(|connection| connection.outstanding() < self.settings.pipeline);
+        if room && slot.connected && !slot.queued {
+            slot.queued = true;
+            if self.free.is_empty() {
+                self.free_since = now;
+            }
+            self.free.push_back(number);
         }
     }
 
     /// Sends everything that is due and finds room, spread over the connections in turn.
-    fn send_due(&mut self, now: Instant) {
-        if let Pace::Open(arrivals) = &mut self.settings.pace {
-            let until = self.settings.end.map_or(now, |end| end.min(now));
-            arrivals.advance(until, &mut self.settings.rng);
-        }
-        let slots = self.slots.len();
-        let mut idle = 0;
-        while idle < slots && !self.over(now) {
-            let index = self.turn % slots;
-            self.turn += 1;
-            if !self.room(&self.slots[index]) || !self.send_one(index, now) {
-                idle += 1;
+    fn send_due(&mut self, mut now: Nanos) {
+        while let Some(number) = self.free.front().copied() {
+            if self.over(now) {
+                break;
+            }
+            if !self.slots[number].connected {
+                self.slots[number].queued = false;
+                self.free.pop_front();
                 continue;
             }
-            idle = 0;
-        }
-        for index in 0..slots {
-            self.flush(index);
-        }
-    }
-
-    /// Sends the next operation over a connection that has room. `false` when none is due.
-    fn send_one(&mut self, index: usize, now: Instant) -> bool {
-        let intended = match &mut self.settings.pace {
-            Pace::Closed => now,
-            Pace::Open(arrivals) => match arrivals.take() {
-                Some(intended) => intended,
-                None => return false,
-            },
-        };
-        let next = self
-            .again
-            .pop_front()
-            .or_else(|| self.shared.source.next(&mut self.settings.rng));
-        let Some((operation, key)) = next else {
-            self.exhausted = true;
-            return false;
-        };
-        let order = match operation {
-            Operation::Read => Order {
-                operation,
-                key,
-                intended,
-                floor: self.shared.ledger.acknowledged(key),
-                write: None,
-            },
-            Operation::Write => {
-                let Some(turn) = self.shared.ledger.write_turn(key) else {
-                    // Every key is being written: this one waits for its turn.
-                    self.again.push_back((operation, key));
-                    return false;
-                };
-                let key = turn.key;
-                Order {
-                    operation,
-                    key,
-                    intended,
-                    floor: 0,
-                    write: Some((turn, sequence_now())),
-                }
+            let Some((operation, key, due)) = self.next_operation(now) else {
+                break;
+            };
+            if !matches!(self.settings.schedule, Schedule::Closed) {
+                now = self.world.now();
             }
-        };
-        let connection = self.slots[index]
-            .connection
-            .as_mut()
-            .expect("checked by the caller");
-        connection.submit(&self.shared.protocol, order, &mut self.scratch);
-        true
+            let Some((pending, context)) = self.prepare(operation, key, due, now) else {
+                self.again.push_front((operation, key, due));
+                break;
+            };
+            self.free.pop_front();
+            self.slots[number].queued = false;
+            let lag = now.saturating_sub(due.at.max(self.free_since));
+            self.recorder.health.lag.saturating_record(lag.max(1));
+            self.submit(number, pending, context.as_deref());
+            self.offer(number, now);
+            // A connection that is full waits for nothing more.
+            if self.slots[number].queued {
+                self.unflushed.push(number);
+            } else {
+                self.flush(number);
+            }
+        }
+        while let Some(number) = self.unflushed.pop() {
+            self.flush(number);
+        }
     }
 
-    /// Sends what is queued; while the socket takes no more, epoll tells when it does again.
-    fn flush(&mut self, index: usize) {
-        let slot = &mut self.slots[index];
+    fn submit(&mut self, number: usize, mut pending: Pending<'a>, context: Option<&[u8]>) {
+        let Some(connection) = self.slots[number].connection.as_mut() else {
+            return;
+        };
+        pending.target = self.shared.targets.of(pending.key(), connection.address);
+        self.outstanding += 1;
+        connection.submit(&self.shared.protocol, pending, context, &mut self.scratch);
+    }
+
+    /// What comes next. `None` when nothing is due, or all is done.
+    fn next_operation(&mut self, now: Nanos) -> Option<(Operation, Option<u64>, Due)> {
+        if let Some(again) = self.again.pop_front() {
+            return Some(again);
+        }
+        if self.exhausted {
+            return None;
+        }
+        let due = self.settings.schedule.take(now, &mut self.settings.rng)?;
+        if let (Some(row), Some(trace)) = (due.row, &self.shared.trace) {
+            let row = &trace.rows[row];
+            return Some((row.operation, Some(row.key), due));
+        }
+        let next = self.shared.source.next(&mut self.settings.rng);
+        self.exhausted = next.is_none();
+        next.map(|(operation, key)| (operation, key, due))
+    }
+
+    fn draw_key(&mut self, now: Nanos) -> u64 {
+        let count = self.shared.ledger.settled();
+        match &mut self.keys {
+            Some(keys) => keys.next(&mut self.settings.rng, count, now) % count,
+            None => 0,
+        }
+    }
+
+    /// The request for an operation, with the context of its write. `None` while its key is being
+    /// written.
+    fn prepare(
+        &mut self,
+        operation: Operation,
+        key: Option<u64>,
+        due: Due,
+        now: Nanos,
+    ) -> Option<(Pending<'a>, Option<bytes::Bytes>)> {
+        let shared = self.shared;
+        let ledger = &shared.ledger;
+        let with_floor = |key| (key, ledger.floor(key));
+        if !operation.writes() {
+            let keys = if operation == Operation::Batch {
+                let keys = (0..shared.batch_keys).map(|_| with_floor(self.draw_key(now)));
+                Keyed::Many(keys.collect())
+            } else {
+                let (key, floor) = with_floor(key.unwrap_or_else(|| self.draw_key(now)));
+                Keyed::One(key, floor)
+            };
+            let mut pending = Pending::new(operation, due, now, keys);
+            if operation == Operation::Scan {
+                pending.limit = shared.scan_sizes.sample(&mut self.settings.rng, 1);
+            }
+            return Some((pending, None));
+        }
+        let turn = match operation {
+            Operation::Insert => ledger.insert_turn()?,
+            _ => ledger.write_turn(key.unwrap_or_else(|| self.draw_key(now)))?,
+        };
+        let least = u32::try_from(VALUE_BYTES_MIN).expect("a small number");
+        let row = due
+            .row
+            .and_then(|row| Some(shared.trace.as_ref()?.rows[row]));
+        let size = match row {
+            Some(row) => row.value_bytes,
+            None => shared.value_sizes.sample(&mut self.settings.rng, least),
+        };
+        let ttl_seconds = match row {
+            Some(row) => (row.ttl_seconds > 0).then_some(row.ttl_seconds),
+            None => shared.ttl_seconds,
+        };
+        let context = turn.context();
+        let reads_first = operation == Operation::Modify
+            || (operation != Operation::Insert
+                && context.is_none()
+                && shared.protocol.writer_must_read());
+        let (key, floor) = with_floor(turn.key);
+        let mut pending = Pending::new(operation, due, now, Keyed::One(key, floor));
+        pending.reads_first = reads_first;
+        pending.change = Some(Change {
+            sequence: turn.next_sequence(shared.civil_us + now / 1000),
+            turn,
+            value_bytes: (operation != Operation::Delete)
+                .then(|| usize::try_from(size).expect("at most a mebibyte")),
+            ttl_seconds,
+        });
+        Some((pending, context))
+    }
+
+    /// Sends what is queued; what the connection does not take is sent when it is ready again.
+    fn flush(&mut self, number: usize) {
+        let Some(connection) = self.slots[number].connection.as_mut() else {
+            return;
+        };
+        if connection.output.is_empty() {
+            return;
+        }
+        if let Err(error) = self.world.send(number, &mut connection.output) {
+            self.drop_connection(number, Status::InDoubt, &error.to_string());
+        }
+    }
+
+    fn receive(&mut self, number: usize) {
+        let slot = &mut self.slots[number];
         let Some(connection) = slot.connection.as_mut() else {
             return;
         };
-        if !connection.wants_to_write() && !slot.watches_output {
-            return;
+        if !slot.connected {
+            match self.world.connected(number) {
+                Ok(false) => return,
+                Ok(true) => {
+                    slot.connected = true;
+                    let now = self.world.now();
+                    self.flush(number);
+                    return self.offer(number, now);
+                }
+                Err(error) => {
+                    return self.drop_connection(number, Status::InDoubt, &error.to_string());
+                }
+            }
         }
-        let mut result = connection.flush();
-        let blocked = connection.wants_to_write();
-        if result.is_ok() && blocked != slot.watches_output {
-            let mut interest = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
-            interest.set(epoll::EventFlags::OUT, blocked);
-            let data = epoll::EventData::new_u64(u64::try_from(index).expect("a slot"));
-            result = epoll::modify(&self.epoll, connection.stream(), data, interest)
-                .map_err(std::io::Error::from);
-            slot.watches_output = blocked;
-        }
-        if let Err(error) = result {
-            self.drop_connection(index, &error.to_string());
-        }
-    }
-
-    fn receive(&mut self, index: usize) {
-        let Some(connection) = self.slots[index].connection.as_mut() else {
-            return;
-        };
-        let closed = connection.fill().err();
+        let closed = self.world.receive(number, &mut connection.input).err();
+        // All that was just read was here at this moment.
+        let now = self.world.now();
         loop {
-            let Some(connection) = self.slots[index].connection.as_mut() else {
+            let Some(connection) = self.slots[number].connection.as_mut() else {
                 return;
             };
             match connection.answer(&self.shared.protocol) {
-                Ok(Some((pending, answer))) => self.settle(index, pending, answer),
+                Ok(Some((pending, answer))) => {
+                    self.outstanding -= 1;
+                    self.settle(number, pending, answer, now);
+                }
                 Ok(None) => break,
-                Err(error) => return self.drop_connection(index, &error.to_string()),
+                Err(error) => {
+                    return self.drop_connection(number, Status::InDoubt, &error.to_string());
+                }
             }
         }
         match closed {
-            Some(error) => self.drop_connection(index, &error.to_string()),
-            None => self.flush(index),
-        }
-    }
-
-    /// Books one answer.
-    fn settle(&mut self, index: usize, mut pending: Pending<'a>, answer: Answer) {
-        if pending.reading_context {
-            let context = match answer {
-                Answer::Values { version, .. } | Answer::Missing { version } => version,
-                Answer::Refused(words) | Answer::InDoubt(words) => {
-                    return self.failed(pending, false, &words);
-                }
-                Answer::Written(_) => None,
-            };
-            let connection = self.slots[index]
-                .connection
-                .as_mut()
-                .expect("it just answered");
-            connection.submit_write(&self.shared.protocol, pending, context, &mut self.scratch);
-            return;
-        }
-        match answer {
-            Answer::Refused(words) => return self.failed(pending, false, &words),
-            Answer::InDoubt(words) => return self.failed(pending, true, &words),
-            _ => {}
-        }
-        self.record_latency(&pending);
-        self.recorder.series_mut(pending.operation).done += 1;
-        match (pending.write.take(), answer) {
-            (Some((turn, sequence)), Answer::Written(version)) => {
-                turn.acknowledged(sequence, version);
+            Some(error) => self.drop_connection(number, Status::InDoubt, &error.to_string()),
+            None => {
+                self.offer(number, now);
+                self.flush(number);
             }
-            // HTTP may answer a write with a body.
-            (Some((turn, sequence)), Answer::Values { version, .. }) => {
-                turn.acknowledged(sequence, version);
-            }
-            (None, Answer::Values { values, .. }) => self.check(&pending, &values),
-            (None, Answer::Missing { .. }) => {
-                self.recorder.series_mut(Operation::Read).missing += 1;
-                if self.shared.must_exist || (self.shared.strict && pending.floor > 0) {
-                    self.recorder.verdicts.lost += 1;
-                    self.recorder
-                        .verdicts
-                        .example(|| format!("key {}: missing", pending.key));
-                }
-            }
-            (_, answer) => {
-                self.recorder.verdicts.wrong += 1;
-                self.recorder.verdicts.example(|| {
-                    format!(
-                        "key {}: {answer:?} answers a {}",
-                        pending.key,
-                        pending.operation.name()
-                    )
-                });
-            }
-        }
-    }
-
-    fn check(&mut self, pending: &Pending<'_>, values: &[Bytes]) {
-        let verdicts = &mut self.recorder.verdicts;
-        let mut newest = 0;
-        for value in values {
-            verdicts.checked += 1;
-            match value::verify(pending.key, value) {
-                Ok(sequence) => newest = newest.max(sequence),
-                Err(wrong) => {
-                    verdicts.wrong += 1;
-                    verdicts.example(|| describe(pending.key, wrong));
-                }
-            }
-        }
-        if values.len() > 1 {
-            verdicts.siblings += 1;
-        }
-        if self.shared.strict && newest < pending.floor {
-            verdicts.lost += 1;
-            verdicts.example(|| {
-                format!(
-                    "key {}: read version {newest}, but {} was acknowledged before",
-                    pending.key, pending.floor
-                )
-            });
-        }
-    }
-
-    fn record_latency(&mut self, pending: &Pending<'_>) {
-        let now = Instant::now();
-        self.recorder.latency(
-            pending.operation,
-            now.saturating_duration_since(pending.intended),
-            now.saturating_duration_since(pending.sent),
-        );
-    }
-
-    fn failed(&mut self, mut pending: Pending<'a>, in_doubt: bool, words: &str) {
-        self.record_latency(&pending);
-        let series = self.recorder.series_mut(pending.operation);
-        if in_doubt {
-            series.in_doubt += 1;
-        } else {
-            series.refused += 1;
-        }
-        self.recorder
-            .error(|| format!("{}: {words}", pending.operation.name()));
-        if let Some((turn, _)) = pending.write.take() {
-            turn.failed();
-        }
-        if self.shared.source.insists() {
-            self.again.push_back((pending.operation, pending.key));
         }
     }
 
     /// Gives up on requests that have waited too long, and on their connections.
-    fn expire(&mut self, now: Instant) {
-        let limit = self.shared.timeout + GRACE;
-        for index in 0..self.slots.len() {
-            let oldest = self.slots[index]
-                .connection
-                .as_ref()
-                .and_then(Connection::oldest_sent);
-            if oldest.is_some_and(|sent| now.saturating_duration_since(sent) > limit) {
-                self.drop_connection(index, "no answer in time");
+    fn expire(&mut self, now: Nanos) {
+        let limit = self.shared.timeout_ns + GRACE_NS;
+        for number in 0..self.slots.len() {
+            let slot = &self.slots[number];
+            let oldest = slot.connection.as_ref().and_then(Connection::oldest_sent);
+            if oldest.is_some_and(|sent| now.saturating_sub(sent) > limit) {
+                self.drop_connection(number, Status::TimedOut, "no answer in time");
+            } else if slot.connection.is_some()
+                && !slot.connected
+                && now.saturating_sub(slot.since) > CONNECT_WITHIN_NS
+            {
+                self.drop_connection(number, Status::InDoubt, "not accepted in time");
             }
         }
     }
 
-    fn drop_connection(&mut self, index: usize, reason: &str) {
-        let Some(connection) = self.slots[index].connection.take() else {
+    /// After the end, what is not answered within the deadline is given up.
+    fn give_up(&mut self, now: Nanos) {
+        let stopped = self.shared.stop.load(Ordering::Relaxed);
+        let since = if stopped { now } else { self.settings.end };
+        if now.saturating_sub(since) > self.shared.timeout_ns {
+            for number in 0..self.slots.len() {
+                self.drop_connection(number, Status::Unfinished, "the run ended");
+            }
+        }
+    }
+
+    /// What was due before the end and never sent counts with the time that it has waited.
+    fn count_unsent(&mut self) {
+        if matches!(self.settings.schedule, Schedule::Closed)
+            || self.shared.stop.load(Ordering::Relaxed)
+        {
+            return;
+        }
+        let end = self.settings.end;
+        while let Some((operation, _, due)) = self.next_operation(end.saturating_sub(1)) {
+            let waited = end.saturating_sub(due.at);
+            self.recorder
+                .record(operation, Status::Unsent, waited, None);
+        }
+    }
+
+    fn drop_connection(&mut self, number: usize, status: Status, reason: &str) {
+        let now = self.world.now();
+        let slot = &mut self.slots[number];
+        let Some(connection) = slot.connection.take() else {
             return;
         };
-        let address = connection.address;
+        slot.connected = false;
+        slot.since = now + RECONNECT_AFTER_NS;
+        self.world.close(number);
+        let address = self.shared.addresses[connection.address];
         let abandoned = connection.abandon();
-        if !abandoned.is_empty() {
-            let words = format!("{address}: {reason}");
-            for pending in abandoned {
-                self.failed(pending, true, &words);
-            }
+        self.outstanding -= abandoned.len();
+        let limit = self.shared.timeout_ns;
+        for pending in abandoned {
+            // Younger requests on the same connection are lost with it, not late.
+            let status = match status {
+                Status::TimedOut if now.saturating_sub(pending.sent) < limit => Status::InDoubt,
+                status => status,
+            };
+            self.failed(pending, status, now, || format!("{address}: {reason}"));
         }
-    }
-}
-
-/// Civil time in microseconds, as a version: it grows within a run and over runs.
-fn sequence_now() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
-}
-
-fn describe(key: u64, wrong: Wrong) -> String {
-    match wrong {
-        Wrong::Short => format!("key {key}: a value too short to be ours"),
-        Wrong::OtherKey { found } => format!("key {key}: the value of key {found}"),
-        Wrong::Damaged { offset } => format!("key {key}: a wrong byte at offset {offset}"),
     }
 }

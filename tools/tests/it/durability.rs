@@ -17,6 +17,10 @@ fn load(cluster: &Cluster, seconds: u32, protocol: &str) -> Child {
             "500",
             "--connections",
             "16",
+            "--model",
+            "closed",
+            "--warmup",
+            "0s",
         ])
         .args([
             "--duration",

@@ -4,11 +4,11 @@ use bytes::{Bytes, BytesMut};
 use torc_client::wire::frame;
 use torc_client::wire::handshake::{Hello, Status, Welcome};
 use torc_client::wire::message::{
-    self, ArchivedAnswer, ArchivedFailure, ArchivedOutcome, Get, Level, Operation, Put, Request,
-    Single, Write,
+    self, ArchivedAnswer, ArchivedFailure, ArchivedOutcome, Delete, Get, Level, Operation, Put,
+    Scan, Single, Write,
 };
 
-use super::{Answer, Levels, ProtocolError};
+use super::{Answer, Levels, ProtocolError, Request};
 
 /// The settings of every request.
 #[derive(Clone, Debug)]
@@ -43,34 +43,52 @@ impl Binary {
         }
     }
 
-    pub fn read(&self, out: &mut BytesMut, id: u64, key: &[u8]) {
-        self.request(out, id, Single::Get(Get { key, r: self.r }));
+    pub fn request(&self, out: &mut BytesMut, id: u64, request: &Request<'_>) {
+        let get = |key| Single::Get(Get { key, r: self.r });
+        let operation = match request {
+            Request::Read(key) => Operation::Single(get(*key)),
+            Request::ReadMany(keys) => {
+                Operation::Batch(keys.iter().map(|key| get(&key[..])).collect())
+            }
+            Request::Write {
+                key,
+                value,
+                context,
+                ttl_seconds,
+            } => Operation::Single(Single::Put(Put {
+                key,
+                value,
+                ttl_seconds: ttl_seconds.map(u64::from),
+                write: self.write_options(*context),
+            })),
+            Request::Delete { key, context } => Operation::Single(Single::Delete(Delete {
+                key,
+                write: self.write_options(*context),
+            })),
+            Request::Scan { cursor, limit } => Operation::Scan(Scan {
+                // Cursors come from answers, where they are text.
+                cursor: cursor.and_then(|cursor| std::str::from_utf8(cursor).ok()),
+                limit: *limit,
+                prefix: b"",
+                values: true,
+                r: self.r,
+            }),
+        };
+        let request = message::Request {
+            timeout_ms: self.timeout_ms,
+            keyspace: self.keyspace.as_bytes(),
+            operation,
+        };
+        message::encode_request(out, id, &request);
     }
 
-    pub fn write(
-        &self,
-        out: &mut BytesMut,
-        id: u64,
-        key: &[u8],
-        value: &[u8],
-        context: Option<&[u8]>,
-    ) {
-        let write = Write {
+    fn write_options<'a>(&self, context: Option<&'a [u8]>) -> Write<'a> {
+        Write {
             context,
             read_context_first: context.is_none(),
             w: self.w,
             ..Write::default()
-        };
-        self.request(
-            out,
-            id,
-            Single::Put(Put {
-                key,
-                value,
-                ttl_seconds: None,
-                write,
-            }),
-        );
+        }
     }
 
     pub fn answer(
@@ -84,24 +102,21 @@ impl Binary {
         };
         let archived = message::answer(&frame.payload).map_err(|error| bad(&error))?;
         let answer = match archived {
-            ArchivedAnswer::Single(ArchivedOutcome::Got(got)) if got.siblings.is_empty() => {
-                Answer::Missing {
-                    version: Some(Bytes::copy_from_slice(&got.context)),
-                }
-            }
-            ArchivedAnswer::Single(ArchivedOutcome::Got(got)) => Answer::Values {
-                values: got
-                    .siblings
+            ArchivedAnswer::Single(outcome) => outcome_of(&frame.payload, outcome),
+            ArchivedAnswer::Batch(outcomes) => Answer::Many(
+                outcomes
                     .iter()
-                    .map(|sibling| frame.payload.slice_ref(&sibling.value))
+                    .map(|outcome| outcome_of(&frame.payload, outcome))
                     .collect(),
-                version: Some(Bytes::copy_from_slice(&got.context)),
+            ),
+            ArchivedAnswer::Page(page) => Answer::Page {
+                keys: page.entries.len(),
+                cursor: page
+                    .cursor
+                    .as_ref()
+                    .map(|cursor| Bytes::copy_from_slice(cursor.as_bytes())),
             },
-            ArchivedAnswer::Single(ArchivedOutcome::Written(written)) => {
-                Answer::Written(Some(Bytes::copy_from_slice(&written.context)))
-            }
-            ArchivedAnswer::Single(ArchivedOutcome::Failed(failure))
-            | ArchivedAnswer::Failure(failure) => failed(failure),
+            ArchivedAnswer::Failure(failure) => failed(failure),
             _ => {
                 return Err(ProtocolError(
                     "binary: an answer that was not asked for".into(),
@@ -110,14 +125,31 @@ impl Binary {
         };
         Ok(Some((Some(frame.header.request), answer)))
     }
+}
 
-    fn request(&self, out: &mut BytesMut, id: u64, single: Single<'_>) {
-        let request = Request {
-            timeout_ms: self.timeout_ms,
-            keyspace: self.keyspace.as_bytes(),
-            operation: Operation::Single(single),
-        };
-        message::encode_request(out, id, &request);
+fn outcome_of(payload: &Bytes, outcome: &ArchivedOutcome<'_>) -> Answer {
+    match outcome {
+        ArchivedOutcome::Got(got) => {
+            let version = Some(Bytes::copy_from_slice(&got.context));
+            match &got.siblings[..] {
+                [] => Answer::Missing { version },
+                [only] => Answer::Value {
+                    value: payload.slice_ref(&only.value),
+                    version,
+                },
+                several => Answer::Siblings {
+                    values: several
+                        .iter()
+                        .map(|sibling| payload.slice_ref(&sibling.value))
+                        .collect(),
+                    version,
+                },
+            }
+        }
+        ArchivedOutcome::Written(written) => {
+            Answer::Written(Some(Bytes::copy_from_slice(&written.context)))
+        }
+        ArchivedOutcome::Failed(failure) => failed(failure),
     }
 }
 
@@ -180,8 +212,8 @@ mod tests {
             answer,
             Some((
                 Some(42),
-                Answer::Values {
-                    values: vec![Bytes::from_static(b"value")],
+                Answer::Value {
+                    value: Bytes::from_static(b"value"),
                     version: Some(Bytes::from_static(b"ctx")),
                 }
             ))
@@ -191,7 +223,13 @@ mod tests {
     #[test]
     fn a_write_is_a_valid_request() {
         let mut bytes = BytesMut::new();
-        binary().write(&mut bytes, 7, b"key", b"value", None);
+        let write = Request::Write {
+            key: b"key",
+            value: b"value",
+            context: None,
+            ttl_seconds: None,
+        };
+        binary().request(&mut bytes, 7, &write);
         let frame = frame::decode(&mut bytes, frame::FRAME_BYTES_MAX)
             .unwrap()
             .unwrap();

@@ -2,7 +2,7 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::{Answer, Levels, ProtocolError};
+use super::{Answer, Asked, Levels, ProtocolError, Request, decimal};
 use crate::endpoint::{add_query, key_path};
 
 /// Headers that an answer may have at most.
@@ -33,78 +33,203 @@ impl Http {
         }
     }
 
-    pub fn read(&self, out: &mut BytesMut, key: &[u8]) {
-        let path = key_path(self.keyspace.as_deref(), key);
-        out.extend_from_slice(b"GET ");
-        out.extend_from_slice(path.as_bytes());
-        out.extend_from_slice(self.read_query.as_bytes());
-        out.extend_from_slice(
-            b" HTTP/1.1\r\nHost: torc\r\nAccept: application/octet-stream\r\n\r\n",
-        );
+    pub fn request(&self, out: &mut BytesMut, request: &Request<'_>) {
+        match request {
+            Request::Read(key) => {
+                self.head(out, "GET", key, &self.read_query);
+                out.extend_from_slice(b"Accept: application/octet-stream\r\n\r\n");
+            }
+            Request::Write {
+                key,
+                value,
+                context,
+                ttl_seconds,
+            } => {
+                let mut query = self.write_query.clone();
+                if let Some(seconds) = ttl_seconds {
+                    add_query(&mut query, "ttl_seconds", &seconds.to_string());
+                }
+                self.head(out, "PUT", key, &query);
+                out.extend_from_slice(
+                    b"Content-Type: application/octet-stream\r\nPrefer: return=minimal\r\n",
+                );
+                add_context(out, *context);
+                out.extend_from_slice(b"Content-Length: ");
+                decimal(out, value.len());
+                out.extend_from_slice(b"\r\n\r\n");
+                out.extend_from_slice(value);
+            }
+            Request::Delete { key, context } => {
+                self.head(out, "DELETE", key, &self.write_query);
+                add_context(out, *context);
+                out.extend_from_slice(b"\r\n");
+            }
+            Request::Scan { cursor, limit } => {
+                let mut query = self.read_query.clone();
+                add_query(&mut query, "limit", &limit.to_string());
+                add_query(&mut query, "values", "true");
+                if let Some(cursor) = cursor {
+                    add_query(&mut query, "cursor", &String::from_utf8_lossy(cursor));
+                }
+                self.head(out, "GET", b"", &query);
+                out.extend_from_slice(b"\r\n");
+            }
+            Request::ReadMany(_) => unreachable!("not measured over HTTP; refused at the start"),
+        }
     }
 
-    pub fn write(&self, out: &mut BytesMut, key: &[u8], value: &[u8], context: Option<&[u8]>) {
+    /// The request line and the headers of every request; an empty key is the list of keys.
+    fn head(&self, out: &mut BytesMut, method: &str, key: &[u8], query: &str) {
         let path = key_path(self.keyspace.as_deref(), key);
-        out.extend_from_slice(b"PUT ");
-        out.extend_from_slice(path.as_bytes());
-        out.extend_from_slice(self.write_query.as_bytes());
-        out.extend_from_slice(
-            b" HTTP/1.1\r\nHost: torc\r\nContent-Type: application/octet-stream\r\n\
-              Prefer: return=minimal\r\n",
-        );
-        if let Some(context) = context {
-            out.extend_from_slice(b"X-Torc-Context: ");
-            out.extend_from_slice(context);
-            out.extend_from_slice(b"\r\n");
+        let path = if key.is_empty() {
+            path.trim_end_matches('/')
+        } else {
+            &path
+        };
+        for part in [method, " ", path, query, " HTTP/1.1\r\nHost: torc\r\n"] {
+            out.extend_from_slice(part.as_bytes());
         }
-        out.extend_from_slice(format!("Content-Length: {}\r\n\r\n", value.len()).as_bytes());
-        out.extend_from_slice(value);
     }
 
-    pub fn answer(&self, input: &mut BytesMut) -> Result<Option<Answer>, ProtocolError> {
-        let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
-        let mut response = httparse::Response::new(&mut headers);
-        let parsed = response
-            .parse(input)
-            .map_err(|error| ProtocolError(format!("HTTP: {error}")))?;
-        let httparse::Status::Complete(head) = parsed else {
+    pub fn answer(
+        &self,
+        input: &mut BytesMut,
+        asked: Asked,
+    ) -> Result<Option<Answer>, ProtocolError> {
+        let Some(message) = message(input)? else {
             return Ok(None);
         };
-        let status = response.code.unwrap_or(0);
-        let header = |name: &str| {
-            let found = response
-                .headers
-                .iter()
-                .find(|header| header.name.eq_ignore_ascii_case(name));
-            found.map(|header| header.value)
-        };
-        let length = match header("content-length") {
-            None => 0,
-            Some(text) => std::str::from_utf8(text)
-                .ok()
-                .and_then(|text| text.trim().parse::<usize>().ok())
-                .ok_or_else(|| ProtocolError("bad Content-Length".into()))?,
-        };
-        let version = header("x-torc-version").map(Bytes::copy_from_slice);
-        if input.len() < head + length {
-            return Ok(None);
+        if asked == Asked::Scan && message.status == 200 {
+            return page(&message.body).map(Some);
         }
-        input.advance(head);
-        let body = input.split_to(length).freeze();
-        Ok(Some(answer_of(status, version, body)?))
+        answer_of(message.status, message.version, message.body).map(Some)
     }
+}
+
+/// An HTTP answer with the parts that matter here.
+pub struct Message {
+    pub status: u16,
+    pub version: Option<Bytes>,
+    pub body: Bytes,
+}
+
+/// Takes one whole answer off the front of `input`, with a length or in chunks.
+pub fn message(input: &mut BytesMut) -> Result<Option<Message>, ProtocolError> {
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut response = httparse::Response::new(&mut headers);
+    let parsed = response
+        .parse(input)
+        .map_err(|error| ProtocolError(format!("HTTP: {error}")))?;
+    let httparse::Status::Complete(head) = parsed else {
+        return Ok(None);
+    };
+    let status = response.code.unwrap_or(0);
+    let header = |name: &str| {
+        let found = response
+            .headers
+            .iter()
+            .find(|header| header.name.eq_ignore_ascii_case(name));
+        found.map(|header| header.value)
+    };
+    let version = header("x-torc-version").map(Bytes::copy_from_slice);
+    if header("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case(b"chunked")) {
+        let Some((body, end)) = chunks(input, head)? else {
+            return Ok(None);
+        };
+        input.advance(end);
+        return Ok(Some(Message {
+            status,
+            version,
+            body: body.into(),
+        }));
+    }
+    let length = match header("content-length") {
+        None => 0,
+        Some(text) => std::str::from_utf8(text)
+            .ok()
+            .and_then(|text| text.trim().parse::<usize>().ok())
+            .ok_or_else(|| ProtocolError("bad Content-Length".into()))?,
+    };
+    if input.len() < head + length {
+        return Ok(None);
+    }
+    input.advance(head);
+    let body = input.split_to(length).freeze();
+    Ok(Some(Message {
+        status,
+        version,
+        body,
+    }))
+}
+
+/// The body in chunks from `at` on, and where it ends.
+fn chunks(input: &[u8], mut at: usize) -> Result<Option<(Vec<u8>, usize)>, ProtocolError> {
+    let mut body = Vec::new();
+    loop {
+        let parsed = httparse::parse_chunk_size(&input[at..])
+            .map_err(|_| ProtocolError("HTTP: a bad chunk".into()))?;
+        let httparse::Status::Complete((head, size)) = parsed else {
+            return Ok(None);
+        };
+        let start = at + head;
+        let size = usize::try_from(size).map_err(|_| ProtocolError("HTTP: a bad chunk".into()))?;
+        // Each chunk ends with an empty line, the last, empty one too (no trailers are sent).
+        let Some(chunk) = input.get(start..start + size + 2) else {
+            return Ok(None);
+        };
+        body.extend_from_slice(&chunk[..size]);
+        at = start + size + 2;
+        if size == 0 {
+            return Ok(Some((body, at)));
+        }
+    }
+}
+
+/// Appends a POST.
+pub fn post(out: &mut BytesMut, path: &str, content_type: &str, body: &[u8]) {
+    for part in [
+        "POST ",
+        path,
+        " HTTP/1.1\r\nHost: server\r\nContent-Type: ",
+        content_type,
+        "\r\nContent-Length: ",
+    ] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    decimal(out, body.len());
+    out.extend_from_slice(b"\r\n\r\n");
+    out.extend_from_slice(body);
+}
+
+fn add_context(out: &mut BytesMut, context: Option<&[u8]>) {
+    if let Some(context) = context {
+        out.extend_from_slice(b"X-Torc-Context: ");
+        out.extend_from_slice(context);
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+fn page(body: &[u8]) -> Result<Answer, ProtocolError> {
+    let document: serde_json::Value =
+        serde_json::from_slice(body).map_err(|error| ProtocolError(format!("a page: {error}")))?;
+    let keys = document.get("keys").and_then(serde_json::Value::as_array);
+    let cursor = document.get("cursor").and_then(serde_json::Value::as_str);
+    Ok(Answer::Page {
+        keys: keys.map_or(0, Vec::len),
+        cursor: cursor.map(|cursor| Bytes::copy_from_slice(cursor.as_bytes())),
+    })
 }
 
 fn answer_of(status: u16, version: Option<Bytes>, body: Bytes) -> Result<Answer, ProtocolError> {
     Ok(match status {
         // A write may be answered with a body or without one, and reads always have one; the
         // caller knows which of the two it asked for.
-        200 => Answer::Values {
-            values: vec![body],
+        200 => Answer::Value {
+            value: body,
             version,
         },
         204 => Answer::Written(version),
-        300 => Answer::Values {
+        300 => Answer::Siblings {
             values: siblings(&body)?,
             version,
         },
@@ -167,8 +292,14 @@ mod tests {
     #[test]
     fn requests_are_complete_and_pipelined() {
         let mut out = BytesMut::new();
-        http().read(&mut out, b"k1");
-        http().write(&mut out, b"k2", b"value", Some(b"ctx"));
+        http().request(&mut out, &Request::Read(b"k1"));
+        let write = Request::Write {
+            key: b"k2",
+            value: b"value",
+            context: Some(b"ctx"),
+            ttl_seconds: None,
+        };
+        http().request(&mut out, &write);
         let text = String::from_utf8(out.to_vec()).unwrap();
         assert!(
             text.starts_with("GET /v1/keys/k1?r=2&timeout_ms=5000 HTTP/1.1\r\n"),
@@ -189,7 +320,11 @@ mod tests {
         let bytes = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nvalueHTTP/1.1 204 No Content\r\nX-Torc-Version: v1\r\n\r\n";
         for cut in 0..43 {
             let mut input = BytesMut::from(&bytes[..cut]);
-            assert_eq!(http().answer(&mut input).unwrap(), None, "cut at {cut}");
+            assert_eq!(
+                http().answer(&mut input, Asked::Read).unwrap(),
+                None,
+                "cut at {cut}"
+            );
             assert_eq!(
                 input.len(),
                 cut,
@@ -197,15 +332,15 @@ mod tests {
             );
         }
         let mut input = BytesMut::from(&bytes[..]);
-        let first = http().answer(&mut input).unwrap();
+        let first = http().answer(&mut input, Asked::Read).unwrap();
         assert_eq!(
             first,
-            Some(Answer::Values {
-                values: vec![Bytes::from_static(b"value")],
+            Some(Answer::Value {
+                value: Bytes::from_static(b"value"),
                 version: None
             })
         );
-        let second = http().answer(&mut input).unwrap();
+        let second = http().answer(&mut input, Asked::Read).unwrap();
         assert_eq!(
             second,
             Some(Answer::Written(Some(Bytes::from_static(b"v1"))))
@@ -223,5 +358,34 @@ mod tests {
         let doubt = answer(504, r#"{"error":{"message":"late","in_doubt":true}}"#);
         assert!(matches!(doubt, Answer::InDoubt(_)));
         assert!(matches!(answer(500, "?"), Answer::InDoubt(_)));
+    }
+
+    #[test]
+    fn pages_and_chunks_are_taken_whole() {
+        let body = r#"{"keys":["a","b"],"cursor":"c1"}"#;
+        let (one, two) = body.split_at(7);
+        let bytes = format!(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7\r\n{one}\r\n{:x}\r\n{two}\r\n\
+             0\r\n\r\n",
+            two.len()
+        );
+        for cut in 0..bytes.len() {
+            let mut input = BytesMut::from(&bytes.as_bytes()[..cut]);
+            assert_eq!(
+                http().answer(&mut input, Asked::Scan).unwrap(),
+                None,
+                "{cut}"
+            );
+        }
+        let mut input = BytesMut::from(bytes.as_bytes());
+        let page = http().answer(&mut input, Asked::Scan).unwrap();
+        assert_eq!(
+            page,
+            Some(Answer::Page {
+                keys: 2,
+                cursor: Some(Bytes::from_static(b"c1")),
+            })
+        );
+        assert!(input.is_empty());
     }
 }

@@ -1,64 +1,192 @@
-//! The Redis protocol, as far as GET and SET need it.
+//! The Redis protocol, as far as GET, MGET, SET, DEL and SCAN need it.
+
+use std::ops::Range;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::{Answer, ProtocolError};
+use super::{Answer, Asked, ProtocolError, Request, decimal};
 
 /// The Redis protocol has no settings for each request.
 #[derive(Clone, Debug)]
 pub struct Resp;
 
+/// Nesting of arrays that is read: a scan's answer has two.
+const DEPTH_MAX: u32 = 4;
+/// Elements of an array that are read.
+const ELEMENTS_MAX: usize = 1 << 20;
+
+/// One reply; ranges are of the received bytes.
+enum Reply {
+    Simple,
+    Error(Range<usize>),
+    Integer,
+    Bulk(Range<usize>),
+    Null,
+    Array(Vec<Reply>),
+}
+
 impl Resp {
-    pub fn read(&self, out: &mut BytesMut, key: &[u8]) {
-        out.extend_from_slice(b"*2\r\n$3\r\nGET\r\n");
-        bulk(out, key);
+    pub fn request(&self, out: &mut BytesMut, request: &Request<'_>) {
+        match request {
+            Request::Read(key) => {
+                out.extend_from_slice(b"*2\r\n$3\r\nGET\r\n");
+                bulk(out, key);
+            }
+            Request::ReadMany(keys) => {
+                out.extend_from_slice(b"*");
+                decimal(out, keys.len() + 1);
+                out.extend_from_slice(b"\r\n$4\r\nMGET\r\n");
+                for key in *keys {
+                    bulk(out, key);
+                }
+            }
+            Request::Write {
+                key,
+                value,
+                ttl_seconds,
+                ..
+            } => {
+                let head: &[u8] = match ttl_seconds {
+                    None => b"*3\r\n$3\r\nSET\r\n",
+                    Some(_) => b"*5\r\n$3\r\nSET\r\n",
+                };
+                out.extend_from_slice(head);
+                bulk(out, key);
+                bulk(out, value);
+                if let Some(seconds) = ttl_seconds {
+                    out.extend_from_slice(b"$2\r\nEX\r\n");
+                    bulk(out, itoa::Buffer::new().format(*seconds).as_bytes());
+                }
+            }
+            Request::Delete { key, .. } => {
+                out.extend_from_slice(b"*2\r\n$3\r\nDEL\r\n");
+                bulk(out, key);
+            }
+            Request::Scan { cursor, limit } => {
+                out.extend_from_slice(b"*4\r\n$4\r\nSCAN\r\n");
+                bulk(out, cursor.unwrap_or(b"0"));
+                out.extend_from_slice(b"$5\r\nCOUNT\r\n");
+                bulk(out, itoa::Buffer::new().format(*limit).as_bytes());
+            }
+        }
     }
 
-    pub fn write(&self, out: &mut BytesMut, key: &[u8], value: &[u8]) {
-        out.extend_from_slice(b"*3\r\n$3\r\nSET\r\n");
-        bulk(out, key);
-        bulk(out, value);
-    }
-
-    pub fn answer(&self, input: &mut BytesMut) -> Result<Option<Answer>, ProtocolError> {
-        let Some(end) = memchr::memmem::find(input, b"\r\n") else {
+    pub fn answer(
+        &self,
+        input: &mut BytesMut,
+        asked: Asked,
+    ) -> Result<Option<Answer>, ProtocolError> {
+        let Some((reply, end)) = parse(input, 0, 0)? else {
             return Ok(None);
         };
-        let line = &input[..end];
-        let Some((kind, rest)) = line.split_first() else {
-            return Err(ProtocolError("RESP: an empty line".into()));
-        };
-        let text = String::from_utf8_lossy(rest).into_owned();
-        let answer = match kind {
-            b'+' => Answer::Written(None),
-            b'_' => Answer::Missing { version: None },
-            b'-' => error(text),
-            b'$' if text == "-1" => Answer::Missing { version: None },
-            b'$' => {
-                let length: usize = text
-                    .parse()
-                    .map_err(|_| ProtocolError(format!("RESP: a bulk string of length {text}")))?;
-                if input.len() < end + 2 + length + 2 {
-                    return Ok(None);
-                }
-                input.advance(end + 2);
-                let value: Bytes = input.split_to(length).freeze();
-                input.advance(2);
-                return Ok(Some(Answer::Values {
-                    values: vec![value],
+        let answer = match reply {
+            Reply::Simple | Reply::Integer => Answer::Written(None),
+            Reply::Error(range) => error(String::from_utf8_lossy(&input[range]).into_owned()),
+            Reply::Null => Answer::Missing { version: None },
+            Reply::Bulk(range) => {
+                // Taken out of the front; the rest of the reply follows at once.
+                input.advance(range.start);
+                let value = input.split_to(range.len()).freeze();
+                input.advance(end - range.end);
+                return Ok(Some(Answer::Value {
+                    value,
                     version: None,
                 }));
             }
-            other => return Err(ProtocolError(format!("RESP: a reply of type {other:#x}"))),
+            Reply::Array(replies) => {
+                let bytes = input.split_to(end).freeze();
+                return array(&bytes, replies, asked).map(Some);
+            }
         };
-        input.advance(end + 2);
+        input.advance(end);
         Ok(Some(answer))
     }
+}
+
+fn array(bytes: &Bytes, replies: Vec<Reply>, asked: Asked) -> Result<Answer, ProtocolError> {
+    if asked == Asked::Scan {
+        return match &replies[..] {
+            [Reply::Bulk(cursor), Reply::Array(keys)] => {
+                let cursor = bytes.slice(cursor.clone());
+                Ok(Answer::Page {
+                    keys: keys.len(),
+                    cursor: (cursor != "0").then_some(cursor),
+                })
+            }
+            _ => Err(ProtocolError("RESP: not the answer of a SCAN".into())),
+        };
+    }
+    let answers = replies.into_iter().map(|reply| match reply {
+        Reply::Bulk(range) => Ok(Answer::Value {
+            value: bytes.slice(range),
+            version: None,
+        }),
+        Reply::Null => Ok(Answer::Missing { version: None }),
+        _ => Err(ProtocolError("RESP: an array of something else".into())),
+    });
+    Ok(Answer::Many(answers.collect::<Result<_, _>>()?))
+}
+
+/// The reply at `at` and where it ends; `None` when it is not complete.
+fn parse(input: &[u8], at: usize, depth: u32) -> Result<Option<(Reply, usize)>, ProtocolError> {
+    let Some(length) = memchr::memchr(b'\n', &input[at..]) else {
+        return Ok(None);
+    };
+    let after = at + length + 1;
+    let line = &input[at..after];
+    let (Some(kind), Some(text)) = (line.first(), line.get(1..line.len().max(3) - 2)) else {
+        return Err(ProtocolError("RESP: an empty line".into()));
+    };
+    let reply = match kind {
+        b'+' => Reply::Simple,
+        b':' => Reply::Integer,
+        b'_' => Reply::Null,
+        b'-' => Reply::Error(at + 1..at + 1 + text.len()),
+        b'$' | b'*' if text == b"-1" => Reply::Null,
+        b'$' => {
+            let end = after + length_of(text)?;
+            if input.len() < end + 2 {
+                return Ok(None);
+            }
+            return Ok(Some((Reply::Bulk(after..end), end + 2)));
+        }
+        b'*' if depth < DEPTH_MAX => {
+            let count = length_of(text)?;
+            if count > ELEMENTS_MAX {
+                return Err(ProtocolError(format!("RESP: an array of {count}")));
+            }
+            let mut replies = Vec::with_capacity(count.min(1024));
+            let mut next = after;
+            for _ in 0..count {
+                let Some((reply, end)) = parse(input, next, depth + 1)? else {
+                    return Ok(None);
+                };
+                replies.push(reply);
+                next = end;
+            }
+            return Ok(Some((Reply::Array(replies), next)));
+        }
+        other => return Err(ProtocolError(format!("RESP: a reply of type {other:#x}"))),
+    };
+    Ok(Some((reply, after)))
+}
+
+fn length_of(text: &[u8]) -> Result<usize, ProtocolError> {
+    let number = std::str::from_utf8(text)
+        .ok()
+        .and_then(|text| text.parse().ok());
+    number.ok_or_else(|| {
+        ProtocolError(format!(
+            "RESP: a length of {}",
+            String::from_utf8_lossy(text)
+        ))
+    })
 }
 
 /// A Redis error does not say whether the write happened. Refusals before execution do.
 fn error(text: String) -> Answer {
     let refused = [
+        "ERR unknown",
         "OOM",
         "READONLY",
         "LOADING",
@@ -75,9 +203,8 @@ fn error(text: String) -> Answer {
 }
 
 fn bulk(out: &mut BytesMut, bytes: &[u8]) {
-    let mut length = itoa::Buffer::new();
     out.extend_from_slice(b"$");
-    out.extend_from_slice(length.format(bytes.len()).as_bytes());
+    decimal(out, bytes.len());
     out.extend_from_slice(b"\r\n");
     out.extend_from_slice(bytes);
     out.extend_from_slice(b"\r\n");
@@ -88,37 +215,69 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_set_is_an_array_of_bulk_strings() {
+    fn requests_are_arrays_of_bulk_strings() {
         let mut out = BytesMut::new();
-        Resp.write(&mut out, b"k", b"va");
+        let write = |ttl_seconds| Request::Write {
+            key: b"k",
+            value: b"va",
+            context: None,
+            ttl_seconds,
+        };
+        Resp.request(&mut out, &write(None));
         assert_eq!(&out[..], b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$2\r\nva\r\n");
+        out.clear();
+        Resp.request(&mut out, &write(Some(60)));
+        assert!(out.ends_with(b"$2\r\nva\r\n$2\r\nEX\r\n$2\r\n60\r\n"));
+        out.clear();
+        Resp.request(
+            &mut out,
+            &Request::ReadMany(&[b"a".to_vec(), b"b".to_vec()]),
+        );
+        assert_eq!(&out[..], b"*3\r\n$4\r\nMGET\r\n$1\r\na\r\n$1\r\nb\r\n");
     }
 
     #[test]
     fn every_kind_of_reply_is_told_apart_at_every_cut() {
-        let replies: [(&[u8], Answer); 5] = [
-            (b"+OK\r\n", Answer::Written(None)),
-            (b"$-1\r\n", Answer::Missing { version: None }),
-            (b"_\r\n", Answer::Missing { version: None }),
+        let value = |bytes: &'static [u8]| Answer::Value {
+            value: Bytes::from_static(bytes),
+            version: None,
+        };
+        let replies: [(&[u8], Asked, Answer); 7] = [
+            (b"+OK\r\n", Asked::Write, Answer::Written(None)),
+            (b":1\r\n", Asked::Delete, Answer::Written(None)),
+            (b"$-1\r\n", Asked::Read, Answer::Missing { version: None }),
+            (b"$2\r\n\r\n\r\n", Asked::Read, value(b"\r\n")),
             (
-                b"$2\r\n\r\n\r\n",
-                Answer::Values {
-                    values: vec![Bytes::from_static(b"\r\n")],
-                    version: None,
+                b"-OOM no room\r\n",
+                Asked::Write,
+                Answer::Refused("OOM no room".into()),
+            ),
+            (
+                b"*2\r\n$1\r\nv\r\n$-1\r\n",
+                Asked::ReadMany(2),
+                Answer::Many(vec![value(b"v"), Answer::Missing { version: None }]),
+            ),
+            (
+                b"*2\r\n$2\r\n17\r\n*1\r\n$1\r\nk\r\n",
+                Asked::Scan,
+                Answer::Page {
+                    keys: 1,
+                    cursor: Some(Bytes::from_static(b"17")),
                 },
             ),
-            (b"-OOM no room\r\n", Answer::Refused("OOM no room".into())),
         ];
-        for (bytes, answer) in replies {
+        for (bytes, asked, answer) in replies {
             for cut in 0..bytes.len() {
                 let mut input = BytesMut::from(&bytes[..cut]);
-                assert_eq!(Resp.answer(&mut input).unwrap(), None);
+                assert_eq!(Resp.answer(&mut input, asked).unwrap(), None);
                 assert_eq!(input.len(), cut);
             }
             let mut input = BytesMut::from(bytes);
-            assert_eq!(Resp.answer(&mut input).unwrap(), Some(answer));
+            assert_eq!(Resp.answer(&mut input, asked).unwrap(), Some(answer));
             assert!(input.is_empty());
         }
-        assert!(Resp.answer(&mut BytesMut::from(&b"?\r\n"[..])).is_err());
+        for bad in [&b"?\r\n"[..], b"\n", b"$x\r\n"] {
+            assert!(Resp.answer(&mut BytesMut::from(bad), Asked::Read).is_err());
+        }
     }
 }

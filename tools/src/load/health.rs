@@ -1,0 +1,209 @@
+//! Whether the client itself kept up, and so whether its figures mean the server.
+
+use std::collections::BTreeMap;
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+use super::recorder::{add, histogram};
+use super::world::Nanos;
+
+/// Above this share of busy time a thread has no room left, and its queue is in the latencies.
+const BUSY_MAX: f64 = 0.9;
+/// A scheduling lag below this never matters, in nanoseconds.
+const LAG_NS_FREE: u64 = 100_000;
+/// Share of operations that may stay unsent, since the last of a run may just have become due.
+const UNSENT_MAX: f64 = 0.001;
+
+/// How one worker thread spent its time, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thread {
+    /// Working: all time that it did not wait for sockets or for the clock.
+    pub busy_ns: Nanos,
+    /// In all.
+    pub wall_ns: Nanos,
+}
+
+impl Thread {
+    /// Adds another stretch of time.
+    pub fn add(&mut self, other: Thread) {
+        self.busy_ns += other.busy_ns;
+        self.wall_ns += other.wall_ns;
+    }
+
+    /// Share of the time that it worked, 0 to 1.
+    pub fn busy(&self) -> f64 {
+        if self.wall_ns == 0 {
+            return 0.0;
+        }
+        self.busy_ns as f64 / self.wall_ns as f64
+    }
+}
+
+/// What the workers know of themselves.
+#[derive(Clone)]
+pub struct Health {
+    /// By number of the worker.
+    pub threads: BTreeMap<usize, Thread>,
+    /// From the moment that an operation was due and a connection free for it, to the moment it was
+    /// sent, in nanoseconds.
+    pub lag: Histogram<u64>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            threads: BTreeMap::new(),
+            lag: histogram(3),
+        }
+    }
+}
+
+impl Health {
+    /// Adds that of another worker or interval.
+    pub fn merge(&mut self, other: &Health) {
+        for (number, thread) in &other.threads {
+            self.threads.entry(*number).or_default().add(*thread);
+        }
+        add(&mut self.lag, &other.lag);
+    }
+
+    /// Empties it.
+    pub fn clear(&mut self) {
+        self.threads.clear();
+        if !self.lag.is_empty() {
+            self.lag.reset();
+        }
+    }
+
+    /// The busiest thread's share, 0 to 1.
+    pub fn busiest(&self) -> f64 {
+        self.threads.values().map(Thread::busy).fold(0.0, f64::max)
+    }
+}
+
+/// Whether a run may be quoted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Validity {
+    /// Why not; empty for a valid run.
+    pub reasons: Vec<String>,
+}
+
+impl Validity {
+    /// Whether it may.
+    pub fn valid(&self) -> bool {
+        self.reasons.is_empty()
+    }
+
+    /// `VALID`, or `INVALID` with the reasons.
+    pub fn words(&self) -> String {
+        if self.valid() {
+            "VALID".into()
+        } else {
+            format!("INVALID: {}", self.reasons.join("; "))
+        }
+    }
+}
+
+/// What a run is judged by.
+#[derive(Clone, Copy)]
+pub struct Facts<'a> {
+    /// The workers' own record.
+    pub health: &'a Health,
+    /// Whether operations had their own time.
+    pub open: bool,
+    /// Operations that were due.
+    pub due: u64,
+    /// Operations that were never sent.
+    pub unsent: u64,
+    /// Median latency of all operations, in nanoseconds.
+    pub median_ns: u64,
+}
+
+/// Judges whether the client distorted what it measured.
+pub fn judge(facts: Facts<'_>) -> Validity {
+    let mut reasons = Vec::new();
+    let busiest = facts.health.busiest();
+    if busiest > BUSY_MAX {
+        reasons.push(format!(
+            "the busiest client thread worked {:.0} % of the time (limit {:.0} %): use more \
+             threads or a lower rate",
+            busiest * 100.0,
+            BUSY_MAX * 100.0
+        ));
+    }
+    if facts.open {
+        let lag = facts.health.lag.value_at_quantile(0.999);
+        let limit = (facts.median_ns / 10).max(LAG_NS_FREE);
+        if lag > limit {
+            reasons.push(format!(
+                "requests left late: scheduling lag p99.9 {:.0} us (limit {:.0} us)",
+                lag as f64 / 1e3,
+                limit as f64 / 1e3
+            ));
+        }
+        if facts.unsent as f64 > UNSENT_MAX * facts.due as f64 {
+            reasons.push(format!(
+                "{} of {} operations were due and never sent: the rate is above what server, \
+                 connections or client can carry",
+                facts.unsent, facts.due
+            ));
+        }
+    }
+    Validity { reasons }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(health: &Health) -> Facts<'_> {
+        Facts {
+            health,
+            open: true,
+            due: 10_000,
+            unsent: 0,
+            median_ns: 200_000,
+        }
+    }
+
+    fn busy(share: u64) -> Health {
+        let mut health = Health::default();
+        health.threads.insert(
+            0,
+            Thread {
+                busy_ns: share,
+                wall_ns: 100,
+            },
+        );
+        health
+    }
+
+    #[test]
+    fn a_run_is_invalid_for_each_reason_alone() {
+        let health = busy(50);
+        assert!(judge(facts(&health)).valid());
+        assert!(!judge(facts(&busy(95))).valid());
+        let unsent = Facts {
+            unsent: 11,
+            ..facts(&health)
+        };
+        assert!(judge(unsent).words().contains("11 of 10000"));
+        let mut late = busy(50);
+        late.lag.record(150_000).unwrap();
+        assert!(judge(facts(&late)).words().contains("150 us"));
+        let slow_server = Facts {
+            median_ns: 5_000_000,
+            ..facts(&late)
+        };
+        assert!(
+            judge(slow_server).valid(),
+            "a tenth of the median is no distortion"
+        );
+        let closed = Facts {
+            open: false,
+            ..facts(&late)
+        };
+        assert!(judge(closed).valid());
+    }
+}

@@ -1,0 +1,341 @@
+//! What a run is told on the command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use super::keys::Distribution;
+use super::protocol::ProtocolName;
+use super::recorder::Operation;
+use super::schedule::Gaps;
+use super::sizes::Sizes;
+use super::source::{Mix, Ycsb};
+use super::value::VALUE_BYTES_MIN;
+use crate::failure::Failure;
+
+/// Rate of an open loop that was not told one, in operations a second.
+pub const RATE_DEFAULT: f64 = 5000.0;
+
+/// When operations are due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Model {
+    /// By a clock that does not wait for answers: latency
+    Open,
+    /// As soon as the one before is answered: service time, not latency
+    Closed,
+    /// Sessions arrive by a clock; each makes several operations one after the other
+    Sessions,
+}
+
+/// How long to run before measuring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Warmup {
+    /// Until rate and median stand still, as long as the measurement at most.
+    Auto,
+    /// So long.
+    For(Duration),
+}
+
+/// Whom to measure, with what, how fast and for how long.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// HTTP endpoint of any node; the others are learned from it
+    #[arg(
+        long,
+        env = "TORC_ENDPOINT",
+        default_value = "http://127.0.0.1:7480",
+        value_name = "URL",
+        help_heading = "Target"
+    )]
+    pub endpoint: String,
+    /// Address of the protocol's listener; given, nothing is learned. May be given several times
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Target")]
+    pub address: Vec<SocketAddr>,
+    /// Protocol
+    #[arg(long, value_enum, default_value_t = ProtocolName::Binary, help_heading = "Target")]
+    pub protocol: ProtocolName,
+    /// Keyspace [default: default]
+    #[arg(long, value_name = "NAME", help_heading = "Target")]
+    pub keyspace: Option<String>,
+    /// Replicas that must answer a read [default: quorum]
+    #[arg(long, help_heading = "Target")]
+    pub r: Option<String>,
+    /// Replicas that must have a write [default: quorum]
+    #[arg(long, help_heading = "Target")]
+    pub w: Option<String>,
+    /// Deadline of a request, in milliseconds
+    #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(1..=60_000), help_heading = "Target")]
+    pub timeout_ms: u32,
+
+    /// A core workload of YCSB: sets mix, distribution and scan lengths unless they are given too
+    #[arg(long, value_enum, ignore_case = true, help_heading = "Workload")]
+    pub workload: Option<Ycsb>,
+    /// Number of keys
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000), help_heading = "Workload")]
+    pub keys: u64,
+    /// Keys: uniform, sequential, zipf[:EXPONENT], scrambled (YCSB's zipfian), latest[:EXPONENT],
+    /// hotspot[:KEYS:OPERATIONS], exponential[:PERCENT:FRACTION] [default: uniform]
+    #[arg(long, value_name = "SPEC", help_heading = "Workload")]
+    pub distribution: Option<Distribution>,
+    /// Share of the hot keys that are replaced by others each minute, 0 to 1 (zipf, hotspot)
+    #[arg(
+        long,
+        default_value_t = 0.0,
+        value_name = "SHARE",
+        help_heading = "Workload"
+    )]
+    pub churn: f64,
+    /// Operations with their shares, of read, write, insert, modify, delete, scan, batch; such as
+    /// read=90,write=9,scan=1
+    #[arg(
+        long,
+        value_name = "SPEC",
+        conflicts_with = "reads",
+        help_heading = "Workload"
+    )]
+    pub mix: Option<Mix>,
+    /// Percent of reads, 0 to 100; the rest are writes [default: 50]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(0..=100), help_heading = "Workload")]
+    pub reads: Option<u8>,
+    /// Bytes of a value: N, uniform:LOW-HIGH, lognormal:MEDIAN:SIGMA, file:PATH (lines of SIZE COUNT)
+    #[arg(
+        long,
+        default_value = "1024",
+        value_name = "SPEC",
+        help_heading = "Workload"
+    )]
+    pub value_bytes: Sizes,
+    /// Keys of a scan, as for --value-bytes [default: 100]
+    #[arg(long, value_name = "SPEC", help_heading = "Workload")]
+    pub scan_keys: Option<Sizes>,
+    /// Keys of a batch
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "Workload")]
+    pub batch_keys: u32,
+    /// Seconds that values live
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Workload")]
+    pub ttl: Option<u32>,
+
+    /// When operations are due
+    #[arg(long, value_enum, default_value_t = Model::Open, help_heading = "Pace")]
+    pub model: Model,
+    /// Operations a second, of the open loop and of sessions [default: 5000]
+    #[arg(long, value_name = "N", help_heading = "Pace")]
+    pub rate: Option<f64>,
+    /// Gaps between arrivals: poisson, uniform, burst:N
+    #[arg(
+        long,
+        default_value = "poisson",
+        value_name = "SPEC",
+        help_heading = "Pace"
+    )]
+    pub arrivals: Gaps,
+    /// Operations of a session
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Pace")]
+    pub session_operations: u32,
+    /// Pause within a session
+    #[arg(long, default_value = "0s", value_parser = parse_duration, help_heading = "Pace")]
+    pub think: Duration,
+    /// Connections
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=20_000), help_heading = "Pace")]
+    pub connections: u32,
+    /// Requests that a connection has outstanding at most
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Pace")]
+    pub pipeline: u32,
+    /// Threads
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256), help_heading = "Pace")]
+    pub threads: u32,
+    /// Sleep until operations are due instead of polling the last microseconds: less CPU, more lag
+    #[arg(long, help_heading = "Pace")]
+    pub no_spin: bool,
+    /// How long to measure, such as 3s, 500ms or 2m
+    #[arg(long, default_value = "10s", value_parser = parse_duration, help_heading = "Pace")]
+    pub duration: Duration,
+    /// Time before that which is not measured; `auto` waits until rate and median stand still
+    #[arg(long, default_value = "auto", value_parser = parse_warmup, help_heading = "Pace")]
+    pub warmup: Warmup,
+    /// Seed of all random choices [default: from the clock; printed]
+    #[arg(long, help_heading = "Pace")]
+    pub seed: Option<u64>,
+
+    /// Do not write every key before a run
+    #[arg(long, help_heading = "Phases")]
+    pub no_fill: bool,
+    /// Do not wait for the servers' disks to calm down after the fill
+    #[arg(long, help_heading = "Phases")]
+    pub no_settle: bool,
+    /// After a run, read every key once and judge it by all that was acknowledged
+    #[arg(long, help_heading = "Phases")]
+    pub check_all: bool,
+    /// Share of the values that are checked byte by byte, 0 to 1
+    #[arg(
+        long,
+        default_value_t = 1.0,
+        value_name = "SHARE",
+        help_heading = "Phases"
+    )]
+    pub verify_share: f64,
+    /// The server is a cache: a missing key is no loss
+    #[arg(long, help_heading = "Phases")]
+    pub may_evict: bool,
+    /// Give up filling or verifying after this long
+    #[arg(long, default_value = "10m", value_parser = parse_duration, help_heading = "Phases")]
+    pub give_up: Duration,
+
+    /// What the run is called in reports [default: protocol and addresses]
+    #[arg(long, help_heading = "Output")]
+    pub name: Option<String>,
+    /// Write the result as JSON to this file; `-` for standard output
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub json: Option<PathBuf>,
+    /// Write run.json, intervals.csv, latency.hlog and report.html to this directory
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub out: Option<PathBuf>,
+    /// Live view: on, off, or auto, which is on for a terminal
+    #[arg(long, value_enum, default_value_t = Live::Auto, help_heading = "Output")]
+    pub live: Live,
+}
+
+/// Whether the terminal shows a run while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Live {
+    /// On for a terminal
+    Auto,
+    /// On
+    On,
+    /// Off
+    Off,
+}
+
+/// What comes of mix, distribution and scan lengths after presets and defaults.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    /// Operations with their shares.
+    pub mix: Mix,
+    /// Keys.
+    pub distribution: Distribution,
+    /// Keys of a scan.
+    pub scan_keys: Sizes,
+}
+
+impl Options {
+    /// Presets and defaults, overridden by what was given.
+    pub fn workload(&self) -> Workload {
+        let (mix, distribution, scan_keys) = match self.workload {
+            Some(ycsb) => ycsb.parts(),
+            None => (Mix::reads(50.0), Distribution::Uniform, Sizes::Fixed(100)),
+        };
+        let reads = self.reads.map(|reads| Mix::reads(f64::from(reads)));
+        Workload {
+            mix: self.mix.clone().or(reads).unwrap_or(mix),
+            distribution: self.distribution.unwrap_or(distribution),
+            scan_keys: self.scan_keys.clone().unwrap_or(scan_keys),
+        }
+    }
+
+    /// Operations a second; `None` for a closed loop.
+    pub fn offered(&self) -> Option<f64> {
+        (self.model != Model::Closed).then(|| self.rate.unwrap_or(RATE_DEFAULT))
+    }
+
+    /// Whether a read must see every write acknowledged before it: quorums overlap for the levels
+    /// that are known to; anything else is judged only by its bytes.
+    pub fn strict(&self) -> bool {
+        let level = |level: &Option<String>| level.as_deref().unwrap_or("quorum").to_owned();
+        let (r, w) = (level(&self.r), level(&self.w));
+        let quorum = |level: &str| matches!(level, "quorum" | "2" | "3" | "all");
+        (quorum(&r) && quorum(&w)) || r == "all" || w == "all"
+    }
+
+    /// Refuses what clap cannot.
+    pub fn check(&self) -> Result<(), Failure> {
+        let fail = |words: &str| Err(Failure::new(words));
+        if self
+            .rate
+            .is_some_and(|rate| !rate.is_finite() || rate <= 0.0)
+        {
+            return fail("--rate: operations a second, above zero");
+        }
+        if self.rate.is_some() && self.model == Model::Closed {
+            return fail(
+                "--rate does not go with --model closed, which goes as fast as answers come",
+            );
+        }
+        if !(0.0..=1.0).contains(&self.verify_share) {
+            return fail("--verify-share: 0 to 1");
+        }
+        if !self.churn.is_finite() || self.churn < 0.0 {
+            return fail("--churn: a share of at least 0");
+        }
+        let least = u32::try_from(VALUE_BYTES_MIN).expect("a small number");
+        if matches!(self.value_bytes, Sizes::Fixed(bytes) if bytes < least) {
+            return fail("--value-bytes: at least 16, so that values can be verified");
+        }
+        if self.duration.is_zero() {
+            return fail("--duration: above zero");
+        }
+        Ok(())
+    }
+
+    /// Refuses operations that the protocol does not have.
+    pub fn check_mix(&self, protocol: &super::protocol::Protocol) -> Result<(), Failure> {
+        let unsupported: Vec<&str> = self
+            .workload()
+            .mix
+            .operations()
+            .filter(|operation| !protocol.supports(*operation))
+            .map(Operation::name)
+            .collect();
+        if unsupported.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::new(format!(
+            "{} has no {}",
+            self.protocol.name(),
+            unsupported.join(", ")
+        )))
+    }
+}
+
+/// `3s`, `500ms`, `2m`, `1h`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let split = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let scale = match unit {
+        "ms" => 0.001,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err("expected a number with ms, s, m or h, such as 3s".into()),
+    };
+    let number: f64 = number
+        .parse()
+        .map_err(|_| "expected a number before the unit")?;
+    Duration::try_from_secs_f64(number * scale).map_err(|error| error.to_string())
+}
+
+fn parse_warmup(text: &str) -> Result<Warmup, String> {
+    if text == "auto" {
+        Ok(Warmup::Auto)
+    } else {
+        parse_duration(text).map(Warmup::For)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_with_their_unit() {
+        assert_eq!(parse_duration("3s"), Ok(Duration::from_secs(3)));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("1.5m"), Ok(Duration::from_secs(90)));
+        for bad in ["3", "s", "", "3 s", "-1s", "3d"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+}

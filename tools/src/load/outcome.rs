@@ -1,0 +1,449 @@
+//! A run's result as a value: what `run.json` holds, what every report is made from.
+//!
+//! Latencies are in microseconds. A percentile that falls among censored samples is a lower bound;
+//! `censored_from_us` tells from where on.
+
+use std::collections::BTreeMap;
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::health::{self, Facts, Validity};
+use super::recorder::{Dual, Operation, Recorder, Series, Status, add, histogram};
+
+/// Layout of the JSON; raised when a field changes its meaning.
+pub const SCHEMA: u32 = 2;
+
+/// Percentiles that every report shows.
+pub const PERCENTILES: [(f64, &str); 6] = [
+    (50.0, "p50"),
+    (90.0, "p90"),
+    (99.0, "p99"),
+    (99.9, "p99.9"),
+    (99.99, "p99.99"),
+    (100.0, "max"),
+];
+/// Columns of the heat map in a factor of two of latency.
+const HEAT_STEPS: f64 = 4.0;
+/// Samples beyond a percentile without which it is not drawn as a figure of its own.
+const CURVE_SAMPLES_MIN: f64 = 1.0;
+
+/// What a run was, for the head of reports.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Setup {
+    /// What it is called.
+    pub name: String,
+    /// Protocol and servers.
+    pub target: String,
+    /// Open, closed or sessions, with rate.
+    pub model: String,
+    /// Keys, distribution, value size, mix, levels.
+    pub workload: String,
+    /// Seed of all random choices.
+    pub seed: u64,
+    /// Operations a second that were to be made; `None` for a closed loop.
+    pub offered_per_s: Option<f64>,
+    /// When it began, in milliseconds since 1970.
+    pub began_ms: u64,
+    /// Names of the targets.
+    pub targets: Vec<String>,
+}
+
+/// A run's result.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Outcome {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// What was run.
+    #[serde(flatten)]
+    pub setup: Setup,
+    /// Length of the measurement.
+    pub seconds: f64,
+    /// Operations that were answered.
+    pub operations_done: u64,
+    /// The same, a second.
+    pub rate_per_s: f64,
+    /// Bytes of values read and written, a second.
+    pub value_bytes_per_s: f64,
+    /// By kind.
+    pub operations: BTreeMap<String, OperationOutcome>,
+    /// Operations that were due and never sent.
+    pub unsent: u64,
+    /// Whether the client kept up.
+    pub validity: Validity,
+    /// How well.
+    pub client: Client,
+    /// What verification found.
+    pub verification: Verification,
+    /// The first few errors, in words.
+    pub errors: Vec<String>,
+    /// Errors by kind.
+    pub error_kinds: BTreeMap<String, u64>,
+    /// Operations and latency by target.
+    pub targets_share: Vec<TargetOutcome>,
+    /// The run in time.
+    pub intervals: Vec<Interval>,
+    /// What it was measured on.
+    pub environment: Value,
+}
+
+/// One kind of operation.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct OperationOutcome {
+    /// Answered as asked, or with "there is no such key".
+    pub done: u64,
+    /// Answered with an error that says nothing happened.
+    pub refused: u64,
+    /// Outcome unknown: errors, broken connections, no answer.
+    pub in_doubt: u64,
+    /// Reads that found no value.
+    pub missing: u64,
+    /// Operations without an answer, which are in the percentiles as lower bounds.
+    pub censored: u64,
+    /// From here on, percentiles are lower bounds.
+    pub censored_from_us: Option<f64>,
+    /// Done, a second.
+    pub rate_per_s: f64,
+    /// Percentiles of all that was due, from when it was due.
+    pub latency_us_from_intended: BTreeMap<String, f64>,
+    /// Percentiles of all that was sent, from when it was sent.
+    pub latency_us_from_sent: BTreeMap<String, f64>,
+    /// By how they ended: count, and percentiles from when they were due.
+    pub statuses: BTreeMap<String, StatusOutcome>,
+    /// Points of the percentile curve, `[percentile, from intended, from sent]`.
+    pub curve: Vec<[f64; 3]>,
+}
+
+/// Operations that ended alike.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct StatusOutcome {
+    /// How many.
+    pub count: u64,
+    /// Percentiles from when they were due.
+    pub latency_us_from_intended: BTreeMap<String, f64>,
+}
+
+/// The client's own state.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Client {
+    /// Share of the time that each thread worked, 0 to 1.
+    pub threads_busy: Vec<f64>,
+    /// From when an operation was due and a connection free, to when it was sent.
+    pub scheduling_lag_us: BTreeMap<String, f64>,
+}
+
+/// What verification found.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Verification {
+    /// Values checked byte by byte.
+    pub checked: u64,
+    /// Values with a wrong byte or of another key.
+    pub wrong: u64,
+    /// Acknowledged writes that a read did not return though it must.
+    pub lost: u64,
+    /// The same, where it need not.
+    pub stale: u64,
+    /// Versions that the stalest read was behind.
+    pub stale_versions_max: u64,
+    /// Age of the newer value that the stalest read did not see, in milliseconds.
+    pub stale_ms_max: f64,
+    /// Answers with more than one value.
+    pub siblings: u64,
+    /// The first few findings, in words.
+    pub examples: Vec<String>,
+}
+
+/// What went to one target.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct TargetOutcome {
+    /// Its name.
+    pub name: String,
+    /// Operations.
+    pub count: u64,
+    /// Of all, 0 to 1.
+    pub share: f64,
+    /// Percentiles from when operations were due.
+    pub latency_us_from_intended: BTreeMap<String, f64>,
+}
+
+/// A stretch of the run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Interval {
+    /// Its beginning, in seconds of the run.
+    pub at_s: f64,
+    /// Operations done, by kind.
+    pub done: BTreeMap<String, u64>,
+    /// Percentiles from when operations were due, by kind.
+    pub latency_us: BTreeMap<String, BTreeMap<String, f64>>,
+    /// Operations refused, in doubt or without an answer.
+    pub failed: u64,
+    /// Cells of the heat map: number of the row (see [`heat_row`]) and operations.
+    pub heat: Vec<(i32, u64)>,
+    /// The busiest client thread's share of work.
+    pub client_busy: f64,
+    /// Scheduling lag, 99.9th percentile.
+    pub lag_us_p999: f64,
+}
+
+/// The row of the heat map for a latency: four to a factor of two, 0 at a microsecond.
+pub fn heat_row(micros: f64) -> i32 {
+    let row = (micros.max(1e-3).log2() * HEAT_STEPS).floor();
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a logarithm times four is far within 32 bits"
+    )]
+    let row = row as i32;
+    row
+}
+
+/// The figures of one interval.
+pub fn interval(at_s: f64, recorder: &Recorder) -> Interval {
+    let mut all = histogram(3);
+    let mut result = Interval {
+        at_s,
+        client_busy: recorder.health.busiest(),
+        lag_us_p999: micros(recorder.health.lag.value_at_quantile(0.999)),
+        ..Interval::default()
+    };
+    for operation in Operation::ALL {
+        let series = recorder.series(operation);
+        if series.total_count() == 0 {
+            continue;
+        }
+        let total = series.total().intended;
+        let name = operation.name().to_owned();
+        result.done.insert(name.clone(), series.done());
+        result.latency_us.insert(name, percentiles(&total));
+        result.failed += series.total_count() - series.done();
+        add(&mut all, &total);
+    }
+    for value in all.iter_recorded() {
+        let row = heat_row(micros(value.value_iterated_to()));
+        match result.heat.last_mut() {
+            Some((last, count)) if *last == row => *count += value.count_at_value(),
+            _ => result.heat.push((row, value.count_at_value())),
+        }
+    }
+    result
+}
+
+impl Outcome {
+    /// The result of a run.
+    pub fn new(
+        setup: Setup,
+        seconds: f64,
+        recorder: &Recorder,
+        intervals: Vec<Interval>,
+        environment: Value,
+    ) -> Self {
+        let mut all = histogram(3);
+        let mut operations = BTreeMap::new();
+        for operation in Operation::ALL {
+            let series = recorder.series(operation);
+            if series.total_count() > 0 {
+                let total = series.total();
+                add(&mut all, &total.intended);
+                let outcome = operation_outcome(series, &total, seconds);
+                operations.insert(operation.name().to_owned(), outcome);
+            }
+        }
+        let unsent = recorder.count(Status::Unsent);
+        let validity = health::judge(Facts {
+            health: &recorder.health,
+            open: setup.offered_per_s.is_some(),
+            due: all.len(),
+            unsent,
+            median_ns: all.value_at_quantile(0.5),
+        });
+        let verdicts = &recorder.verdicts;
+        Self {
+            schema: SCHEMA,
+            seconds,
+            operations_done: recorder.done(),
+            rate_per_s: rate(recorder.done(), seconds),
+            value_bytes_per_s: rate(recorder.value_bytes, seconds),
+            operations,
+            unsent,
+            validity,
+            client: Client {
+                threads_busy: recorder
+                    .health
+                    .threads
+                    .values()
+                    .map(health::Thread::busy)
+                    .collect(),
+                scheduling_lag_us: percentiles(&recorder.health.lag),
+            },
+            verification: Verification {
+                checked: verdicts.checked,
+                wrong: verdicts.wrong,
+                lost: verdicts.lost,
+                stale: verdicts.stale,
+                stale_versions_max: verdicts.stale_versions_max,
+                stale_ms_max: verdicts.stale_us_max as f64 / 1e3,
+                siblings: verdicts.siblings,
+                examples: verdicts.examples.clone(),
+            },
+            errors: recorder.errors.clone(),
+            error_kinds: recorder.error_kinds.clone(),
+            targets_share: targets(&setup.targets, recorder),
+            intervals,
+            environment,
+            setup,
+        }
+    }
+}
+
+fn operation_outcome(series: &Series, total: &Dual, seconds: f64) -> OperationOutcome {
+    let censored = Status::ALL
+        .iter()
+        .filter(|status| status.censored())
+        .map(|status| series.count(*status))
+        .sum();
+    let statuses = Status::ALL.iter().filter_map(|status| {
+        let dual = series
+            .of(*status)
+            .filter(|dual| !dual.intended.is_empty())?;
+        let outcome = StatusOutcome {
+            count: dual.intended.len(),
+            latency_us_from_intended: percentiles(&dual.intended),
+        };
+        Some((status.name().to_owned(), outcome))
+    });
+    OperationOutcome {
+        done: series.done(),
+        refused: series.count(Status::Refused),
+        in_doubt: series.count(Status::InDoubt),
+        missing: series.count(Status::Missing),
+        censored,
+        censored_from_us: series.censored_from().map(micros),
+        rate_per_s: rate(series.done(), seconds),
+        latency_us_from_intended: percentiles(&total.intended),
+        latency_us_from_sent: percentiles(&total.sent),
+        statuses: statuses.collect(),
+        curve: curve(total),
+    }
+}
+
+fn targets(names: &[String], recorder: &Recorder) -> Vec<TargetOutcome> {
+    let counts = recorder.targets().iter().flatten();
+    let all: u64 = counts.map(|target| target.intended.len()).sum();
+    names
+        .iter()
+        .enumerate()
+        .map(|(number, name)| {
+            let target = recorder.targets().get(number).and_then(Option::as_ref);
+            let count = target.map_or(0, |target| target.intended.len());
+            TargetOutcome {
+                name: name.clone(),
+                count,
+                share: count as f64 / all.max(1) as f64,
+                latency_us_from_intended: target
+                    .map(|target| percentiles(&target.intended))
+                    .unwrap_or_default(),
+            }
+        })
+        .collect()
+}
+
+/// Points at 0, 50, 75, 87.5, … percent with three between each: evenly spaced on an axis of
+/// nines, as far as there are samples.
+fn curve(total: &Dual) -> Vec<[f64; 3]> {
+    let count = total.intended.len() as f64;
+    let mut points = Vec::new();
+    let mut beyond = 1.0_f64;
+    while beyond * count >= CURVE_SAMPLES_MIN && points.len() < 200 {
+        let quantile = 1.0 - beyond;
+        let at = |histogram: &Histogram<u64>| micros(histogram.value_at_quantile(quantile));
+        points.push([quantile * 100.0, at(&total.intended), at(&total.sent)]);
+        beyond /= 2.0_f64.powf(0.25);
+    }
+    points.push([
+        100.0,
+        micros(total.intended.max()),
+        micros(total.sent.max()),
+    ]);
+    points
+}
+
+/// The usual percentiles, mean and standard deviation, in microseconds; empty without samples.
+pub fn percentiles(histogram: &Histogram<u64>) -> BTreeMap<String, f64> {
+    if histogram.is_empty() {
+        return BTreeMap::new();
+    }
+    let mut object: BTreeMap<String, f64> = PERCENTILES
+        .iter()
+        .map(|(percentile, name)| {
+            let value = micros(histogram.value_at_percentile(*percentile));
+            ((*name).to_owned(), value)
+        })
+        .collect();
+    object.insert("mean".into(), histogram.mean() / 1e3);
+    object
+}
+
+/// Nanoseconds as microseconds.
+pub fn micros(nanos: u64) -> f64 {
+    nanos as f64 / 1e3
+}
+
+fn rate(count: u64, seconds: f64) -> f64 {
+    if seconds > 0.0 {
+        count as f64 / seconds
+    } else {
+        0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heat_rows_are_four_to_a_factor_of_two() {
+        assert_eq!(heat_row(1.0), 0);
+        assert_eq!(heat_row(2.0), 4);
+        assert_eq!(heat_row(1000.0), 39);
+        assert_eq!(heat_row(0.5), -4);
+    }
+
+    #[test]
+    fn a_result_survives_its_file() {
+        let mut recorder = Recorder::default();
+        for micros in 1..=1000 {
+            recorder.record(
+                Operation::Write,
+                Status::Ok,
+                micros * 1000,
+                Some(micros * 500),
+            );
+            recorder.record_target(0, micros * 1000);
+        }
+        recorder.record(
+            Operation::Write,
+            Status::TimedOut,
+            5_000_000,
+            Some(5_000_000),
+        );
+        let setup = Setup {
+            name: "a".into(),
+            targets: vec!["n1/0".into()],
+            ..Setup::default()
+        };
+        let intervals = vec![interval(0.0, &recorder)];
+        let outcome = Outcome::new(setup, 10.0, &recorder, intervals, Value::Null);
+        let text = serde_json::to_string(&outcome).unwrap();
+        let again: Outcome = serde_json::from_str(&text).unwrap();
+        assert_eq!(again.rate_per_s, 100.0);
+        let write = &again.operations["write"];
+        assert_eq!((write.done, write.censored, write.in_doubt), (1000, 1, 0));
+        assert_eq!(write.censored_from_us, Some(5000.0));
+        let p99 = write.latency_us_from_intended["p99"];
+        assert!((989.0..993.0).contains(&p99), "{p99}");
+        assert!(write.curve.is_sorted_by(|one, other| one[1] <= other[1]));
+        let heat: u64 = again.intervals[0].heat.iter().map(|(_, count)| count).sum();
+        assert_eq!(heat, 1001);
+        assert_eq!(again.targets_share[0].count, 1000);
+    }
+}

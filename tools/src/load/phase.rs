@@ -1,0 +1,236 @@
+//! One phase of a run: workers on threads, and a collector that merges what they measured,
+//! interval by interval.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Barrier, OnceLock};
+use std::time::{Duration, Instant};
+
+use rand_xoshiro::Xoshiro256PlusPlus;
+use rand_xoshiro::rand_core::SeedableRng;
+
+use super::recorder::Recorder;
+use super::schedule::{Arrivals, Gaps, Rows, Schedule, Sessions};
+use super::trace::Trace;
+use super::worker::{Settings, Shared, Worker};
+use super::world::{Nanos, Sockets};
+
+/// When operations are due, before they are shared out to workers.
+#[derive(Clone)]
+pub enum Pace {
+    /// As soon as the one before is answered.
+    Closed,
+    /// At a rate, in operations a second.
+    Open(f64, Gaps),
+    /// Sessions of so many operations with a pause between them, at a rate of operations.
+    Sessions(f64, Gaps, u32, Duration),
+    /// As the trace says.
+    Trace(Arc<Trace>),
+}
+
+impl Pace {
+    fn schedule(&self, index: usize, workers: usize) -> Schedule {
+        let share = |rate: f64| rate / workers as f64;
+        let phase = index as f64 / workers as f64;
+        match self {
+            Pace::Closed => Schedule::Closed,
+            Pace::Open(rate, gaps) => Schedule::Open(Arrivals::new(share(*rate), *gaps, phase)),
+            Pace::Sessions(rate, gaps, operations, think) => Schedule::Sessions(Sessions::new(
+                share(*rate),
+                *gaps,
+                phase,
+                *operations,
+                nanos(*think),
+            )),
+            Pace::Trace(trace) => Schedule::Trace(Rows::new(trace.clone(), index, workers)),
+        }
+    }
+}
+
+/// How a phase runs.
+#[derive(Clone)]
+pub struct Phase {
+    /// Threads.
+    pub threads: usize,
+    /// Connections of all threads.
+    pub connections: usize,
+    /// Requests that a connection has outstanding at most.
+    pub pipeline: usize,
+    /// When operations are due.
+    pub pace: Pace,
+    /// Seed of all random choices.
+    pub seed: u64,
+    /// No operation starts after this.
+    pub length: Duration,
+    /// Length of an interval.
+    pub interval: Duration,
+    /// Whether workers poll the last microseconds before an operation is due.
+    pub spin: bool,
+    /// When it begins; `None` = once all connections stand.
+    pub begin: Option<Instant>,
+}
+
+/// What a phase measured.
+pub struct Measured {
+    /// From the beginning to the end of the load, in seconds.
+    pub seconds: f64,
+    /// Everything.
+    pub total: Recorder,
+}
+
+/// Whether a phase goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// It does.
+    Continue,
+    /// It is cut short.
+    Stop,
+}
+
+/// Sees each interval once all workers are through it: its number and what was measured in it.
+pub type Observe<'a> = &'a mut dyn FnMut(u64, &Recorder) -> Flow;
+
+enum Message {
+    Interval(usize, u64, Box<Recorder>),
+    Done(usize, std::io::Result<()>),
+}
+
+fn nanos(duration: Duration) -> Nanos {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Runs a phase to its end.
+///
+/// # Errors
+/// When a worker cannot work at all.
+pub fn run(phase: &Phase, shared: &Shared, observe: Observe<'_>) -> std::io::Result<Measured> {
+    shared.stop.store(false, Ordering::Relaxed);
+    let workers = phase.threads.min(phase.connections).max(1);
+    let barrier = Barrier::new(workers);
+    let epoch = OnceLock::new();
+    let mut collector = Collector::new(workers);
+    let mut failed = None;
+    std::thread::scope(|scope| {
+        let (send, receive) = mpsc::channel();
+        for index in 0..workers {
+            let (spare_send, spare) = mpsc::channel();
+            collector.spares.push(spare_send);
+            let send = send.clone();
+            let (barrier, epoch) = (&barrier, &epoch);
+            scope.spawn(move || {
+                let outcome = work(phase, shared, index, workers, barrier, epoch, |at, full| {
+                    let message = Message::Interval(index, at, Box::new(full));
+                    // The collector outlives the workers.
+                    send.send(message).ok();
+                    spare.try_recv().unwrap_or_default()
+                });
+                send.send(Message::Done(index, outcome)).ok();
+            });
+        }
+        drop(send);
+        loop {
+            match receive.recv_timeout(Duration::from_millis(100)) {
+                Ok(Message::Interval(index, at, recorder)) => {
+                    collector.take(index, at, *recorder);
+                }
+                Ok(Message::Done(index, outcome)) => {
+                    collector.through[index] = u64::MAX;
+                    failed = failed.take().or(outcome.err());
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if failed.is_some() || collector.deliver(observe) == Flow::Stop {
+                shared.stop.store(true, Ordering::Relaxed);
+            }
+        }
+        collector.deliver(observe);
+    });
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    let begun = epoch.get().copied().unwrap_or_else(Instant::now);
+    let ran = begun.elapsed().min(phase.length);
+    Ok(Measured {
+        seconds: ran.as_secs_f64(),
+        total: collector.total,
+    })
+}
+
+fn work(
+    phase: &Phase,
+    shared: &Shared,
+    index: usize,
+    workers: usize,
+    barrier: &Barrier,
+    epoch: &OnceLock<Instant>,
+    mut emit: impl FnMut(u64, Recorder) -> Recorder,
+) -> std::io::Result<()> {
+    let share = |all: usize| all / workers + usize::from(index < all % workers);
+    let connections = share(phase.connections);
+    let number = u64::try_from(index).expect("a small number");
+    let settings = Settings {
+        index,
+        connections,
+        pipeline: phase.pipeline,
+        end: nanos(phase.length),
+        interval: nanos(phase.interval),
+        schedule: phase.pace.schedule(index, workers),
+        rng: Xoshiro256PlusPlus::seed_from_u64(phase.seed.wrapping_add(number)),
+    };
+    let connected = Sockets::new(connections, Instant::now(), phase.spin)
+        .map(|sockets| Worker::new(shared, settings, sockets))
+        .and_then(|mut worker| worker.connect().map(|()| worker));
+    // Nobody may wait for a worker that failed.
+    barrier.wait();
+    let mut worker = connected?;
+    let epoch = *epoch.get_or_init(|| phase.begin.unwrap_or_else(Instant::now));
+    std::thread::sleep(epoch.saturating_duration_since(Instant::now()));
+    worker.world().restart(epoch);
+    worker.run(&mut emit)
+}
+
+/// Merges intervals of several workers in their order.
+struct Collector {
+    waiting: BTreeMap<u64, Recorder>,
+    /// For each worker, one past the last interval that it reported.
+    through: Vec<u64>,
+    spares: Vec<mpsc::Sender<Recorder>>,
+    total: Recorder,
+}
+
+impl Collector {
+    fn new(workers: usize) -> Self {
+        Self {
+            waiting: BTreeMap::new(),
+            through: vec![0; workers],
+            spares: Vec::new(),
+            total: Recorder::default(),
+        }
+    }
+
+    fn take(&mut self, index: usize, at: u64, mut recorder: Recorder) {
+        self.waiting.entry(at).or_default().merge(&recorder);
+        self.through[index] = at + 1;
+        recorder.clear();
+        // A worker that has ended needs no memory back.
+        self.spares[index].send(recorder).ok();
+    }
+
+    /// Hands on what all workers are through.
+    fn deliver(&mut self, observe: Observe<'_>) -> Flow {
+        let through = self.through.iter().copied().min().unwrap_or(0);
+        let mut flow = Flow::Continue;
+        while let Some(entry) = self.waiting.first_entry()
+            && *entry.key() < through
+        {
+            let (at, recorder) = entry.remove_entry();
+            self.total.merge(&recorder);
+            if observe(at, &recorder) == Flow::Stop {
+                flow = Flow::Stop;
+            }
+        }
+        flow
+    }
+}

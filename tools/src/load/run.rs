@@ -1,0 +1,464 @@
+//! `torc load run`, `fill` and `verify`: the phases of one measurement, and what every other mode
+//! builds on.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+
+use super::environment;
+use super::keys::Keys;
+use super::ledger::Ledger;
+use super::options::{Model, Options, Warmup};
+use super::outcome::{self, Interval, Outcome, Setup};
+use super::output::Hlog;
+use super::phase::{self, Flow, Measured, Observe, Pace, Phase};
+use super::protocol::{Levels, Protocol, ProtocolName};
+use super::recorder::{Operation, Recorder};
+use super::source::Source;
+use super::targets::Targets;
+use super::trace::Trace;
+use super::view::View;
+use super::worker::{Judging, Shared};
+use crate::endpoint::Endpoint;
+use crate::failure::Failure;
+
+/// Length of an interval.
+pub const INTERVAL: Duration = Duration::from_secs(1);
+/// Intervals that must stand still for a warm-up to be over.
+const STEADY_INTERVALS: usize = 4;
+/// How far rate and median may lie apart in them.
+const STEADY_SPREAD: f64 = 0.1;
+
+/// A prepared measurement of one system: its servers, and what is known of its keys.
+pub struct Bench {
+    options: Options,
+    shared: Shared,
+    seed: u64,
+    /// What the servers said about themselves.
+    servers: Option<Value>,
+    /// Shown while it runs.
+    view: View,
+}
+
+/// A result with its histograms.
+pub struct Run {
+    /// The figures.
+    pub outcome: Outcome,
+    /// What they were made from.
+    pub recorder: Recorder,
+    /// The interval log.
+    pub hlog: Hlog,
+}
+
+impl Run {
+    /// Adds what a check after the run found.
+    pub fn add_verdicts(&mut self, check: &Run) {
+        self.recorder.verdicts.merge(&check.recorder.verdicts);
+        let mine = &mut self.outcome.verification;
+        let theirs = &check.outcome.verification;
+        mine.checked += theirs.checked;
+        mine.wrong += theirs.wrong;
+        mine.lost += theirs.lost;
+        mine.stale += theirs.stale;
+        mine.siblings += theirs.siblings;
+        mine.examples.clone_from(&self.recorder.verdicts.examples);
+    }
+}
+
+/// Part of the keys that is written here, for several machines: `(part, parts)`.
+pub type Part = (u64, u64);
+
+impl Bench {
+    /// Finds the servers and prepares everything; sends no load yet.
+    pub fn new(options: &Options, part: Part) -> Result<Self, Failure> {
+        options.check()?;
+        let mut servers = None;
+        let addresses = if options.address.is_empty() {
+            let status = Endpoint::new(&options.endpoint)?.get_json("/admin/status")?;
+            let addresses = learn(options, &status)?;
+            servers = Some(status);
+            addresses
+        } else {
+            options.address.clone()
+        };
+        let levels = Levels {
+            keyspace: options.keyspace.clone(),
+            r: options.r.clone(),
+            w: options.w.clone(),
+            timeout_ms: options.timeout_ms,
+        };
+        let protocol = Protocol::named(options.protocol, levels)
+            .map_err(|error| Failure::new(error.to_string()))?;
+        options.check_mix(&protocol)?;
+        let seed = options.seed.unwrap_or_else(|| civil_us() % 1_000_000_007);
+        let targets = targets_of(options, servers.as_ref(), &addresses);
+        let workload = options.workload();
+        let shared = Shared {
+            protocol,
+            addresses,
+            targets,
+            ledger: Ledger::new(options.keys, part.0, part.1),
+            source: Source::Trace,
+            trace: None,
+            value_sizes: options.value_bytes.clone(),
+            scan_sizes: workload.scan_keys,
+            batch_keys: usize::try_from(options.batch_keys).expect("a small number"),
+            ttl_seconds: options.ttl,
+            timeout_ns: u64::from(options.timeout_ms) * 1_000_000,
+            judging: Judging {
+                must_exist: false,
+                strict: options.strict(),
+                may_evict: options.may_evict,
+                share: options.verify_share,
+            },
+            civil_us: civil_us(),
+            stop: AtomicBool::new(false),
+        };
+        Ok(Self {
+            view: View::new(options.live),
+            options: options.clone(),
+            shared,
+            seed,
+            servers,
+        })
+    }
+
+    /// The options that it was made with.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Writes every key once.
+    pub fn fill(&mut self) -> Result<Run, Failure> {
+        self.each(Operation::Write)
+    }
+
+    /// Reads every key once; with `must_exist`, a missing one is a loss.
+    pub fn verify(&mut self, must_exist: bool) -> Result<Run, Failure> {
+        self.shared.judging.must_exist = must_exist;
+        let run = self.each(Operation::Read);
+        self.shared.judging.must_exist = false;
+        run
+    }
+
+    fn each(&mut self, operation: Operation) -> Result<Run, Failure> {
+        let keys = self.options.keys;
+        self.shared.source = Source::each(operation, 0, self.shared.ledger.settled(), 1);
+        let phase = self.phase(Pace::Closed, self.options.give_up);
+        let run = self.measure(&phase, operation.name())?;
+        let done = run.recorder.series(operation).done();
+        if done < keys {
+            let first = run.recorder.errors.first();
+            return Err(Failure::new(format!(
+                "gave up after {:.0} s with {done} of {keys} keys done: {}",
+                run.outcome.seconds,
+                first.map_or("no error was reported", String::as_str)
+            )));
+        }
+        Ok(run)
+    }
+
+    /// Warms up as the options say.
+    pub fn warm_up(&mut self) -> Result<(), Failure> {
+        let (length, auto) = match self.options.warmup {
+            Warmup::For(length) => (length, false),
+            Warmup::Auto => (self.options.duration, true),
+        };
+        if length.is_zero() {
+            return Ok(());
+        }
+        self.mix();
+        let mut phase = self.phase(self.pace(), length);
+        phase.seed ^= 1 << 32;
+        let mut intervals: Vec<(f64, f64)> = Vec::new();
+        self.stamp();
+        let mut observe = |_: u64, recorder: &Recorder| {
+            let mut all = super::recorder::histogram(3);
+            for operation in Operation::ALL {
+                super::recorder::add(&mut all, &recorder.series(operation).total().intended);
+            }
+            intervals.push((recorder.done() as f64, all.value_at_quantile(0.5) as f64));
+            if auto && steady(&intervals) {
+                Flow::Stop
+            } else {
+                Flow::Continue
+            }
+        };
+        self.run_phase(&phase, &mut observe)?;
+        Ok(())
+    }
+
+    /// Measures the mix, as long and as fast as the options say.
+    pub fn run(&mut self) -> Result<Run, Failure> {
+        self.mix();
+        let mut phase = self.phase(self.pace(), self.options.duration);
+        phase.seed ^= 2 << 32;
+        self.measure(&phase, "run")
+    }
+
+    /// Replays a trace to its end.
+    pub fn replay(&mut self, trace: Arc<Trace>) -> Result<Run, Failure> {
+        self.shared.source = Source::Trace;
+        let last = trace.rows.last().map_or(0, |row| row.at);
+        let phase = self.phase(
+            Pace::Trace(trace.clone()),
+            Duration::from_nanos(last) + Duration::from_millis(1),
+        );
+        self.shared.trace = Some(trace);
+        self.measure(&phase, "replay")
+    }
+
+    fn mix(&mut self) {
+        let workload = self.options.workload();
+        self.shared.source = Source::Mix {
+            keys: Keys::new(
+                workload.distribution,
+                self.options.keys,
+                self.options.churn,
+                0,
+                1,
+            ),
+            mix: workload.mix,
+        };
+    }
+
+    fn pace(&self) -> Pace {
+        let options = &self.options;
+        let rate = options.offered().unwrap_or(0.0);
+        match options.model {
+            Model::Closed => Pace::Closed,
+            Model::Open => Pace::Open(rate, options.arrivals),
+            Model::Sessions => Pace::Sessions(
+                rate,
+                options.arrivals,
+                options.session_operations,
+                options.think,
+            ),
+        }
+    }
+
+    fn phase(&self, pace: Pace, length: Duration) -> Phase {
+        let count = |number: u32| usize::try_from(number).expect("a small number");
+        Phase {
+            threads: count(self.options.threads),
+            connections: count(self.options.connections),
+            pipeline: count(self.options.pipeline),
+            pace,
+            seed: self.seed,
+            length,
+            interval: INTERVAL,
+            spin: !self.options.no_spin,
+            begin: None,
+        }
+    }
+
+    fn stamp(&mut self) {
+        self.shared.civil_us = civil_us();
+    }
+
+    fn run_phase(&self, phase: &Phase, observe: Observe<'_>) -> Result<Measured, Failure> {
+        phase::run(phase, &self.shared, observe)
+            .map_err(|error| Failure::new(format!("the load could not be made: {error}")))
+    }
+
+    fn measure(&mut self, phase: &Phase, what: &str) -> Result<Run, Failure> {
+        self.stamp();
+        let began_ms = self.shared.civil_us / 1000;
+        let open = !matches!(phase.pace, Pace::Closed);
+        let setup = Setup {
+            began_ms,
+            offered_per_s: match &phase.pace {
+                Pace::Closed => None,
+                Pace::Open(rate, _) | Pace::Sessions(rate, ..) => Some(*rate),
+                Pace::Trace(trace) => Some(trace.rows.len() as f64 / phase.length.as_secs_f64()),
+            },
+            ..self.setup(what, open)
+        };
+        let mut intervals: Vec<Interval> = Vec::new();
+        let mut hlog = Hlog::new(began_ms);
+        let mut view = std::mem::replace(&mut self.view, View::new(super::options::Live::Off));
+        view.begin(&setup, phase.length);
+        let mut observe = |at: u64, recorder: &Recorder| {
+            let at_s = at as f64 * phase.interval.as_secs_f64();
+            let interval = outcome::interval(at_s, recorder);
+            view.show(&interval, recorder);
+            intervals.push(interval);
+            hlog.add(at_s, phase.interval.as_secs_f64(), recorder);
+            Flow::Continue
+        };
+        let measured = self.run_phase(phase, &mut observe);
+        view.end();
+        self.view = view;
+        let measured = measured?;
+        let environment = environment::record(&self.shared.addresses, self.servers.as_ref());
+        Ok(Run {
+            outcome: Outcome::new(
+                setup,
+                measured.seconds,
+                &measured.total,
+                intervals,
+                environment,
+            ),
+            recorder: measured.total,
+            hlog,
+        })
+    }
+
+    fn setup(&self, what: &str, open: bool) -> Setup {
+        let options = &self.options;
+        let addresses: Vec<String> = self
+            .shared
+            .addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let target = format!("{} to {}", options.protocol.name(), addresses.join(", "));
+        let connections = format!("{} connections x {}", options.connections, options.pipeline);
+        let workload = options.workload();
+        let mix = match &self.shared.source {
+            Source::Mix { mix, .. } => format!(
+                "{mix} of {} keys, {}{}",
+                options.keys,
+                workload.distribution,
+                if options.churn > 0.0 {
+                    format!(", churn {} a minute", options.churn)
+                } else {
+                    String::new()
+                }
+            ),
+            Source::Each { operation, .. } => {
+                format!(
+                    "{what}: {} of each of {} keys",
+                    operation.name(),
+                    options.keys
+                )
+            }
+            Source::Trace => what.to_owned(),
+        };
+        Setup {
+            name: options.name.clone().unwrap_or_else(|| target.clone()),
+            target,
+            model: match (open, &self.shared.source, options.model) {
+                (false, ..) => format!("closed loop (service time), {connections} outstanding"),
+                (true, Source::Trace, _) => {
+                    format!("open loop as traced, {connections} outstanding")
+                }
+                (true, _, Model::Sessions) => format!(
+                    "sessions of {} operations, {}/s in all, {}, {connections} outstanding",
+                    options.session_operations,
+                    options.offered().unwrap_or(0.0),
+                    arrivals(options)
+                ),
+                _ => format!(
+                    "open loop at {}/s, {}, {connections} outstanding",
+                    options.offered().unwrap_or(0.0),
+                    arrivals(options)
+                ),
+            },
+            workload: format!(
+                "{mix}, {} bytes, r {}, w {}",
+                options.value_bytes,
+                options.r.as_deref().unwrap_or("quorum"),
+                options.w.as_deref().unwrap_or("quorum")
+            ),
+            seed: self.seed,
+            targets: self.shared.targets.names.clone(),
+            ..Setup::default()
+        }
+    }
+}
+
+fn arrivals(options: &Options) -> String {
+    use super::schedule::Gaps;
+    match options.arrivals {
+        Gaps::Poisson => "Poisson".into(),
+        Gaps::Uniform => "uniform".into(),
+        Gaps::Burst(count) => format!("bursts of {count}"),
+    }
+}
+
+/// Civil time in microseconds.
+pub fn civil_us() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+    })
+}
+
+/// Whether the last intervals differ little in rate and median.
+fn steady(intervals: &[(f64, f64)]) -> bool {
+    let Some(last) = intervals
+        .len()
+        .checked_sub(STEADY_INTERVALS)
+        .map(|from| &intervals[from..])
+    else {
+        return false;
+    };
+    let spread = |figure: fn(&(f64, f64)) -> f64| {
+        let low = last.iter().map(figure).fold(f64::INFINITY, f64::min);
+        let high = last.iter().map(figure).fold(0.0, f64::max);
+        high - low <= STEADY_SPREAD * high
+    };
+    spread(|one| one.0) && spread(|one| one.1)
+}
+
+/// The listeners of every node that is up, from one node's status.
+fn learn(options: &Options, status: &Value) -> Result<Vec<SocketAddr>, Failure> {
+    let field = match options.protocol {
+        ProtocolName::Http => "http",
+        ProtocolName::Resp => "resp",
+        ProtocolName::Binary => "client",
+        ProtocolName::Memcached | ProtocolName::Etcd => {
+            return Err(Failure::new(format!(
+                "Torc does not speak {}; give --address HOST:PORT",
+                options.protocol.name()
+            )));
+        }
+    };
+    let addresses = addresses_of(status, field);
+    if addresses.is_empty() {
+        return Err(Failure::new(format!(
+            "{}: its status names no {field} address; give --address HOST:PORT",
+            options.endpoint
+        )));
+    }
+    Ok(addresses)
+}
+
+fn addresses_of(status: &Value, field: &str) -> Vec<SocketAddr> {
+    let nodes = status.get("nodes").and_then(Value::as_array);
+    nodes
+        .into_iter()
+        .flatten()
+        .filter_map(|node| node.get(field)?.as_str()?.parse().ok())
+        .collect()
+}
+
+/// The shards of a Torc cluster, or the servers of anything else.
+fn targets_of(options: &Options, servers: Option<&Value>, addresses: &[SocketAddr]) -> Targets {
+    let client = servers.and_then(|status| addresses_of(status, "client").first().copied());
+    let keyspace = options.keyspace.as_deref().unwrap_or("default");
+    client
+        .and_then(|client| Targets::shards(client, keyspace))
+        .unwrap_or_else(|| Targets::servers(addresses))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_warm_up_is_over_when_rate_and_median_stand_still() {
+        let ramp: Vec<(f64, f64)> = (1..10).map(|at| (f64::from(at) * 100.0, 50.0)).collect();
+        assert!(!steady(&ramp));
+        let mut rest = ramp.clone();
+        rest.extend([(900.0, 50.0), (910.0, 51.0), (905.0, 50.0), (890.0, 52.0)]);
+        assert!(steady(&rest));
+        assert!(!steady(&rest[rest.len() - 3..]), "too few to tell");
+        let slow = [(900.0, 50.0), (900.0, 60.0), (900.0, 70.0), (900.0, 80.0)];
+        assert!(!steady(&slow), "the median still moves");
+    }
+}

@@ -1,0 +1,236 @@
+//! The live view: rates, percentiles, errors and a heat map over time, drawn over itself on
+//! standard error once an interval.
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _};
+use std::time::Duration;
+
+use super::options::Live;
+use super::outcome::{Interval, Setup};
+use super::recorder::Recorder;
+
+/// Columns of the heat map, each an interval.
+const COLUMNS_MAX: usize = 60;
+/// Rows of the heat map.
+const ROWS_MAX: usize = 14;
+const SHADES: [char; 5] = [' ', '░', '▒', '▓', '█'];
+const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+
+/// What the terminal shows of a run.
+pub struct View {
+    on: bool,
+    head: String,
+    length_s: f64,
+    intervals: VecDeque<Interval>,
+    lines_drawn: usize,
+    failed: u64,
+}
+
+impl View {
+    /// A view that is on or off, or on when standard error is a terminal.
+    pub fn new(live: Live) -> Self {
+        let on = match live {
+            Live::On => true,
+            Live::Off => false,
+            Live::Auto => std::io::stderr().is_terminal(),
+        };
+        Self {
+            on,
+            head: String::new(),
+            length_s: 0.0,
+            intervals: VecDeque::new(),
+            lines_drawn: 0,
+            failed: 0,
+        }
+    }
+
+    /// A phase of at most `length` begins.
+    pub fn begin(&mut self, setup: &Setup, length: Duration) {
+        self.head = format!("{}\n{}\n{}", setup.target, setup.model, setup.workload);
+        self.length_s = length.as_secs_f64();
+        self.intervals.clear();
+        self.lines_drawn = 0;
+        self.failed = 0;
+    }
+
+    /// Draws the picture after another interval.
+    pub fn show(&mut self, interval: &Interval, recorder: &Recorder) {
+        if !self.on {
+            return;
+        }
+        self.failed += interval.failed;
+        if self.intervals.len() == COLUMNS_MAX {
+            self.intervals.pop_front();
+        }
+        self.intervals.push_back(interval.clone());
+        let picture = self.picture(recorder);
+        let mut out = String::new();
+        if self.lines_drawn > 0 {
+            write!(out, "\x1b[{}A", self.lines_drawn).expect("writing to a string");
+        }
+        for line in picture.lines() {
+            writeln!(out, "{line}\x1b[K").expect("writing to a string");
+        }
+        out.push_str("\x1b[J");
+        self.lines_drawn = picture.lines().count();
+        // A view that cannot be shown is no reason to stop measuring.
+        std::io::stderr().write_all(out.as_bytes()).ok();
+    }
+
+    /// The phase is over: its picture stays, the next one is drawn below.
+    pub fn end(&mut self) {
+        self.lines_drawn = 0;
+    }
+
+    fn picture(&self, recorder: &Recorder) -> String {
+        let Some(last) = self.intervals.back() else {
+            return String::new();
+        };
+        let mut out = self.head.clone();
+        write!(
+            out,
+            "\n{:.0} of at most {:.0} s   client busy {:.0} %, lag p99.9 {:.0} us   failed {}   \
+             wrong {}   lost {}\n\n{:<10}{:>12}{:>10}{:>10}{:>10}{:>10}{:>10}\n",
+            last.at_s + 1.0,
+            self.length_s,
+            last.client_busy * 100.0,
+            last.lag_us_p999,
+            self.failed,
+            recorder.verdicts.wrong,
+            recorder.verdicts.lost,
+            "us",
+            "rate/s",
+            "p50",
+            "p90",
+            "p99",
+            "p99.9",
+            "max"
+        )
+        .expect("writing to a string");
+        for (name, percentiles) in &last.latency_us {
+            let done = last.done.get(name).copied().unwrap_or(0);
+            write!(out, "{name:<10}{done:>12}").expect("writing to a string");
+            for percentile in ["p50", "p90", "p99", "p99.9", "max"] {
+                let value = percentiles.get(percentile).copied().unwrap_or(0.0);
+                write!(out, "{value:>10.0}").expect("writing to a string");
+            }
+            out.push('\n');
+        }
+        out.push('\n');
+        self.rates(&mut out);
+        self.heat(&mut out);
+        out
+    }
+
+    fn rates(&self, out: &mut String) {
+        let rates: Vec<u64> = self
+            .intervals
+            .iter()
+            .map(|interval| interval.done.values().sum())
+            .collect();
+        let top = rates.iter().copied().max().unwrap_or(0).max(1);
+        write!(out, "{:>9} ", "rate").expect("writing to a string");
+        for rate in &rates {
+            let level = usize::try_from(rate * 7 / top).unwrap_or(7);
+            out.push(BARS[level.min(7)]);
+        }
+        writeln!(out, " {top}/s at most").expect("writing to a string");
+    }
+
+    fn heat(&self, out: &mut String) {
+        let rows = || self.intervals.iter().flat_map(|interval| &interval.heat);
+        let (Some(low), Some(high)) = (
+            rows().map(|(row, _)| *row).min(),
+            rows().map(|(row, _)| *row).max(),
+        ) else {
+            return;
+        };
+        // Rows of the map are joined until they fit.
+        let span = usize::try_from(high - low + 1).unwrap_or(1);
+        let joined = i32::try_from(span.div_ceil(ROWS_MAX)).unwrap_or(1);
+        let mut row = high;
+        while row >= low {
+            let bottom = row - joined + 1;
+            let micros = 2.0_f64.powf(f64::from(bottom) / 4.0);
+            write!(out, "{:>9} ", label(micros)).expect("writing to a string");
+            for interval in &self.intervals {
+                let cells = interval.heat.iter();
+                let count: u64 = cells
+                    .filter(|(at, _)| (bottom..=row).contains(at))
+                    .map(|(_, count)| count)
+                    .sum();
+                out.push(shade(
+                    count,
+                    interval.heat.iter().map(|(_, count)| count).sum(),
+                ));
+            }
+            out.push('\n');
+            row -= joined;
+        }
+    }
+}
+
+/// A latency in microseconds for people.
+fn label(micros: f64) -> String {
+    if micros >= 1e6 {
+        format!("{:.1} s", micros / 1e6)
+    } else if micros >= 1e3 {
+        format!("{:.1} ms", micros / 1e3)
+    } else {
+        format!("{micros:.0} us")
+    }
+}
+
+/// Dark for many; a single operation is seen.
+fn shade(count: u64, all: u64) -> char {
+    let share = count as f64 / all.max(1) as f64;
+    match count {
+        0 => SHADES[0],
+        _ if share < 0.001 => SHADES[1],
+        _ if share < 0.03 => SHADES[2],
+        _ if share < 0.2 => SHADES[3],
+        _ => SHADES[4],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_picture_has_rates_percentiles_and_a_heat_map_of_bounded_size() {
+        let mut view = View::new(Live::Off);
+        view.begin(&Setup::default(), Duration::from_secs(100));
+        for at in 0..70 {
+            let mut interval = Interval {
+                at_s: f64::from(at),
+                ..Interval::default()
+            };
+            interval.done.insert("read".into(), 100);
+            interval
+                .latency_us
+                .insert("read".into(), [("p50".into(), 90.0)].into());
+            interval.heat = (-8..80).map(|row| (row, 1)).collect();
+            view.intervals.push_back(interval);
+        }
+        view.intervals.drain(..10);
+        let picture = view.picture(&Recorder::default());
+        assert!(
+            picture.contains("read") && picture.contains("100/s at most"),
+            "{picture}"
+        );
+        assert!(picture.lines().count() < 28, "{picture}");
+        assert!(
+            picture.lines().all(|line| line.chars().count() < 100),
+            "{picture}"
+        );
+    }
+
+    #[test]
+    fn labels_have_a_fitting_unit() {
+        assert_eq!(label(90.0), "90 us");
+        assert_eq!(label(1500.0), "1.5 ms");
+        assert_eq!(label(2.5e6), "2.5 s");
+    }
+}

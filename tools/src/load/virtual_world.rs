@@ -1,0 +1,334 @@
+//! A modelled server with a clock of its own: the whole generator in virtual time.
+//!
+//! The server speaks the Redis protocol, keeps nothing, and serves requests one after the other in
+//! the order of their arrival; each takes a time that the test chooses. The worker, the schedule, the
+//! protocol and the recorder are the real ones.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
+
+use bytes::{Buf, BytesMut};
+use rand_xoshiro::Xoshiro256PlusPlus;
+use rand_xoshiro::rand_core::SeedableRng;
+
+use super::keys::{Distribution, Keys};
+use super::ledger::Ledger;
+use super::protocol::{Levels, Protocol, ProtocolName};
+use super::recorder::Recorder;
+use super::schedule::Schedule;
+use super::sizes::Sizes;
+use super::source::{Mix, Source};
+use super::targets::Targets;
+use super::worker::{Judging, Settings, Shared, Worker};
+use super::world::{Nanos, World};
+
+/// Time that the client itself takes for each look at the clock, so that no loop stands still.
+const TICK_NS: Nanos = 20;
+
+/// Decides, for a request that is at the head of the queue at a time, when its service begins and
+/// how long it takes; `None` = it is never answered.
+pub type Service = Box<dyn FnMut(Nanos) -> Option<(Nanos, Nanos)>>;
+
+pub struct VirtualWorld {
+    now: Nanos,
+    service: Service,
+    /// When the server has done what it has taken so far.
+    idle_at: Nanos,
+    /// Answers by the time that they arrive.
+    answers: BinaryHeap<Reverse<(Nanos, usize, &'static [u8])>>,
+    arrived: Vec<VecDeque<&'static [u8]>>,
+    connecting: Vec<usize>,
+}
+
+impl VirtualWorld {
+    pub fn new(slots: usize, service: Service) -> Self {
+        Self {
+            now: 0,
+            service,
+            idle_at: 0,
+            answers: BinaryHeap::new(),
+            arrived: vec![VecDeque::new(); slots],
+            connecting: Vec::new(),
+        }
+    }
+}
+
+impl World for VirtualWorld {
+    fn now(&mut self) -> Nanos {
+        self.now += TICK_NS;
+        self.now
+    }
+
+    fn open(&mut self, slot: usize, _address: SocketAddr) -> io::Result<()> {
+        self.connecting.push(slot);
+        Ok(())
+    }
+
+    fn connected(&mut self, _slot: usize) -> io::Result<bool> {
+        Ok(true)
+    }
+
+    fn close(&mut self, slot: usize) {
+        self.arrived[slot].clear();
+    }
+
+    fn send(&mut self, slot: usize, output: &mut BytesMut) -> io::Result<()> {
+        while output.has_remaining() {
+            let (length, answer) = request(output);
+            output.advance(length);
+            let ready = self.idle_at.max(self.now);
+            if let Some((begins, takes)) = (self.service)(ready) {
+                self.idle_at = begins.max(ready) + takes;
+                self.answers.push(Reverse((self.idle_at, slot, answer)));
+            }
+        }
+        output.clear();
+        Ok(())
+    }
+
+    fn receive(&mut self, slot: usize, input: &mut BytesMut) -> io::Result<()> {
+        for answer in self.arrived[slot].drain(..) {
+            input.extend_from_slice(answer);
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, until: Nanos, ready: &mut Vec<usize>) -> io::Result<()> {
+        ready.clear();
+        ready.append(&mut self.connecting);
+        if !ready.is_empty() {
+            return Ok(());
+        }
+        let next = self.answers.peek().map_or(u64::MAX, |answer| answer.0.0);
+        self.now = self.now.max(next.min(until));
+        while let Some(Reverse((at, slot, answer))) = self.answers.peek().copied()
+            && at <= self.now
+        {
+            self.answers.pop();
+            self.arrived[slot].push_back(answer);
+            if !ready.contains(&slot) {
+                ready.push(slot);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Length of the first request, and its answer: reads find nothing, writes are done.
+fn request(bytes: &[u8]) -> (usize, &'static [u8]) {
+    let line = |at: usize| at + memchr::memchr(b'\n', &bytes[at..]).unwrap() + 1;
+    let number = |at: usize| -> usize {
+        let text = std::str::from_utf8(&bytes[at + 1..line(at) - 2]).unwrap();
+        text.parse().unwrap()
+    };
+    let count = number(0);
+    let mut at = line(0);
+    for _ in 0..count {
+        at = line(at) + number(at) + 2;
+    }
+    let answer: &[u8] = if bytes[line(line(0))..].starts_with(b"GET") {
+        b"$-1\r\n"
+    } else {
+        b"+OK\r\n"
+    };
+    (at, answer)
+}
+
+/// Runs one worker against a modelled server.
+pub fn run(
+    schedule: Schedule,
+    reads: f64,
+    connections: usize,
+    length: Nanos,
+    seed: u64,
+    service: Service,
+) -> Recorder {
+    let levels = Levels {
+        keyspace: None,
+        r: None,
+        w: None,
+        timeout_ms: 1000,
+    };
+    let addresses = vec!["127.0.0.1:1".parse().unwrap()];
+    let shared = Shared {
+        protocol: Protocol::named(ProtocolName::Resp, levels).unwrap(),
+        targets: Targets::servers(&addresses),
+        addresses,
+        ledger: Ledger::new(1000, 0, 1),
+        source: Source::Mix {
+            mix: Mix::reads(reads),
+            keys: Keys::new(Distribution::Uniform, 1000, 0.0, 0, 1),
+        },
+        trace: None,
+        value_sizes: Sizes::Fixed(16),
+        scan_sizes: Sizes::Fixed(1),
+        batch_keys: 1,
+        ttl_seconds: None,
+        timeout_ns: 1_000_000_000,
+        judging: Judging {
+            must_exist: false,
+            strict: false,
+            may_evict: true,
+            share: 1.0,
+        },
+        civil_us: 1,
+        stop: AtomicBool::new(false),
+    };
+    let settings = Settings {
+        index: 0,
+        connections,
+        pipeline: 1,
+        end: length,
+        interval: 1_000_000_000,
+        schedule,
+        rng: Xoshiro256PlusPlus::seed_from_u64(seed),
+    };
+    let world = VirtualWorld::new(connections, service);
+    let mut worker = Worker::new(&shared, settings, world);
+    worker.connect().unwrap();
+    worker.world().now = 0;
+    let mut total = Recorder::default();
+    worker
+        .run(&mut |_, recorder| {
+            total.merge(&recorder);
+            Recorder::default()
+        })
+        .unwrap();
+    total
+}
+
+mod tests {
+    use super::*;
+    use crate::load::keys::unit;
+    use crate::load::outcome::micros;
+    use crate::load::recorder::{Operation, Status};
+    use crate::load::schedule::{Arrivals, Gaps, Sessions};
+
+    const SECOND: Nanos = 1_000_000_000;
+
+    /// Exponential service of `mean` nanoseconds, and stalls of 200 ms at 5 and at 12 seconds.
+    fn stalling(mean: f64, seed: u64) -> Service {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+        let stalls = [(5 * SECOND, 5_200_000_000), (12 * SECOND, 12_200_000_000)];
+        Box::new(move |now| {
+            let stall = stalls.iter().find(|(from, to)| (*from..*to).contains(&now));
+            let begins = stall.map_or(now, |(_, to)| *to);
+            Some((begins, whole(-(1.0 - unit(&mut rng)).ln() * mean)))
+        })
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a time, not negative"
+    )]
+    fn whole(value: f64) -> Nanos {
+        value as Nanos
+    }
+
+    fn open(rate: f64) -> Schedule {
+        Schedule::Open(Arrivals::new(rate, Gaps::Poisson, 0.0))
+    }
+
+    #[test]
+    fn two_stalls_of_a_fifth_of_a_second_are_in_the_intended_p99_as_theory_says() {
+        let (rate, mean_ns, length_s) = (8000.0, 60_000.0, 20.0);
+        let recorder = run(open(rate), 50.0, 16, 20 * SECOND, 7, stalling(mean_ns, 8));
+        let mut total = recorder.series(Operation::Read).total();
+        total
+            .intended
+            .add(&recorder.series(Operation::Write).total().intended)
+            .unwrap();
+        total
+            .sent
+            .add(&recorder.series(Operation::Write).total().sent)
+            .unwrap();
+        // An operation that falls due t after a stall of D began waits D - t (1 - load), until
+        // the backlog is gone at t = D / (1 - load). So of two stalls in the run, a share of
+        // 2 (D - w) / (1 - load) / length waits longer than w, and the 99th percentile is
+        // w = D - 0.01 (1 - load) length / 2.
+        let load = rate * mean_ns / 1e9;
+        let theory_ms = 200.0 - 1000.0 * 0.01 * (1.0 - load) * length_s / 2.0;
+        let at = |histogram: &hdrhistogram::Histogram<u64>| {
+            micros(histogram.value_at_percentile(99.0)) / 1e3
+        };
+        let (intended_ms, sent_ms) = (at(&total.intended), at(&total.sent));
+        assert!(
+            (intended_ms / theory_ms - 1.0).abs() < 0.05,
+            "from intended: {intended_ms} ms, theory: {theory_ms} ms"
+        );
+        assert!(
+            sent_ms < 0.05 * theory_ms,
+            "from sent: {sent_ms} ms hides the stalls"
+        );
+        let count = total.intended.len();
+        assert!(
+            (159_000..161_000).contains(&count),
+            "{count}: a stall thins nothing out"
+        );
+    }
+
+    #[test]
+    fn a_closed_loop_sees_each_stall_once_a_connection() {
+        let recorder = run(
+            Schedule::Closed,
+            100.0,
+            4,
+            20 * SECOND,
+            7,
+            stalling(60_000.0, 8),
+        );
+        let total = recorder.series(Operation::Read).total();
+        let slow = total.intended.count_between(100_000_000, u64::MAX);
+        assert!(
+            (4..=8).contains(&slow),
+            "{slow} of {}",
+            total.intended.len()
+        );
+    }
+
+    #[test]
+    fn requests_without_an_answer_are_censored_and_end_the_run() {
+        let mut number = 0;
+        let service: Service = Box::new(move |now| {
+            number += 1;
+            (number % 100 != 0).then_some((now, 10_000))
+        });
+        let recorder = run(open(1000.0), 100.0, 64, 4 * SECOND, 7, service);
+        let read = recorder.series(Operation::Read);
+        let lost = read.count(Status::TimedOut) + read.count(Status::Unfinished);
+        assert!((30..50).contains(&lost), "{lost} of about 40 lost");
+        assert_eq!(read.count(Status::InDoubt), 0);
+        let total = read.total();
+        assert!(micros(total.intended.value_at_percentile(99.5)) >= 1e6);
+        assert!(read.censored_from().unwrap() >= SECOND);
+    }
+
+    #[test]
+    fn what_never_finds_a_connection_is_counted_as_unsent() {
+        // 1000 a second can be served, 2000 are due.
+        let service: Service = Box::new(|now| Some((now, 1_000_000)));
+        let recorder = run(open(2000.0), 100.0, 4, 10 * SECOND, 7, service);
+        let read = recorder.series(Operation::Read);
+        assert!((9_900..10_100).contains(&read.done()), "{}", read.done());
+        assert!((9_700..10_300).contains(&read.count(Status::Unsent)));
+        let p50 = micros(read.total().intended.value_at_percentile(50.0)) / 1e3;
+        assert!(
+            (2000.0..5100.0).contains(&p50),
+            "the queue is in the figures: {p50} ms"
+        );
+    }
+
+    #[test]
+    fn sessions_make_their_operations_one_after_the_other() {
+        let sessions = Sessions::new(1000.0, Gaps::Poisson, 0.0, 10, 1_000_000);
+        let service: Service = Box::new(|now| Some((now, 20_000)));
+        let schedule = Schedule::Sessions(sessions);
+        let recorder = run(schedule, 100.0, 64, 20 * SECOND, 7, service);
+        let done = recorder.series(Operation::Read).done();
+        assert!((18_000..22_000).contains(&done), "{done} at 1000/s in 20 s");
+    }
+}

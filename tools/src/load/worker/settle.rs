@@ -1,0 +1,206 @@
+//! What becomes of an answer: it is booked, and judged by what is known of its key.
+
+use bytes::Bytes;
+
+use super::Worker;
+use crate::load::connection::{Keyed, Pending};
+use crate::load::keys::unit;
+use crate::load::ledger::Floor;
+use crate::load::protocol::Answer;
+use crate::load::recorder::Status;
+use crate::load::value::{self, Sequence, Wrong};
+use crate::load::world::{Nanos, World};
+
+impl<'a, W: World> Worker<'a, W> {
+    /// Books one answer.
+    pub(super) fn settle(
+        &mut self,
+        number: usize,
+        mut pending: Pending<'a>,
+        answer: Answer,
+        now: Nanos,
+    ) {
+        match answer {
+            Answer::Refused(words) => return self.failed(pending, Status::Refused, now, || words),
+            Answer::InDoubt(words) => return self.failed(pending, Status::InDoubt, now, || words),
+            answer if pending.reads_first => {
+                pending.reads_first = false;
+                let context = version_of(&answer);
+                self.judge_read(&pending, &answer, now);
+                self.submit(number, pending, context.as_deref());
+            }
+            answer => self.done(pending, &answer, now),
+        }
+    }
+
+    fn done(&mut self, mut pending: Pending<'a>, answer: &Answer, now: Nanos) {
+        let missing = matches!(answer, Answer::Missing { .. });
+        let status = if missing { Status::Missing } else { Status::Ok };
+        self.record(&pending, status, now);
+        if let Some(change) = pending.change.take() {
+            // HTTP may answer a write with a body.
+            let version = match answer {
+                Answer::Written(version) | Answer::Value { version, .. } => version.clone(),
+                other => return self.absurd(&pending, other),
+            };
+            let bytes = change.value_bytes.map(u64::try_from);
+            self.recorder.value_bytes += bytes.and_then(Result::ok).unwrap_or(0);
+            let deletes = change.value_bytes.is_none();
+            change.turn.acknowledged(change.sequence, deletes, version);
+        } else {
+            self.judge_read(&pending, answer, now);
+        }
+    }
+
+    fn judge_read(&mut self, pending: &Pending<'_>, answer: &Answer, now: Nanos) {
+        match (&pending.keys, answer) {
+            (_, Answer::Page { .. }) => {}
+            (Keyed::Many(keys), Answer::Many(answers)) if keys.len() == answers.len() => {
+                for ((key, floor), answer) in keys.iter().zip(answers) {
+                    self.judge_one(pending, *key, *floor, answer, now);
+                }
+            }
+            (Keyed::One(key, floor), answer) => {
+                self.judge_one(pending, *key, *floor, answer, now);
+            }
+            _ => self.absurd(pending, answer),
+        }
+    }
+
+    fn judge_one(
+        &mut self,
+        pending: &Pending<'_>,
+        key: u64,
+        floor: Floor,
+        answer: &Answer,
+        now: Nanos,
+    ) {
+        match answer {
+            Answer::Value { value, .. } => self.check(key, floor, std::slice::from_ref(value), now),
+            Answer::Siblings { values, .. } => self.check(key, floor, values, now),
+            Answer::Missing { .. } => self.missing(key, floor, now),
+            other => self.absurd(pending, other),
+        }
+    }
+
+    fn absurd(&mut self, pending: &Pending<'_>, answer: &Answer) {
+        let verdicts = &mut self.recorder.verdicts;
+        verdicts.wrong += 1;
+        let (key, name) = (pending.key(), pending.operation.name());
+        verdicts.example(|| format!("key {key}: {answer:?} answers a {name}"));
+    }
+
+    fn missing(&mut self, key: u64, floor: Floor, now: Nanos) {
+        let judging = self.shared.judging;
+        let known = judging.must_exist || (floor.sequence > Sequence(0) && !floor.deleted);
+        let now_us = self.shared.civil_us + now / 1000;
+        let expired = self.shared.ttl_seconds.is_some_and(|seconds| {
+            // A second of tolerance: servers expire by their own clocks.
+            let lives_us = u64::from(seconds.saturating_sub(1)) * 1_000_000;
+            floor.sequence.micros() + lives_us < now_us
+        });
+        if !known || expired || judging.may_evict {
+            return;
+        }
+        let verdicts = &mut self.recorder.verdicts;
+        if judging.strict || judging.must_exist {
+            verdicts.lost += 1;
+            verdicts.example(|| format!("key {key}: missing"));
+        } else {
+            verdicts.stale += 1;
+        }
+    }
+
+    fn check(&mut self, key: u64, floor: Floor, values: &[Bytes], now: Nanos) {
+        let judging = self.shared.judging;
+        for value in values {
+            self.recorder.value_bytes += u64::try_from(value.len()).unwrap_or(0);
+        }
+        if judging.share < 1.0 && unit(&mut self.settings.rng) >= judging.share {
+            return;
+        }
+        let verdicts = &mut self.recorder.verdicts;
+        let mut newest = Sequence(0);
+        for value in values {
+            verdicts.checked += 1;
+            match value::verify(key, value) {
+                Ok(sequence) => newest = newest.max(sequence),
+                Err(wrong) => {
+                    verdicts.wrong += 1;
+                    verdicts.example(|| describe(key, wrong));
+                }
+            }
+        }
+        if values.len() > 1 {
+            verdicts.siblings += 1;
+        }
+        if newest >= floor.sequence {
+            return;
+        }
+        if judging.strict {
+            verdicts.lost += 1;
+            verdicts.example(|| {
+                format!(
+                    "key {key}: read version {}, but {} was acknowledged before",
+                    newest.0, floor.sequence.0
+                )
+            });
+        } else {
+            verdicts.stale += 1;
+            let behind = newest.versions_to(floor.sequence);
+            verdicts.stale_versions_max = verdicts.stale_versions_max.max(behind);
+            let now_us = self.shared.civil_us + now / 1000;
+            let age = now_us.saturating_sub(floor.sequence.micros());
+            verdicts.stale_us_max = verdicts.stale_us_max.max(age);
+        }
+    }
+
+    fn record(&mut self, pending: &Pending<'_>, status: Status, now: Nanos) {
+        let intended = now.saturating_sub(pending.due.at);
+        let sent = now.saturating_sub(pending.sent);
+        self.recorder
+            .record(pending.operation, status, intended, Some(sent));
+        self.recorder.record_target(pending.target, intended);
+        self.settings.schedule.answered(pending.due, now);
+    }
+
+    /// Books an operation that was not done.
+    pub(super) fn failed(
+        &mut self,
+        mut pending: Pending<'a>,
+        status: Status,
+        now: Nanos,
+        words: impl FnOnce() -> String,
+    ) {
+        self.record(&pending, status, now);
+        let name = pending.operation.name();
+        if status != Status::Unfinished {
+            self.recorder.error(|| format!("{name}: {}", words()));
+        }
+        if let Some(change) = pending.change.take() {
+            let may_delete = change.value_bytes.is_none() && status != Status::Refused;
+            change.turn.failed(may_delete);
+        }
+        if self.shared.source.insists() {
+            let again = (pending.operation, Some(pending.key()), pending.due);
+            self.again.push_back(again);
+        }
+    }
+}
+
+fn version_of(answer: &Answer) -> Option<Bytes> {
+    match answer {
+        Answer::Value { version, .. }
+        | Answer::Siblings { version, .. }
+        | Answer::Missing { version } => version.clone(),
+        _ => None,
+    }
+}
+
+fn describe(key: u64, wrong: Wrong) -> String {
+    match wrong {
+        Wrong::Short => format!("key {key}: a value too short to be ours"),
+        Wrong::OtherKey { found } => format!("key {key}: the value of key {found}"),
+        Wrong::Damaged { offset } => format!("key {key}: a wrong byte at offset {offset}"),
+    }
+}
