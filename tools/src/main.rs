@@ -62,7 +62,7 @@ enum Command {
     /// Verify every checksum on the endpoint's node
     Scrub(admin::Maintenance),
     /// Put load on a cluster, measure it and verify what it answers
-    Load(load::Load),
+    Load(Box<load::Load>),
     /// Simulate a cluster under faults, reproducibly
     Sim(sim::Sim),
     /// Inspect, check and tune this host, and prove what it gains

@@ -21,8 +21,8 @@ impl<'a, W: World> Worker<'a, W> {
         now: Nanos,
     ) {
         match answer {
-            Answer::Refused(words) => return self.failed(pending, Status::Refused, now, || words),
-            Answer::InDoubt(words) => return self.failed(pending, Status::InDoubt, now, || words),
+            Answer::Refused(words) => self.failed(pending, Status::Refused, now, || words),
+            Answer::InDoubt(words) => self.failed(pending, Status::InDoubt, now, || words),
             answer if pending.reads_first => {
                 pending.reads_first = false;
                 let context = version_of(&answer);
