@@ -10,6 +10,7 @@ use std::path::Path;
 use thiserror::Error;
 
 use crate::change::{Change, Syntax, Target};
+use crate::host::InterruptNumbers;
 use crate::journal::{JOURNAL_SCHEMA, Journal, JournalError, Lock, Record, Saved};
 use crate::kernel::{Kernel, Refusal};
 
@@ -110,11 +111,7 @@ pub fn apply(
         return Err(ApplyError::Unconfirmed);
     }
     let saved = look(kernel, changes)?;
-    let pending: Vec<&Change> = changes
-        .iter()
-        .filter(|change| !is_met(kernel, change))
-        .collect();
-    if pending.is_empty() {
+    if verify(kernel, changes).is_empty() {
         return Ok(0);
     }
     let mut journal = Journal::begin(
@@ -127,26 +124,29 @@ pub fn apply(
             saved,
         },
     )?;
-    let outcome = write_all(kernel, &pending).and_then(|()| all_hold(kernel, changes));
-    if let Err((change, why)) = outcome {
-        undo(kernel, &mut journal, "a write did not hold")?;
-        return Err(ApplyError::NotTaken {
-            knob: change.knob.clone(),
-            want: change.want.clone(),
-            why,
-        });
-    }
+    let writes = match write_all(kernel, changes) {
+        Ok(writes) => writes,
+        Err((change, why)) => {
+            undo(kernel, &mut journal, "a write did not hold")?;
+            return Err(ApplyError::NotTaken {
+                knob: change.knob.clone(),
+                want: change.want.clone(),
+                why,
+            });
+        }
+    };
     journal.append(Record::Applied {
         confirm_before_s: options.confirm_before_s,
     })?;
     if options.confirm_before_s.is_none() {
         journal.append(Record::Confirmed)?;
     }
-    Ok(pending.len())
+    Ok(writes)
 }
 
 /// Reads everything that will be touched and finds out, without writing, whether it can be.
 fn look(kernel: &impl Kernel, changes: &[Change]) -> Result<Vec<Saved>, ApplyError> {
+    let numbers = InterruptNumbers::read(kernel);
     let mut saved: Vec<Saved> = Vec::new();
     for change in changes {
         let gone = || ApplyError::Gone {
@@ -156,7 +156,7 @@ fn look(kernel: &impl Kernel, changes: &[Change]) -> Result<Vec<Saved>, ApplyErr
             knob: change.knob.clone(),
             refusal,
         };
-        let path = change.target.path(kernel).ok_or_else(gone)?;
+        let path = change.target.path(&numbers).ok_or_else(gone)?;
         let before = kernel.read(&path).map_err(closed)?;
         kernel.writable(&path).map_err(closed)?;
         let now = change.syntax.value(&before);
@@ -188,47 +188,48 @@ fn look(kernel: &impl Kernel, changes: &[Change]) -> Result<Vec<Saved>, ApplyErr
     Ok(saved)
 }
 
-fn is_met(kernel: &impl Kernel, change: &Change) -> bool {
-    let path = change.target.path(kernel);
-    path.and_then(|path| kernel.read(&path).ok())
-        .is_some_and(|contents| change.is_met_by(&contents))
-}
-
 type NotHeld<'a> = (&'a Change, String);
 
-fn write_all<'a>(kernel: &impl Kernel, changes: &[&'a Change]) -> Result<(), NotHeld<'a>> {
+/// Writes what does not say it yet. Returns how many writes it took.
+fn write_all<'a>(kernel: &impl Kernel, changes: &'a [Change]) -> Result<usize, NotHeld<'a>> {
+    let numbers = InterruptNumbers::read(kernel);
+    let mut writes = 0;
     for change in changes {
-        let Some(path) = change.target.path(kernel) else {
+        if holds(kernel, &numbers, change).is_ok() {
+            continue;
+        }
+        let Some(path) = change.target.path(&numbers) else {
             return Err((change, "it is gone".into()));
         };
         let written = kernel.write(&path, change.want.as_bytes());
-        written.map_err(|refusal| (*change, refusal.error.to_string()))?;
-        holds(kernel, change)?;
+        written.map_err(|refusal| (change, refusal.error.to_string()))?;
+        holds(kernel, &numbers, change)?;
+        writes += 1;
     }
-    Ok(())
+    // A later write may have pushed an earlier one over.
+    let numbers = InterruptNumbers::read(kernel);
+    changes
+        .iter()
+        .try_for_each(|change| holds(kernel, &numbers, change))?;
+    Ok(writes)
 }
 
-fn holds<'a>(kernel: &impl Kernel, change: &'a Change) -> Result<(), NotHeld<'a>> {
-    let contents = change
-        .target
-        .path(kernel)
-        .ok_or_else(|| (change, "it is gone".to_owned()))
-        .and_then(|path| {
-            kernel
-                .read(&path)
-                .map_err(|refusal| (change, refusal.to_string()))
-        })?;
+fn holds<'a>(
+    kernel: &impl Kernel,
+    numbers: &InterruptNumbers,
+    change: &'a Change,
+) -> Result<(), NotHeld<'a>> {
+    let path = change.target.path(numbers);
+    let path = path.ok_or_else(|| (change, "it is gone".to_owned()))?;
+    let contents = kernel
+        .read(&path)
+        .map_err(|refusal| (change, refusal.to_string()))?;
     if change.is_met_by(&contents) {
         Ok(())
     } else {
         let shown = change.syntax.value(&contents);
         Err((change, format!("the kernel shows {shown:?} instead")))
     }
-}
-
-/// A later write may have pushed an earlier one over.
-fn all_hold<'a>(kernel: &impl Kernel, changes: &'a [Change]) -> Result<(), NotHeld<'a>> {
-    changes.iter().try_for_each(|change| holds(kernel, change))
 }
 
 fn boot(kernel: &impl Kernel) -> String {
@@ -240,17 +241,18 @@ fn boot(kernel: &impl Kernel) -> String {
 /// with them.
 fn undo(kernel: &impl Kernel, journal: &mut Journal, reason: &str) -> Result<(), ApplyError> {
     let saved = journal.begun().1.to_vec();
+    let numbers = InterruptNumbers::read(kernel);
     let mut left = Vec::new();
     // Twice, as restoring one file may disturb another that was restored before it.
     for _ in 0..2 {
         left = saved
             .iter()
             .rev()
-            .filter_map(|saved| restore(kernel, saved).err())
+            .filter_map(|saved| restore(kernel, &numbers, saved).err())
             .collect();
     }
     for saved in &saved {
-        let Some(path) = saved.target.path(kernel) else {
+        let Some(path) = saved.target.path(&numbers) else {
             continue;
         };
         let differs = kernel.read(&path).is_ok_and(|now| now != saved.before);
@@ -270,8 +272,8 @@ fn undo(kernel: &impl Kernel, journal: &mut Journal, reason: &str) -> Result<(),
     Ok(())
 }
 
-fn restore(kernel: &impl Kernel, saved: &Saved) -> Result<(), String> {
-    let Some(path) = saved.target.path(kernel) else {
+fn restore(kernel: &impl Kernel, numbers: &InterruptNumbers, saved: &Saved) -> Result<(), String> {
+    let Some(path) = saved.target.path(numbers) else {
         return Ok(());
     };
     let now = match kernel.read(&path) {
@@ -367,8 +369,9 @@ pub struct Drift {
 
 /// Compares the kernel with changes that were made.
 pub fn verify(kernel: &impl Kernel, changes: &[Change]) -> Vec<Drift> {
+    let numbers = InterruptNumbers::read(kernel);
     let drift = |change: &Change| {
-        let path = change.target.path(kernel);
+        let path = change.target.path(&numbers);
         let contents = path.and_then(|path| kernel.read(&path).ok());
         if contents
             .as_ref()

@@ -3,8 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
-use crate::host::{Choice, find_interrupt};
-use crate::kernel::Kernel;
+use crate::host::{Choice, InterruptNumbers};
 
 /// How a file spells its value. Two spellings of one value are the same value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,11 +49,11 @@ pub enum Target {
 
 impl Target {
     /// The path now; `None` when the interrupt is gone.
-    pub fn path(&self, kernel: &impl Kernel) -> Option<String> {
+    pub fn path(&self, numbers: &InterruptNumbers) -> Option<String> {
         match self {
             Target::File(path) => Some(path.clone()),
             Target::Interrupt(name) => {
-                let number = find_interrupt(kernel, name)?;
+                let number = numbers.get(name)?;
                 Some(format!("/proc/irq/{number}/smp_affinity_list"))
             }
         }

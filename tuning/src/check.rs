@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::{CoreKind, Host, kernel_version};
 use crate::plan::{Plan, Profile};
+use crate::render::counted;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -243,7 +244,7 @@ fn processors(host: &Host, findings: &mut Vec<Finding>) {
     let plan = Plan::of(host, Profile::Latency);
     let shards = plan.layout.shard_cpus();
     let strays = host.interrupts.iter().filter(|irq| {
-        let here = irq.effective.as_ref().unwrap_or(&irq.affinity);
+        let here = irq.lands_on();
         !irq.is_kept_by_kernel() && plan.layout.isolates && here.within(&shards) && !here.is_empty()
     });
     let strays = strays.count();
@@ -362,7 +363,7 @@ fn devices(host: &Host, findings: &mut Vec<Finding>) {
                 found: format!("{} uses {}", block.name, scheduler.current),
                 reason: "the device orders its own queue",
                 cost: "a lock and a delay for each request",
-                fix: "none, by `torc tune apply`".into(),
+                fix: "`torc tune apply` chooses the scheduler called none".into(),
                 sureness: Likely,
             });
         }
@@ -371,7 +372,12 @@ fn devices(host: &Host, findings: &mut Vec<Finding>) {
             findings.push(Finding {
                 id: "queues-few",
                 severity: Note,
-                found: format!("{}: {} queues for {shards} shards", block.name, block.queues.len()),
+                found: format!(
+                    "{}: {} for {}",
+                    block.name,
+                    counted(block.queues.len(), "queue"),
+                    counted(shards, "shard")
+                ),
                 reason: "shards that share a queue complete on each other's cores and share its lock",
                 cost: "a microsecond or two for each request",
                 fix: "nothing at run time; devices with more queues exist".into(),

@@ -8,7 +8,7 @@ mod job;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use thiserror::Error;
 
 use crate::stats::Random;
 
-pub use job::Work;
+pub use job::{Pass, Work};
 
 /// Largest difference of two passes, relative to the smaller.
 pub const SPREAD_MAX: f64 = 0.05;
@@ -27,22 +27,55 @@ const BUSY_MAX: f64 = 0.90;
 pub const PAGE: u64 = 4096;
 /// Bytes of a large request.
 pub const LARGE: u64 = 1 << 20;
+/// Least file: the large requests of a whole queue, several times over.
+const FILE_BYTES_LEAST: u64 = 64 * LARGE;
+/// How `statfs` names a file system that has no disk.
+const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
 /// Name of the file that is measured and removed.
 const PROBE_FILE: &str = "torc-disk-probe";
 /// Layout of the properties file.
 pub const PROPERTIES_SCHEMA: u32 = 1;
 
+/// Where to measure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// A file is made in this directory, filled, and removed.
+    Directory {
+        /// On the disk.
+        path: PathBuf,
+        /// Bytes of the file: larger than any cache of the device that should not be measured.
+        file_bytes: u64,
+    },
+    /// This file, which is overwritten and stays: to compare with another tool on the very same blocks.
+    File(PathBuf),
+}
+
 /// What to measure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskOptions {
-    /// Directory on the disk; a file is made there and removed.
-    pub directory: PathBuf,
-    /// Bytes of that file: larger than any cache of the device that should not be measured.
-    pub file_bytes: u64,
+    /// Where.
+    pub subject: Subject,
     /// Length of each pass.
     pub pass: Duration,
-    /// Depths of random reads.
+    /// Kinds of work.
+    pub works: Vec<Work>,
+    /// Depths of random reads; the other kinds have one of their own.
     pub depths: Vec<u32>,
+}
+
+impl DiskOptions {
+    /// The rows of the outcome: each kind of work with the requests that it keeps in flight.
+    pub fn rows(&self) -> Vec<(Work, u32)> {
+        let depths = |work: Work| match work {
+            Work::RandomRead => self.depths.clone(),
+            Work::SequentialRead | Work::SequentialWrite => vec![8],
+            Work::Mixed => vec![16],
+            Work::DurableWrite => vec![1],
+        };
+        let rows = self.works.iter();
+        rows.flat_map(|work| depths(*work).into_iter().map(|depth| (*work, depth)))
+            .collect()
+    }
 }
 
 /// Why a disk could not be measured.
@@ -56,10 +89,10 @@ pub enum DiskError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// No direct I/O here (tmpfs, some network and stacked file systems).
+    /// No direct I/O here (some network and stacked file systems).
     #[error("{path}: this file system has no direct I/O, so a measurement would show memory")]
     NoDirect {
-        /// Directory.
+        /// The file.
         path: PathBuf,
     },
     /// No ring.
@@ -73,6 +106,12 @@ pub enum DiskError {
     TooSmall {
         /// Least size.
         least: u64,
+    },
+    /// The file has no blocks for some of its bytes.
+    #[error("{path} has holes, and reading a hole does not reach the disk: fill the file first")]
+    Holes {
+        /// The file.
+        path: PathBuf,
     },
 }
 
@@ -102,6 +141,8 @@ pub struct DiskFigure {
 pub struct Properties {
     /// [`PROPERTIES_SCHEMA`].
     pub schema: u32,
+    /// The block device that was measured, e.g. `nvme0n1`, where the file system lies on one.
+    pub device: Option<String>,
     /// Figures.
     pub figures: Vec<DiskFigure>,
 }
@@ -129,81 +170,130 @@ impl Properties {
     }
 }
 
-/// Removes the probe's file however the measurement ends.
-struct Probe {
+/// A file that can be measured. One that was made here is removed however the measurement ends.
+#[derive(Debug)]
+pub struct Probe {
     path: PathBuf,
+    bytes: u64,
+    made: bool,
+    plain: File,
+    durable: File,
 }
 
 impl Drop for Probe {
     fn drop(&mut self) {
-        // Nothing durable hangs on it; a file left behind is found by its name.
-        drop(fs::remove_file(&self.path));
+        if self.made {
+            // Nothing durable hangs on it; a file left behind is found by its name.
+            drop(fs::remove_file(&self.path));
+        }
     }
 }
 
-/// Measures everything: random reads over depth, sequential reads and writes, durable writes, a
-/// mixture. `progress` hears what begins.
+impl Probe {
+    /// Makes the file, or opens the one that is given.
+    ///
+    /// # Errors
+    /// When there is no direct I/O, no room, or the given file is too small or has holes.
+    pub fn new(subject: &Subject) -> Result<Self, DiskError> {
+        let (path, bytes, made) = match subject {
+            Subject::Directory { path, file_bytes } => (path.join(PROBE_FILE), *file_bytes, true),
+            Subject::File(path) => (path.clone(), allocated(path)?, false),
+        };
+        if bytes < FILE_BYTES_LEAST {
+            return Err(DiskError::TooSmall {
+                least: FILE_BYTES_LEAST,
+            });
+        }
+        if made && let Err(error) = fill(&path, bytes) {
+            drop(fs::remove_file(&path));
+            return Err(error);
+        }
+        let opened = open(&path, false).and_then(|plain| Ok((plain, open(&path, true)?)));
+        if opened.is_err() && made {
+            drop(fs::remove_file(&path));
+        }
+        let (plain, durable) = opened?;
+        Ok(Self {
+            path,
+            bytes,
+            made,
+            plain,
+            durable,
+        })
+    }
+
+    /// One pass.
+    ///
+    /// # Errors
+    /// Without io_uring, and when a request fails.
+    pub fn pass(
+        &self,
+        (work, depth): (Work, u32),
+        duration: Duration,
+        seed: u64,
+    ) -> Result<Pass, DiskError> {
+        let file = if work == Work::DurableWrite {
+            &self.durable
+        } else {
+            &self.plain
+        };
+        job::run(file, self.bytes, (work, depth), duration, seed)
+    }
+}
+
+/// Length of a file of which every byte has a block.
+fn allocated(path: &Path) -> Result<u64, DiskError> {
+    let metadata = fs::metadata(path).map_err(|source| DiskError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    if metadata.blocks().saturating_mul(512) < metadata.len() {
+        return Err(DiskError::Holes {
+            path: path.to_owned(),
+        });
+    }
+    Ok(metadata.len())
+}
+
+/// Measures each row of the options twice. `progress` hears what begins.
+///
+/// # Errors
+/// See [`DiskError`]; nothing is left behind.
 pub fn measure(
     options: &DiskOptions,
     mut progress: impl FnMut(&str),
 ) -> Result<Properties, DiskError> {
-    if options.file_bytes < 64 * LARGE {
-        return Err(DiskError::TooSmall { least: 64 * LARGE });
-    }
-    let path = options.directory.join(PROBE_FILE);
-    progress("writing the file that is measured");
-    let probe = Probe { path: path.clone() };
-    fill(&path, options.file_bytes)?;
-    let reader = open(&path, &options.directory, false)?;
-    let writer = open(&path, &options.directory, true)?;
-    let mut works: Vec<(Work, u32)> = options
-        .depths
-        .iter()
-        .map(|depth| (Work::RandomRead, *depth))
-        .collect();
-    works.extend([
-        (Work::SequentialRead, 8),
-        (Work::Mixed, 16),
-        (Work::DurableWrite, 1),
-        (Work::SequentialWrite, 8),
-    ]);
+    progress("preparing the file that is measured");
+    let probe = Probe::new(&options.subject)?;
     let mut figures = Vec::new();
-    for (work, depth) in works {
+    for (work, depth) in options.rows() {
         progress(&format!("{} at depth {depth}", work.name()));
-        let file = if work == Work::DurableWrite {
-            &writer
-        } else {
-            &reader
-        };
-        let pass = |seed| job::run(file, options.file_bytes, work, depth, options.pass, seed);
+        let pass = |duration, seed| probe.pass((work, depth), duration, seed);
         // The first requests meet a device that was asleep or still busy with what came before.
-        job::run(file, options.file_bytes, work, depth, options.pass / 4, 7)?;
-        let passes = [pass(1)?, pass(2)?];
+        pass(options.pass / 4, 7)?;
+        let passes = [pass(options.pass, 1)?, pass(options.pass, 2)?];
         figures.push(figure(work, depth, &passes));
     }
-    drop(probe);
     Ok(Properties {
         schema: PROPERTIES_SCHEMA,
+        device: device_of(&probe.path),
         figures,
     })
 }
 
-/// Measures one kind of work in one pass on a file that exists, for `prove`.
-///
-/// # Errors
-/// As [`measure`].
-pub fn quick(directory: &Path, pass: Duration, seed: u64) -> Result<DiskFigure, DiskError> {
-    let path = directory.join(PROBE_FILE);
-    let bytes = 256 * LARGE;
-    let probe = Probe { path: path.clone() };
-    fill(&path, bytes)?;
-    let file = open(&path, directory, false)?;
-    let outcome = job::run(&file, bytes, Work::RandomRead, 4, pass, seed)?;
-    drop(probe);
-    Ok(figure(Work::RandomRead, 4, &[outcome]))
+/// Name of the block device below a file or directory, the whole one if that is a partition. `None`
+/// where there is none, or several (btrfs, overlay, network file systems).
+pub fn device_of(path: &Path) -> Option<String> {
+    let device = fs::metadata(path).ok()?.dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let mut block = fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).ok()?;
+    if block.join("partition").exists() {
+        block.pop();
+    }
+    block.file_name()?.to_str().map(str::to_owned)
 }
 
-fn open(path: &Path, directory: &Path, durable: bool) -> Result<File, DiskError> {
+fn open(path: &Path, durable: bool) -> Result<File, DiskError> {
     let flags = libc::O_DIRECT | if durable { libc::O_DSYNC } else { 0 };
     let mut options = OpenOptions::new();
     let opened = options
@@ -211,15 +301,22 @@ fn open(path: &Path, directory: &Path, durable: bool) -> Result<File, DiskError>
         .write(true)
         .custom_flags(flags)
         .open(path);
-    opened.map_err(|source| match source.raw_os_error() {
-        Some(libc::EINVAL | libc::EOPNOTSUPP) => DiskError::NoDirect {
-            path: directory.to_owned(),
-        },
+    let no_direct = || DiskError::NoDirect {
+        path: path.to_owned(),
+    };
+    let file = opened.map_err(|source| match source.raw_os_error() {
+        Some(libc::EINVAL | libc::EOPNOTSUPP) => no_direct(),
         _ => DiskError::Io {
             path: path.to_owned(),
             source,
         },
-    })
+    })?;
+    // Since Linux 6.6 memory takes the flag, too.
+    let kind = rustix::fs::fstatfs(&file).map(|system| system.f_type);
+    if kind.is_ok_and(|kind| kind == libc::TMPFS_MAGIC || kind == RAMFS_MAGIC) {
+        return Err(no_direct());
+    }
+    Ok(file)
 }
 
 /// Writes bytes that do not compress, so that no layer below can cheat, and syncs them.
@@ -240,8 +337,9 @@ fn fill(path: &Path, bytes: u64) -> Result<(), DiskError> {
     file.sync_all().map_err(io)
 }
 
-fn figure(work: Work, depth: u32, passes: &[job::Pass]) -> DiskFigure {
-    let rates: Vec<f64> = passes.iter().map(job::Pass::per_second).collect();
+/// What passes of one row come to: their mean, and whether they agree.
+pub fn figure(work: Work, depth: u32, passes: &[Pass]) -> DiskFigure {
+    let rates: Vec<f64> = passes.iter().map(Pass::per_second).collect();
     let mean = rates.iter().sum::<f64>() / rates.len() as f64;
     let (low, high) = rates
         .iter()
@@ -291,7 +389,7 @@ mod tests {
     use std::time::Duration;
 
     use super::job::Pass;
-    use super::{DiskError, DiskOptions, LARGE, Properties, Work, figure, measure};
+    use super::{DiskError, DiskOptions, LARGE, Properties, Subject, Work, figure, measure};
 
     fn pass(requests: u64, busy: f64) -> Pass {
         Pass {
@@ -318,6 +416,7 @@ mod tests {
     fn properties_round_trip() {
         let properties = Properties {
             schema: super::PROPERTIES_SCHEMA,
+            device: Some("nvme0n1".into()),
             figures: vec![
                 figure(Work::RandomRead, 32, &[pass(1000, 0.5), pass(1200, 0.5)]),
                 figure(Work::DurableWrite, 1, &[pass(1000, 0.1), pass(1000, 0.1)]),
@@ -328,46 +427,84 @@ mod tests {
         assert!(Properties::from_toml("schema = 1\n").is_err());
     }
 
+    fn options(subject: Subject) -> DiskOptions {
+        DiskOptions {
+            subject,
+            pass: Duration::from_millis(40),
+            works: Work::ALL.to_vec(),
+            depths: vec![1, 8],
+        }
+    }
+
+    /// A runner without io_uring or direct I/O.
+    fn is_not_available(error: &DiskError) -> bool {
+        matches!(error, DiskError::Ring(_) | DiskError::NoDirect { .. })
+    }
+
+    /// The target directory lies on a real disk; the temporary one may be memory.
+    fn directory() -> tempfile::TempDir {
+        tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap()
+    }
+
     #[test]
     fn a_small_file_is_measured_and_removed() {
-        // The target directory lies on a real disk; the temporary one may be memory.
-        let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-        let options = DiskOptions {
-            directory: directory.path().to_owned(),
+        let directory = directory();
+        let options = options(Subject::Directory {
+            path: directory.path().to_owned(),
             file_bytes: 64 * LARGE,
-            pass: Duration::from_millis(40),
-            depths: vec![1, 8],
-        };
+        });
         match measure(&options, |_| ()) {
             Ok(properties) => {
                 assert_eq!(properties.figures.len(), 6);
-                assert!(
-                    properties
-                        .figures
-                        .iter()
-                        .all(|figure| figure.per_second > 0.0)
-                );
+                let mut figures = properties.figures.iter();
+                assert!(figures.all(|figure| figure.per_second > 0.0));
             }
-            // A runner without io_uring or direct I/O.
-            Err(error) => assert!(
-                matches!(error, DiskError::Ring(_) | DiskError::NoDirect { .. }),
-                "{error}"
-            ),
+            Err(error) => assert!(is_not_available(&error), "{error}"),
         }
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 
     #[test]
-    fn memory_is_refused_and_not_measured_as_a_disk() {
-        let options = DiskOptions {
-            directory: "/dev/shm/does-not-exist".into(),
-            file_bytes: 1,
-            pass: Duration::ZERO,
-            depths: vec![1],
+    fn a_given_file_is_measured_and_stays() {
+        let directory = directory();
+        let path = directory.path().join("given");
+        super::fill(&path, 64 * LARGE).unwrap();
+        let mut options = options(Subject::File(path.clone()));
+        options.works = vec![Work::RandomRead];
+        match measure(&options, |_| ()) {
+            Ok(properties) => assert_eq!(properties.figures.len(), 2),
+            Err(error) => assert!(is_not_available(&error), "{error}"),
+        }
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 64 * LARGE);
+    }
+
+    #[test]
+    fn what_would_not_reach_the_disk_is_refused() {
+        let directory = directory();
+        let path = directory.path().join("holes");
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_len(64 * LARGE).unwrap();
+        let refused = measure(&options(Subject::File(path)), |_| ()).unwrap_err();
+        assert!(matches!(refused, DiskError::Holes { .. }), "{refused}");
+        let refused = measure(
+            &options(Subject::Directory {
+                path: directory.path().to_owned(),
+                file_bytes: 1,
+            }),
+            |_| (),
+        );
+        assert!(matches!(refused, Err(DiskError::TooSmall { .. })));
+        let Ok(memory) = tempfile::tempdir_in("/dev/shm") else {
+            return;
         };
-        assert!(matches!(
-            measure(&options, |_| ()),
-            Err(DiskError::TooSmall { .. })
-        ));
+        let refused = measure(
+            &options(Subject::Directory {
+                path: memory.path().to_owned(),
+                file_bytes: 64 * LARGE,
+            }),
+            |_| (),
+        );
+        assert!(matches!(refused, Err(DiskError::NoDirect { .. })));
+        assert_eq!(std::fs::read_dir(memory.path()).unwrap().count(), 0);
     }
 }

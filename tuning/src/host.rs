@@ -20,7 +20,7 @@ use crate::kernel::Kernel;
 
 pub use blocks::{Block, HardwareQueue};
 pub use cpus::{Cache, CoreKind, Cpu, Cpus, NumaNode};
-pub use interrupts::{Interrupt, Managed, find_interrupt};
+pub use interrupts::{Interrupt, InterruptNumbers, Managed};
 pub use nics::{Coalescing, Nic, Queue};
 pub(crate) use settings::BOOT_ARGUMENTS;
 pub use settings::{Choice, IdleState, IoUring, IrqBalance, Limits, Settings, Virtualisation};

@@ -1,55 +1,77 @@
-//! Whether each shard's interrupts and completions really land on its core: counters over an
+//! Whether each shard's interrupts, completions and packets really land on its core: counted over an
 //! interval, against the layout.
 //!
-//! A proof names what it saw: *as planned* (at least 95 % on the shard's CPU), *stray* (with where it
-//! went instead), or *quiet* (nothing arrived, so nothing is shown). Sockets are the server's own to
-//! ask (`SO_INCOMING_CPU`); without it that part is not available, and said so.
+//! Three independent sources: `/proc/interrupts` for the queues' interrupts; the kernel's events for
+//! the disk requests that a shard's CPU issued ([`Watch`]); and the server's own counts of where its
+//! sockets' packets arrived. A proof names what it saw: *as planned* (at least 95 % on the planned
+//! CPUs), *stray* (with where it went instead), or *quiet* (nothing arrived, so nothing is shown).
+
+mod completions;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cpuset::CpuSet;
 use crate::host::{Host, Unavailable};
 use crate::plan::Layout;
 
-/// Share that has to arrive on the planned CPU.
+pub use completions::{Completions, Watch};
+
+/// Share that has to arrive on the planned CPUs.
 pub const SHARE_WANTED: f64 = 0.95;
 
-/// What was seen of one interrupt.
+/// Arrivals by CPU.
+pub type Arrivals = BTreeMap<u32, u64>;
+
+/// What was seen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Seen {
-    /// On the shard's CPU.
+    /// On the planned CPUs.
     AsPlanned {
         /// Arrivals.
         arrivals: u64,
     },
     /// Elsewhere.
     Stray {
-        /// Share on the shard's CPU.
+        /// Share on the planned CPUs.
         share: f64,
         /// Arrivals by CPU.
-        arrivals: BTreeMap<u32, u64>,
+        arrivals: Arrivals,
     },
     /// Nothing arrived.
     Quiet,
 }
 
-/// One interrupt of one shard.
+impl Seen {
+    fn judge(planned: &CpuSet, mut arrivals: Arrivals) -> Self {
+        arrivals.retain(|_, count| *count > 0);
+        let total: u64 = arrivals.values().sum();
+        let here = arrivals.iter().filter(|(cpu, _)| planned.contains(**cpu));
+        let here: u64 = here.map(|(_, count)| count).sum();
+        let share = here as f64 / total.max(1) as f64;
+        if total == 0 {
+            Seen::Quiet
+        } else if share >= SHARE_WANTED {
+            Seen::AsPlanned { arrivals: total }
+        } else {
+            Seen::Stray { share, arrivals }
+        }
+    }
+}
+
+/// One source of arrivals, for one shard or for those that share it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Proof {
-    /// Shard.
-    pub shard: usize,
-    /// Its CPU.
-    pub cpu: u32,
-    /// Device and queue, e.g. `nvme0n1 q3`.
-    pub queue: String,
-    /// Interrupt's name.
-    pub interrupt: String,
-    /// Other shards that the same queue serves: its arrivals may be theirs.
-    pub shared_with: Vec<usize>,
-    /// CPUs on which the kernel lets it arrive.
-    pub effective: String,
+    /// Shards that it serves; none when it keeps house.
+    pub shards: Vec<usize>,
+    /// Where it is planned to arrive.
+    pub planned: CpuSet,
+    /// Device and queue with the interrupt's name, `completions of nvme0n1`, `packets of the sockets`.
+    pub what: String,
+    /// CPUs on which the kernel lets an interrupt arrive.
+    pub allowed: Option<CpuSet>,
     /// What was seen.
     pub seen: Seen,
 }
@@ -57,7 +79,7 @@ pub struct Proof {
 /// All proofs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct IrqProof {
-    /// By shard and queue.
+    /// Interrupts by device and queue, then completions, then sockets.
     pub proofs: Vec<Proof>,
     /// What could not be shown.
     pub unavailable: Vec<Unavailable>,
@@ -66,60 +88,56 @@ pub struct IrqProof {
 impl IrqProof {
     /// Whether something arrived where it should not.
     pub fn has_strays(&self) -> bool {
-        self.proofs
-            .iter()
-            .any(|proof| matches!(proof.seen, Seen::Stray { .. }))
+        let mut seen = self.proofs.iter().map(|proof| &proof.seen);
+        seen.any(|seen| matches!(seen, Seen::Stray { .. }))
     }
 }
 
-/// Compares two readings of one host with its layout.
-pub fn prove(before: &Host, after: &Host, layout: &Layout) -> IrqProof {
-    let mut proofs = Vec::new();
-    for (shard, place) in layout.shards.iter().enumerate() {
-        for block in &after.blocks {
-            let Some(queue) = block.queue_of(place.cpu) else {
-                continue;
-            };
-            let sharers = layout.shards.iter().enumerate();
-            let sharers = sharers
-                .filter(|(_, other)| queue.cpus.contains(other.cpu) && other.cpu != place.cpu);
-            let shared_with: Vec<usize> = sharers.map(|(other, _)| other).collect();
-            let name = format!("{} q{}", block.name, queue.index);
-            proofs.extend(one(
-                before,
-                after,
-                (shard, place.cpu),
-                queue.interrupt,
-                name,
-                shared_with,
-            ));
-        }
-        for nic in &after.nics {
-            let own = place.network.get(&nic.name);
-            let queue = nic.receive.iter().find(|queue| Some(&queue.index) == own);
-            if let Some(queue) = queue {
-                let name = format!("{} rx{}", nic.name, queue.index);
-                proofs.extend(one(
-                    before,
-                    after,
-                    (shard, place.cpu),
-                    queue.interrupt,
-                    name,
-                    Vec::new(),
-                ));
-            }
-        }
-    }
-    let mut unavailable = vec![Unavailable {
-        what: "the CPU on which each accepted socket's packets arrive".into(),
-        reason: "only the process that holds the sockets can ask the kernel (SO_INCOMING_CPU)"
-            .into(),
-    }];
+/// What was counted besides interrupts, or why not.
+#[derive(Clone, Debug)]
+pub struct Landed {
+    /// See [`Watch`].
+    pub completions: Result<Completions, String>,
+    /// Packets of the sockets of each shard, by CPU, as the server counts them.
+    pub sockets: Result<BTreeMap<usize, Arrivals>, String>,
+}
+
+/// Compares two readings of one host, and what landed between them, with its layout.
+pub fn prove(before: &Host, after: &Host, layout: &Layout, landed: &Landed) -> IrqProof {
+    let mut proofs = interrupts(before, after, layout);
+    let mut unavailable = Vec::new();
     if proofs.is_empty() {
         unavailable.push(Unavailable {
             what: "interrupts of the shards".into(),
             reason: "no device of this host has a queue with an interrupt of its own".into(),
         });
+    }
+    match &landed.completions {
+        Ok(completions) => proofs.extend(completed(after, layout, completions)),
+        Err(reason) => unavailable.push(Unavailable {
+            what: "the CPU on which each shard's disk requests complete".into(),
+            reason: reason.clone(),
+        }),
+    }
+    match &landed.sockets {
+        Ok(sockets) => {
+            let places = layout.shards.iter().enumerate();
+            proofs.extend(places.map(|(shard, place)| {
+                let planned = CpuSet::of(place.cpu);
+                let arrivals = sockets.get(&shard).cloned().unwrap_or_default();
+                Proof {
+                    shards: vec![shard],
+                    seen: Seen::judge(&planned, arrivals),
+                    planned,
+                    what: "packets of the sockets".into(),
+                    allowed: None,
+                }
+            }));
+        }
+        Err(reason) => unavailable.push(Unavailable {
+            what: "the CPU on which the packets of each shard's sockets arrive".into(),
+            reason: reason.clone(),
+        }),
     }
     IrqProof {
         proofs,
@@ -127,45 +145,85 @@ pub fn prove(before: &Host, after: &Host, layout: &Layout) -> IrqProof {
     }
 }
 
-fn one(
+fn interrupts(before: &Host, after: &Host, layout: &Layout) -> Vec<Proof> {
+    let mut proofs = Vec::new();
+    let on = |cpus: &CpuSet| -> Vec<usize> {
+        let places = layout.shards.iter().enumerate();
+        let inside = places.filter(|(_, place)| cpus.contains(place.cpu));
+        inside.map(|(shard, _)| shard).collect()
+    };
+    for block in &after.blocks {
+        for queue in &block.queues {
+            let shards = on(&queue.cpus);
+            if shards.is_empty() {
+                continue;
+            }
+            let planned = queue.cpus.and(&layout.shard_cpus());
+            let what = format!("{} q{}", block.name, queue.index);
+            proofs.extend(interrupt(
+                before,
+                after,
+                queue.interrupt,
+                (shards, planned, what),
+            ));
+        }
+    }
+    for nic in &after.nics {
+        for queue in &nic.receive {
+            let mut places = layout.shards.iter();
+            let owner = places.position(|place| place.network.get(&nic.name) == Some(&queue.index));
+            let planned = owner.map_or_else(
+                || layout.housekeeping.clone(),
+                |shard| CpuSet::of(layout.shards[shard].cpu),
+            );
+            let what = format!("{} rx{}", nic.name, queue.index);
+            let shards = owner.into_iter().collect();
+            proofs.extend(interrupt(
+                before,
+                after,
+                queue.interrupt,
+                (shards, planned, what),
+            ));
+        }
+    }
+    proofs
+}
+
+fn interrupt(
     before: &Host,
     after: &Host,
-    (shard, cpu): (usize, u32),
     number: Option<u32>,
-    queue: String,
-    shared_with: Vec<usize>,
+    (shards, planned, queue): (Vec<usize>, CpuSet, String),
 ) -> Option<Proof> {
     let irq = after.interrupt(number?)?;
-    let was = before
-        .interrupts
-        .iter()
-        .find(|other| other.name == irq.name)?;
-    let arrivals: BTreeMap<u32, u64> = irq
-        .counts
-        .iter()
-        .map(|(cpu, count)| {
-            (
-                *cpu,
-                count.saturating_sub(was.counts.get(cpu).copied().unwrap_or(0)),
-            )
-        })
-        .filter(|(_, count)| *count > 0)
-        .collect();
-    let total: u64 = arrivals.values().sum();
-    let share = arrivals.get(&cpu).copied().unwrap_or(0) as f64 / total.max(1) as f64;
+    let was = before.interrupts.iter().find(|was| was.name == irq.name)?;
+    let grown = |(cpu, count): (&u32, &u64)| {
+        let was = was.counts.get(cpu).copied().unwrap_or(0);
+        (*cpu, count.saturating_sub(was))
+    };
     Some(Proof {
-        shard,
-        cpu,
-        queue,
-        interrupt: irq.name.clone(),
-        shared_with,
-        effective: irq.effective.as_ref().unwrap_or(&irq.affinity).to_string(),
-        seen: if total == 0 {
-            Seen::Quiet
-        } else if share >= SHARE_WANTED {
-            Seen::AsPlanned { arrivals: total }
-        } else {
-            Seen::Stray { share, arrivals }
-        },
+        shards,
+        what: format!("{queue} ({})", irq.name),
+        allowed: Some(irq.lands_on().clone()),
+        seen: Seen::judge(&planned, irq.counts.iter().map(grown).collect()),
+        planned,
     })
+}
+
+fn completed(after: &Host, layout: &Layout, completions: &Completions) -> Vec<Proof> {
+    let mut proofs = Vec::new();
+    for block in after.blocks.iter().filter(|block| !block.queues.is_empty()) {
+        for (shard, place) in layout.shards.iter().enumerate() {
+            let arrivals = completions.get(&(block.name.clone(), place.cpu));
+            let planned = CpuSet::of(place.cpu);
+            proofs.push(Proof {
+                shards: vec![shard],
+                seen: Seen::judge(&planned, arrivals.cloned().unwrap_or_default()),
+                planned,
+                what: format!("completions of {}", block.name),
+                allowed: None,
+            });
+        }
+    }
+    proofs
 }

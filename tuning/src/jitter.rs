@@ -1,8 +1,11 @@
 //! How long a pinned, spinning thread is taken off its core, and by whom.
 //!
 //! Each thread reads the clock in a loop; two readings further apart than [`GAP_NS`] are a gap.
-//! Counters of the kernel before and after name the suspects: interrupts and softirqs of that CPU,
-//! other threads (the time this one waited to run), and time stolen by a hypervisor.
+//! Whoever took the core is named by the kernel's events where they can be recorded (root), with the
+//! time that each took; else counters before and after name suspects: interrupts and softirqs of that CPU,
+//! other threads (the time this one waited to run). Time stolen by a hypervisor is counted in both.
+
+mod blame;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,6 +17,7 @@ use thiserror::Error;
 use crate::host::Unavailable;
 use crate::kernel::{Kernel, Live};
 use crate::probe;
+use crate::trace::Trace;
 
 /// Smallest gap counted: well above a cache miss, well below an interrupt's work.
 pub const GAP_NS: u64 = 2_000;
@@ -27,6 +31,9 @@ pub struct JitterOptions {
     pub duration: Duration,
     /// Whether the threads take real-time priority: then only the kernel and the hypervisor are left.
     pub realtime: bool,
+    /// Whether to record the kernel's events for the culprits' names. Costs about a microsecond for each
+    /// event, so comparisons go without.
+    pub trace: bool,
 }
 
 /// Why nothing was measured.
@@ -57,12 +64,12 @@ pub enum JitterError {
 /// Someone who may have taken the core.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Culprit {
-    /// E.g. `interrupt LOC`, `softirq TIMER`, `other threads`, `hypervisor`.
+    /// E.g. `interrupt LOC`, `softirq TIMER`, `thread kworker/1:2`, `other threads`, `hypervisor`.
     pub what: String,
-    /// Arrivals, or microseconds where `unit` says so.
-    pub amount: u64,
-    /// `times` or `us`.
-    pub unit: String,
+    /// How often, where that is known.
+    pub times: Option<u64>,
+    /// For how many microseconds in all, where that is known.
+    pub us: Option<u64>,
 }
 
 /// One core.
@@ -97,25 +104,40 @@ pub struct Jitter {
     pub unavailable: Vec<Unavailable>,
 }
 
+/// Suspect whose counter is a time.
+const HYPERVISOR: &str = "hypervisor";
+
 /// Counters by CPU and name.
 type Counters = BTreeMap<(u32, String), u64>;
 
 /// Measures all CPUs at once.
 pub fn measure(options: &JitterOptions) -> Result<Jitter, JitterError> {
     let kernel = Live::machine();
+    let mut missing = unavailable(&kernel);
+    let trace = options.trace.then(|| Trace::start(&blame::EVENTS));
+    let trace = trace.and_then(|started| {
+        started
+            .map_err(|error| missing.push(untraced(&error.to_string())))
+            .ok()
+    });
     let before = counters(&kernel);
     let threads: Vec<_> = options
         .cpus
         .iter()
         .map(|&cpu| {
             let options = options.clone();
-            (cpu, std::thread::spawn(move || spin(cpu, &options)))
+            let named = std::thread::Builder::new().name(format!("{}{cpu}", blame::SPINNER));
+            (cpu, named.spawn(move || spin(cpu, &options)))
         })
         .collect();
     let mut cores = Vec::new();
     let mut failure = None;
     for (cpu, thread) in threads {
-        match thread.join().unwrap_or(Err(JitterError::BrokenOff { cpu })) {
+        let joined = thread.map(|thread| thread.join());
+        let spun = joined.map_or(Err(JitterError::BrokenOff { cpu }), |joined| {
+            joined.unwrap_or(Err(JitterError::BrokenOff { cpu }))
+        });
+        match spun {
             Ok(core) => cores.push(core),
             Err(error) => failure = Some(error),
         }
@@ -124,15 +146,44 @@ pub fn measure(options: &JitterOptions) -> Result<Jitter, JitterError> {
         return Err(error);
     }
     let after = counters(&kernel);
+    let mut blamed = None;
+    if let Some(trace) = trace {
+        match blame::read(trace) {
+            Ok((culprits, 0)) => blamed = Some(culprits),
+            Ok((culprits, dropped)) => {
+                missing.push(untraced(&format!(
+                    "{dropped} events did not fit into the buffer, so only the beginning counts"
+                )));
+                blamed = Some(culprits);
+            }
+            Err(error) => missing.push(untraced(&error.to_string())),
+        }
+    }
     for core in &mut cores {
-        core.culprits.extend(suspects(&before, &after, core.cpu));
+        let suspects = suspects(&before, &after, core.cpu);
+        match &blamed {
+            Some(blamed) => {
+                let own = blamed.iter().filter(|(cpu, _)| *cpu == core.cpu);
+                core.culprits = own.map(|(_, culprit)| culprit.clone()).collect();
+                let stolen = suspects.into_iter().filter(|one| one.what == HYPERVISOR);
+                core.culprits.extend(stolen);
+            }
+            None => core.culprits.extend(suspects),
+        }
         core.culprits
-            .sort_by_key(|culprit| std::cmp::Reverse(culprit.amount));
+            .sort_by_key(|culprit| std::cmp::Reverse((culprit.us, culprit.times)));
     }
     Ok(Jitter {
         cores,
-        unavailable: unavailable(&kernel),
+        unavailable: missing,
     })
+}
+
+fn untraced(reason: &str) -> Unavailable {
+    Unavailable {
+        what: "names and times of whoever took the core".into(),
+        reason: reason.to_owned(),
+    }
 }
 
 fn spin(cpu: u32, options: &JitterOptions) -> Result<CoreJitter, JitterError> {
@@ -180,8 +231,8 @@ fn core(cpu: u32, spun: Duration, mut gaps: Vec<u64>, waited_ns: Option<u64>) ->
         .filter(|waited| *waited >= 1000)
         .map(|waited| Culprit {
             what: "other threads".into(),
-            amount: waited / 1000,
-            unit: "us".into(),
+            times: None,
+            us: Some(waited / 1000),
         });
     CoreJitter {
         cpu,
@@ -197,7 +248,7 @@ fn core(cpu: u32, spun: Duration, mut gaps: Vec<u64>, waited_ns: Option<u64>) ->
 }
 
 /// Nanoseconds that this thread was runnable and did not run.
-fn waited_ns(kernel: &Live) -> Option<u64> {
+fn waited_ns(kernel: &impl Kernel) -> Option<u64> {
     let text = kernel.text("/proc/thread-self/schedstat")?;
     text.split_whitespace().nth(1)?.parse().ok()
 }
@@ -220,7 +271,7 @@ fn counters(kernel: &impl Kernel) -> Counters {
             cpu,
             words.nth(7).and_then(|steal| steal.parse::<u64>().ok()),
         ) {
-            counters.insert((cpu, "hypervisor".into()), steal.saturating_mul(10_000));
+            counters.insert((cpu, HYPERVISOR.into()), steal.saturating_mul(10_000));
         }
     }
     counters
@@ -260,45 +311,24 @@ fn suspects(before: &Counters, after: &Counters, cpu: u32) -> Vec<Culprit> {
     let own = after.iter().filter(|((at, _), _)| *at == cpu);
     own.filter_map(|(key, count)| {
         let amount = count.saturating_sub(before.get(key).copied().unwrap_or(0));
+        let is_time = key.1 == HYPERVISOR;
         (amount > 0).then(|| Culprit {
             what: key.1.clone(),
-            amount,
-            unit: if key.1 == "hypervisor" { "us" } else { "times" }.into(),
+            times: (!is_time).then_some(amount),
+            us: is_time.then_some(amount),
         })
     })
     .collect()
 }
 
 fn unavailable(kernel: &impl Kernel) -> Vec<Unavailable> {
-    let mut missing = Vec::new();
-    let mut need = |what: &str, file: &str, reason: &str| {
-        if kernel.read(file).is_err() {
-            missing.push(Unavailable {
-                what: what.into(),
-                reason: reason.into(),
-            });
-        }
-    };
-    need(
-        "time waited for other threads",
-        "/proc/thread-self/schedstat",
-        "the kernel was built without scheduler statistics",
-    );
-    need(
-        "statistics of each CPU's run queue",
-        "/proc/schedstat",
-        "the kernel was built without scheduler statistics",
-    );
-    let tracers = kernel
-        .text("/sys/kernel/tracing/available_tracers")
-        .unwrap_or_default();
-    if !tracers.contains("osnoise") {
-        missing.push(Unavailable {
-            what: "names of the kernel threads that interrupt".into(),
-            reason: "the osnoise tracer is not built in or tracefs is not mounted".into(),
-        });
+    if waited_ns(kernel).is_some() {
+        return Vec::new();
     }
-    missing
+    vec![Unavailable {
+        what: "time waited for other threads".into(),
+        reason: "the kernel was built without scheduler statistics".into(),
+    }]
 }
 
 #[cfg(test)]
@@ -340,7 +370,7 @@ mod tests {
         let on = |cpu| {
             suspects(&before, &after, cpu)
                 .into_iter()
-                .map(|culprit| (culprit.what, culprit.amount))
+                .map(|culprit| (culprit.what, culprit.times.unwrap()))
                 .collect::<Vec<_>>()
         };
         assert_eq!(on(0), [("interrupt LOC".to_owned(), 20)]);
@@ -353,6 +383,7 @@ mod tests {
             cpus: vec![60_000],
             duration: Duration::ZERO,
             realtime: false,
+            trace: true,
         };
         assert!(measure(&options).is_err());
     }
@@ -370,6 +401,7 @@ mod tests {
             cpus: vec![cpu],
             duration: Duration::from_millis(20),
             realtime: false,
+            trace: true,
         };
         let jitter = measure(&options).unwrap();
         assert_eq!(jitter.cores.len(), 1);

@@ -258,7 +258,15 @@ impl Journal {
 
 /// Keeps every other `torc tune` from changing the host while it lives.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "closing it is what unlocks")] File);
+pub struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing alone would not do: a process that another thread is just starting holds a copy of
+        // the descriptor until it executes its program. Whatever fails here ends with the process.
+        drop(self.0.unlock());
+    }
+}
 
 impl Lock {
     /// Makes the directory when it is missing and locks it.
@@ -392,7 +400,10 @@ mod tests {
             Lock::take(dir.path()),
             Err(JournalError::Busy { .. })
         ));
+        // As in a process that is being started.
+        let copy = held.0.try_clone().unwrap();
         drop(held);
         assert!(Lock::take(dir.path()).is_ok());
+        drop(copy);
     }
 }

@@ -24,3 +24,4 @@ pub mod prove;
 pub mod render;
 pub mod server;
 pub mod stats;
+mod trace;

@@ -4,10 +4,12 @@
 
 mod changes;
 mod layout;
+mod network;
 
 use serde::{Deserialize, Serialize};
 
 use crate::change::Change;
+use crate::cpuset::CpuSet;
 use crate::host::Host;
 
 pub use layout::{Layout, Place, Role};
@@ -103,29 +105,24 @@ fn boot_advice(host: &Host, profile: Profile, layout: &Layout) -> Vec<BootAdvice
             });
         }
     };
-    let shards = layout.shard_cpus().to_string();
     if profile == Profile::Latency && layout.isolates {
+        // The boot CPU keeps the time: the kernel takes it out of the list with a warning.
+        let boot: CpuSet = host.cpus.online.iter().take(1).collect();
+        let tickless = layout.shard_cpus().minus(&boot).to_string();
         add(
             "nohz_full",
-            &shards,
+            &tickless,
             "no periodic tick on a CPU with one runnable thread",
         );
         add(
             "rcu_nocbs",
-            &shards,
+            &tickless,
             "the kernel's deferred freeing runs elsewhere",
         );
-    }
-    if profile == Profile::Latency
-        && host
-            .blocks
-            .iter()
-            .any(|block| block.name.starts_with("nvme"))
-    {
         add(
-            "nvme.poll_queues",
-            &layout.shards.len().to_string(),
-            "completions can be polled for (IOPOLL) only with these; they are taken from the queues that interrupt",
+            "irqaffinity",
+            &layout.housekeeping.to_string(),
+            "interrupts of devices that appear later keep house from the start",
         );
     }
     advice

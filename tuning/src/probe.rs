@@ -33,3 +33,21 @@ pub(crate) fn raise() -> io::Result<()> {
         Err(io::Error::last_os_error())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_raised_thread_is_scheduled_first_in_first_out() {
+        let thread = std::thread::spawn(|| {
+            if let Err(error) = super::raise() {
+                println!("not available here: real-time priority: {error}");
+                return;
+            }
+            let status = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+            // Field 41, counted from behind the name: SCHED_FIFO is 1.
+            let (_, fields) = status.rsplit_once(") ").unwrap();
+            assert_eq!(fields.split(' ').nth(41 - 3), Some("1"));
+        });
+        thread.join().unwrap();
+    }
+}

@@ -29,6 +29,15 @@ pub struct Figure {
     pub value: f64,
 }
 
+/// The figures of all runs of one group.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Runs {
+    /// The group's name.
+    pub group: String,
+    /// By figure.
+    pub metrics: Vec<Metric>,
+}
+
 /// What came out for a group.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Proof {
@@ -72,13 +81,12 @@ fn group_name(change: &Change) -> String {
 
 /// Runs `repeats` pairs for one group. `switch` makes the host as the arm says, `measure` gives the
 /// same figures each time; the first error ends it.
-pub fn prove<E>(
+pub fn run<E>(
     name: &str,
     repeats: usize,
-    options: CompareOptions,
     mut switch: impl FnMut(Arm) -> Result<(), E>,
     mut measure: impl FnMut() -> Result<Vec<Figure>, E>,
-) -> Result<Proof, E> {
+) -> Result<Runs, E> {
     let mut metrics: Vec<Metric> = Vec::new();
     for arm in abba(repeats) {
         switch(arm)?;
@@ -99,25 +107,36 @@ pub fn prove<E>(
             }
         }
     }
-    Ok(Proof {
+    Ok(Runs {
         group: name.to_owned(),
-        comparisons: compare(&metrics, options),
+        metrics,
     })
+}
+
+/// Judges all groups together: the more figures are looked at, the more of them chance would move.
+pub fn judge(runs: &[Runs], options: CompareOptions) -> Vec<Proof> {
+    let all: Vec<Metric> = runs.iter().flat_map(|runs| runs.metrics.clone()).collect();
+    let mut comparisons = compare(&all, options).into_iter();
+    runs.iter()
+        .map(|runs| Proof {
+            group: runs.group.clone(),
+            comparisons: comparisons.by_ref().take(runs.metrics.len()).collect(),
+        })
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Figure, prove};
+    use super::{Figure, judge, run};
     use crate::stats::{Arm, CompareOptions, Good, Random, Verdict};
 
     /// A modelled host on which "after" multiplies the latency; returns the verdict.
     fn verdict(effect: f64, seed: u64) -> Verdict {
         let mut random = Random::new(seed);
         let arm = std::cell::Cell::new(Arm::Before);
-        let proof = prove::<()>(
+        let runs = run::<()>(
             "knob",
             5,
-            CompareOptions::default(),
             |next| {
                 arm.set(next);
                 Ok(())
@@ -132,7 +151,8 @@ mod tests {
                 }])
             },
         );
-        proof.unwrap().comparisons[0].verdict.clone()
+        let proofs = judge(&[runs.unwrap()], CompareOptions::default());
+        proofs[0].comparisons[0].verdict.clone()
     }
 
     #[test]
@@ -152,14 +172,33 @@ mod tests {
     }
 
     #[test]
+    fn many_equal_knobs_are_not_one_of_them_better_by_chance() {
+        let mut random = Random::new(3);
+        let mut families = 0;
+        for _ in 0..200 {
+            let groups: Vec<_> = (0..10)
+                .map(|knob| {
+                    let measure = || {
+                        Ok::<_, ()>(vec![Figure {
+                            name: "lost us".into(),
+                            good: Good::Lower,
+                            value: 1.0 + 0.1 * random.unit(),
+                        }])
+                    };
+                    run(&knob.to_string(), 7, |_| Ok(()), measure).unwrap()
+                })
+                .collect();
+            let proofs = judge(&groups, CompareOptions::default());
+            assert_eq!(proofs.len(), 10);
+            let mut verdicts = proofs.iter().flat_map(|proof| &proof.comparisons);
+            families += usize::from(verdicts.any(|one| one.verdict == Verdict::Better));
+        }
+        assert!(families <= 10, "{families} of 200");
+    }
+
+    #[test]
     fn the_first_failure_ends_it() {
-        let outcome = prove(
-            "knob",
-            5,
-            CompareOptions::default(),
-            |_| Err("no"),
-            || Ok(Vec::new()),
-        );
+        let outcome = run("knob", 5, |_| Err("no"), || Ok(Vec::new()));
         assert_eq!(outcome.unwrap_err(), "no");
     }
 }

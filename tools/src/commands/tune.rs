@@ -6,12 +6,13 @@
 mod change;
 mod host;
 mod measure;
+mod prove;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use torc_tuning::plan;
+use torc_tuning::{disk, plan};
 
 use crate::failure::Failure;
 use crate::load::parse_duration;
@@ -46,6 +47,43 @@ impl From<Profile> for plan::Profile {
             Profile::Latency => Self::Latency,
             Profile::Throughput => Self::Throughput,
             Profile::Shared => Self::Shared,
+        }
+    }
+}
+
+/// Kinds of work for a disk
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Work {
+    /// 4 KiB reads anywhere
+    RandomRead,
+    /// 1 MiB reads in order
+    SequentialRead,
+    /// 7 reads for 3 writes of 4 KiB anywhere
+    Mixed,
+    /// 4 KiB writes in order, each durable before the next
+    DurableWrite,
+    /// 1 MiB writes in order
+    SequentialWrite,
+}
+
+impl Work {
+    const ALL: [Self; 5] = [
+        Self::RandomRead,
+        Self::SequentialRead,
+        Self::Mixed,
+        Self::DurableWrite,
+        Self::SequentialWrite,
+    ];
+}
+
+impl From<Work> for disk::Work {
+    fn from(work: Work) -> Self {
+        match work {
+            Work::RandomRead => Self::RandomRead,
+            Work::SequentialRead => Self::SequentialRead,
+            Work::Mixed => Self::Mixed,
+            Work::DurableWrite => Self::DurableWrite,
+            Work::SequentialWrite => Self::SequentialWrite,
         }
     }
 }
@@ -121,6 +159,9 @@ struct PlanArgs {
     /// As JSON
     #[arg(long)]
     json: bool,
+    /// Show every change on a line of its own, also of hundreds of queues
+    #[arg(long)]
+    all: bool,
     /// Write the plan to this file, for `apply`
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -153,9 +194,12 @@ struct IrqproofArgs {
     /// How long to count
     #[arg(long = "for", default_value = "10s", value_parser = parse_duration)]
     duration: Duration,
-    /// Layout that is to be proven
-    #[arg(long, value_enum, default_value_t = Profile::Latency)]
-    profile: Profile,
+    /// Prove the layout of this profile [default: the plan that was applied, else latency]
+    #[arg(long, value_enum)]
+    profile: Option<Profile>,
+    /// Endpoint of a server that tells where the packets of its sockets arrive
+    #[arg(long, value_name = "URL", env = "TORC_ENDPOINT")]
+    endpoint: Option<String>,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -164,23 +208,32 @@ struct IrqproofArgs {
 #[derive(Args, Debug)]
 struct DiskArgs {
     /// Directory on the disk; a file is written there and removed
-    #[arg(long, value_name = "DIR")]
-    dir: PathBuf,
-    /// Size of that file in MiB
+    #[arg(long, value_name = "DIR", required_unless_present = "file")]
+    dir: Option<PathBuf>,
+    /// Overwrite and measure this file instead, and leave it there
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["dir", "file_mib"])]
+    file: Option<PathBuf>,
+    /// Size of the file that is written, in MiB
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(64..=1_048_576))]
     file_mib: u64,
     /// Length of each pass
     #[arg(long, default_value = "3s", value_parser = parse_duration)]
     pass: Duration,
+    /// Kinds of work
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "LIST", default_values_t = Work::ALL)]
+    work: Vec<Work>,
     /// Depths of the random reads
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 4, 16, 64], value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, value_delimiter = ',', value_name = "LIST", default_values_t = [1, 4, 16, 64], value_parser = clap::value_parser!(u32).range(1..=1024))]
     depths: Vec<u32>,
-    /// Write the properties file here
+    /// Write the properties file here, for `[disk] properties` of the server
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Write it although a figure is not stable
     #[arg(long)]
     keep_unstable: bool,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args, Debug)]
@@ -194,6 +247,9 @@ struct JitterArgs {
     /// Take real-time priority, so that only kernel and hypervisor are left
     #[arg(long)]
     realtime: bool,
+    /// Do not record the kernel's events, which name the culprits and cost a little themselves
+    #[arg(long)]
+    no_trace: bool,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -219,6 +275,9 @@ struct ProveArgs {
     /// Change nothing between the arms: whatever is found is chance
     #[arg(long)]
     aa: bool,
+    /// Instead of changing the host, run this command beside the runs of the second arm
+    #[arg(long, value_name = "COMMAND", conflicts_with_all = ["aa", "each"])]
+    beside: Option<String>,
     /// Directory on the disk, for `--measure disk`
     #[arg(long, value_name = "DIR", default_value = ".")]
     dir: PathBuf,
@@ -271,10 +330,10 @@ pub fn tune(args: &Tune) -> Result<(), Failure> {
         Command::Rollback => change::rollback(state),
         Command::Persist(persist) => change::persist(state, persist),
         Command::Guard(guard) => change::guard(state, guard),
-        Command::Irqproof(proof) => measure::irqproof(proof),
+        Command::Irqproof(proof) => measure::irqproof(state, proof),
         Command::Disk(disk) => measure::disk(disk),
         Command::Jitter(jitter) => measure::jitter(jitter),
-        Command::Prove(prove) => measure::prove(state, prove),
+        Command::Prove(prove) => prove::prove(state, prove),
         Command::Capture(capture) => host::capture(capture),
     }
 }

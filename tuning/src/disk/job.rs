@@ -28,6 +28,15 @@ pub enum Work {
 }
 
 impl Work {
+    /// All of them: those that write come last, as they leave a device busy.
+    pub const ALL: [Self; 5] = [
+        Self::RandomRead,
+        Self::SequentialRead,
+        Self::Mixed,
+        Self::DurableWrite,
+        Self::SequentialWrite,
+    ];
+
     /// Name in messages.
     pub fn name(self) -> &'static str {
         match self {
@@ -49,15 +58,20 @@ impl Work {
 }
 
 /// What a pass gave.
-pub(super) struct Pass {
+#[derive(Clone, Debug)]
+pub struct Pass {
+    /// Requests that were answered.
     pub requests: u64,
+    /// How long it took.
     pub seconds: f64,
     /// Processor time of this thread ÷ time.
     pub busy: f64,
+    /// Time from submission to completion of each request.
     pub latencies_ns: Vec<u64>,
 }
 
 impl Pass {
+    /// Requests a second.
     pub fn per_second(&self) -> f64 {
         self.requests as f64 / self.seconds.max(f64::MIN_POSITIVE)
     }
@@ -123,8 +137,7 @@ impl Requests {
 pub(super) fn run(
     file: &File,
     file_bytes: u64,
-    work: Work,
-    depth: u32,
+    (work, depth): (Work, u32),
     duration: Duration,
     seed: u64,
 ) -> Result<Pass, DiskError> {

@@ -52,6 +52,11 @@ impl Interrupt {
         name[name.len() - digits..].parse().ok()
     }
 
+    /// Where it arrives: where the kernel says that it does, else where it may.
+    pub fn lands_on(&self) -> &CpuSet {
+        self.effective.as_ref().unwrap_or(&self.affinity)
+    }
+
     /// Whether no plan may write to it.
     pub fn is_kept_by_kernel(&self) -> bool {
         self.managed != Managed::No
@@ -160,21 +165,40 @@ fn read_one(
     })
 }
 
-/// NVMe's queues above the administrative one, and virtio-blk's and virtio-scsi's request queues.
+/// NVMe's queues above the administrative one, virtio-blk's and virtio-scsi's request queues, and the
+/// vectors of storage adapters whose drivers ask for managed ones.
 fn is_managed_queue(name: &str) -> bool {
+    const ADAPTERS: [&str; 6] = [
+        "megasas", "mpt3sas", "smartpqi", "lpfc", "qla2xxx", "hisi_sas",
+    ];
     let nvme = name
         .strip_prefix("nvme")
         .and_then(|rest| rest.split_once('q'))
         .is_some_and(|(_, queue)| queue.parse::<u32>().is_ok_and(|queue| queue > 0));
-    nvme || (name.starts_with("virtio") && (name.contains("-req.") || name.contains("-request")))
+    let adapter = ADAPTERS.iter().any(|driver| name.starts_with(driver));
+    nvme || adapter
+        || (name.starts_with("virtio") && (name.contains("-req.") || name.contains("-request")))
 }
 
-/// Number of the interrupt that is called `name` now.
-pub fn find_interrupt(kernel: &impl Kernel, name: &str) -> Option<u32> {
-    let table = kernel.text("/proc/interrupts")?;
-    let mut rows = parse_table(&table).into_iter();
-    rows.find(|(_, driver, _)| driver == name)
-        .map(|(number, _, _)| number)
+/// Numbers of the interrupts of this moment, by name.
+#[derive(Clone, Debug, Default)]
+pub struct InterruptNumbers(BTreeMap<String, u32>);
+
+impl InterruptNumbers {
+    /// As the kernel lists them now. On a large host that list takes the kernel milliseconds.
+    pub fn read(kernel: &impl Kernel) -> Self {
+        let table = kernel.text("/proc/interrupts").unwrap_or_default();
+        let mut numbers = BTreeMap::new();
+        for (number, name, _) in parse_table(&table) {
+            numbers.entry(name).or_insert(number);
+        }
+        Self(numbers)
+    }
+
+    /// Number of the interrupt that is called `name`.
+    pub fn get(&self, name: &str) -> Option<u32> {
+        self.0.get(name).copied()
+    }
 }
 
 #[cfg(test)]
@@ -197,7 +221,7 @@ mod tests {
 
     #[test]
     fn queues_that_drivers_manage_are_known_by_name() {
-        for name in ["nvme0q1", "nvme12q64", "virtio1-req.0"] {
+        for name in ["nvme0q1", "nvme12q64", "virtio1-req.0", "megasas0-msix7"] {
             assert!(is_managed_queue(name), "{name}");
         }
         for name in [

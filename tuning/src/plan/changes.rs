@@ -1,27 +1,26 @@
 //! Which files have to say what for a layout. Every wish names its reason; a file that already says
 //! it gives no change.
 
-use super::{Layout, Profile};
+use super::{Layout, Profile, network};
 use crate::change::{Change, Disturbed, Risk, Syntax, Target};
 use crate::cpuset::CpuSet;
-use crate::host::{Block, Host, Nic};
-use crate::kernel::CALLS;
+use crate::host::{Block, Host};
 
-struct Wishes(Vec<Change>);
+pub(super) struct Wishes(Vec<Change>);
 
 /// A wish that is kept only if it is not fulfilled.
-struct Wish {
-    knob: String,
-    target: Target,
-    syntax: Syntax,
-    now: Option<String>,
-    want: String,
-    reason: &'static str,
-    risk: Risk,
+pub(super) struct Wish {
+    pub knob: String,
+    pub target: Target,
+    pub syntax: Syntax,
+    pub now: Option<String>,
+    pub want: String,
+    pub reason: &'static str,
+    pub risk: Risk,
 }
 
 impl Wishes {
-    fn add(&mut self, wish: Wish) -> Option<&mut Change> {
+    pub(super) fn add(&mut self, wish: Wish) -> Option<&mut Change> {
         // What this host does not show cannot be planned.
         let now = wish.now?;
         let change = Change {
@@ -51,17 +50,26 @@ pub(super) fn wishes(
 ) -> Vec<Change> {
     let mut wishes = Wishes(Vec::new());
     for block in &host.blocks {
-        storage(&mut wishes, host, block);
-    }
-    for nic in &host.nics {
-        network(&mut wishes, host, nic, profile, layout);
-    }
-    if layout.isolates {
-        strays(&mut wishes, host, layout);
+        storage(&mut wishes, host, block, profile);
     }
     if profile == Profile::Shared {
-        notes.push("settings of the whole host are left alone: others work here too".into());
+        notes.push(
+            "queues of the network, schedulers and settings of the whole host are left alone: others \
+             work here too"
+                .into(),
+        );
     } else {
+        for nic in host
+            .nics
+            .iter()
+            .filter(|nic| nic.state.as_deref() != Some("down"))
+        {
+            network::wishes(&mut wishes, host, nic, profile, layout);
+            notes.extend(network::unowned_queues(nic, layout));
+        }
+        if layout.isolates {
+            strays(&mut wishes, host, layout);
+        }
         whole_host(&mut wishes, host, profile, layout);
     }
     if host.irqbalance.running {
@@ -74,7 +82,7 @@ pub(super) fn wishes(
     wishes.0
 }
 
-fn storage(wishes: &mut Wishes, host: &Host, block: &Block) {
+fn storage(wishes: &mut Wishes, host: &Host, block: &Block, profile: Profile) {
     // Virtual disks say that they turn and lie on flash.
     let turns = block.rotational && !host.virtualisation.guest;
     if turns || block.queues.is_empty() {
@@ -90,6 +98,17 @@ fn storage(wishes: &mut Wishes, host: &Host, block: &Block) {
         reason,
         risk: Risk::Low,
     };
+    let affinity = number(
+        "rq_affinity",
+        block.completion_affinity,
+        2,
+        "completes on the shard that asked, not on the CPU that took the interrupt",
+    );
+    // Felt by nobody but the one who asks the disk.
+    if profile == Profile::Shared {
+        wishes.add(affinity);
+        return;
+    }
     // First: it resets what follows to its own defaults.
     if let Some(scheduler) = &block.scheduler
         && scheduler.offers("none")
@@ -112,17 +131,12 @@ fn storage(wishes: &mut Wishes, host: &Host, block: &Block) {
             }
         }
     }
+    wishes.add(affinity);
     wishes.add(number(
         "nomerges",
         block.nomerges,
         2,
         "point reads have no neighbours to merge with; looking costs time",
-    ));
-    wishes.add(number(
-        "rq_affinity",
-        block.completion_affinity,
-        2,
-        "completes on the shard that asked, not on the CPU that took the interrupt",
     ));
     wishes.add(number(
         "wbt_lat_usec",
@@ -132,96 +146,7 @@ fn storage(wishes: &mut Wishes, host: &Host, block: &Block) {
     ));
 }
 
-fn network(wishes: &mut Wishes, host: &Host, nic: &Nic, profile: Profile, layout: &Layout) {
-    let has_own = nic.receive.len() >= layout.shards.len();
-    for (at, queue) in nic.receive.iter().enumerate() {
-        let (cpus, reason) = match layout.shards.get(at) {
-            Some(place) if has_own => (
-                CpuSet::of(place.cpu),
-                "packets of a shard wake it on its own core",
-            ),
-            _ => (
-                layout.housekeeping.clone(),
-                "this queue is no shard's own: its interrupts keep house",
-            ),
-        };
-        move_interrupt(wishes, host, queue.interrupt, &cpus, reason);
-        let want = if has_own {
-            CpuSet::new()
-        } else {
-            layout.shard_cpus()
-        };
-        wishes.add(Wish {
-            knob: format!("{} rx-{} steering", nic.name, queue.index),
-            target: Target::File(format!("/sys/class/net/{}/queues/rx-{}/rps_cpus", nic.name, queue.index)),
-            syntax: Syntax::Mask,
-            now: Some(queue.cpus.to_mask()),
-            want: want.to_mask(),
-            reason: if has_own {
-                "every shard has a queue: steering again in software costs an interrupt between CPUs"
-            } else {
-                "fewer queues than shards: software spreads packets over the shards"
-            },
-            risk: Risk::Low,
-        });
-    }
-    if nic.transmit.len() >= layout.shards.len() && nic.transmit.len() > 1 {
-        for (queue, place) in nic.transmit.iter().zip(&layout.shards) {
-            move_interrupt(
-                wishes,
-                host,
-                queue.interrupt,
-                &CpuSet::of(place.cpu),
-                "a shard's sent packets complete on its own core",
-            );
-            wishes.add(Wish {
-                knob: format!("{} tx-{} senders", nic.name, queue.index),
-                target: Target::File(format!(
-                    "/sys/class/net/{}/queues/tx-{}/xps_cpus",
-                    nic.name, queue.index
-                )),
-                syntax: Syntax::Mask,
-                now: Some(queue.cpus.to_mask()),
-                want: CpuSet::of(place.cpu).to_mask(),
-                reason: "a queue of its own needs no lock with other senders",
-                risk: Risk::Low,
-            });
-        }
-    }
-    if profile == Profile::Latency
-        && let Some(coalescing) = &nic.coalescing
-    {
-        let call = |name: &str, now: u64, want: u64, reason| Wish {
-            knob: format!("{} {name}", nic.name),
-            target: Target::File(format!("{CALLS}/ethtool/{}/{name}", nic.name)),
-            syntax: Syntax::Number,
-            now: Some(now.to_string()),
-            want: want.to_string(),
-            reason,
-            risk: Risk::Power,
-        };
-        wishes.add(call(
-            "adaptive-rx",
-            u64::from(coalescing.adaptive),
-            0,
-            "adapting makes latency depend on the past",
-        ));
-        // Drivers round to their own steps: up to 8 µs is as good.
-        if coalescing.receive_us > 8 {
-            let change = wishes.add(call(
-                "rx-usecs",
-                coalescing.receive_us,
-                4,
-                "a packet waits this long before anybody is woken",
-            ));
-            if let Some(change) = change {
-                change.at_most = Some(8);
-            }
-        }
-    }
-}
-
-fn move_interrupt(
+pub(super) fn move_interrupt(
     wishes: &mut Wishes,
     host: &Host,
     number: Option<u32>,

@@ -1,11 +1,13 @@
 //! Which CPU does what.
 //!
-//! Rules, in order. (1) Up to four CPUs: one shard each, nothing is set aside. (2) Above, one core in
-//! sixteen, at least one, keeps house: interrupts without a queue of their own, daemons, the kernel's
-//! work; slow cores of a hybrid processor first, then cores of the network card's node. (3) The
-//! others carry shards, spread so that as many as possible have a storage queue of their own; a
-//! queue's CPUs are the kernel's choice and are taken as they are. (4) A shard takes network queue `i`
-//! when there are enough queues for all shards; with fewer, the housekeeping cores take them.
+//! Rules, in order. (1) Up to four CPUs: one shard each, nothing is set aside. (2) Where the boot line
+//! isolates CPUs, those carry the shards and the others keep house. (3) Else one core in sixteen, at
+//! least one, keeps house: interrupts without a queue of their own, daemons, the kernel's work. Slow
+//! cores of a hybrid processor do; else the core of the boot CPU, which the kernel keeps for time, then
+//! cores of the network card's node. (4) The others carry shards, spread so that as many as possible have
+//! a storage queue of their own; a queue's CPUs are the kernel's choice and are taken as they are. A
+//! shared host gives half of them, those near the card first. (5) A shard takes network queue `i` when
+//! there are enough queues for all shards; with fewer, the housekeeping cores take them.
 
 use std::collections::BTreeMap;
 
@@ -14,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::Profile;
 use crate::cpuset::CpuSet;
 use crate::host::{CoreKind, Host};
+use crate::render::counted;
 
 /// Largest host on which nothing is set aside.
 const UNDIVIDED_MAX: usize = 4;
@@ -84,80 +87,76 @@ pub(super) fn lay_out(host: &Host, profile: Profile) -> Layout {
         .map(|core| core.and(&usable))
         .filter(|core| !core.is_empty())
         .collect();
-    let isolates = usable.len() > UNDIVIDED_MAX && profile != Profile::Shared;
-    let housekeeping_cores = if isolates || usable.len() > UNDIVIDED_MAX {
-        pick_housekeepers(host, &cores)
+    let divided = usable.len() > UNDIVIDED_MAX;
+    let kept = if divided {
+        housekeepers(host, &usable, &cores)
     } else {
-        Vec::new()
+        CpuSet::new()
     };
     let mut candidates: Vec<u32> = Vec::new();
-    for core in cores
-        .iter()
-        .filter(|core| !housekeeping_cores.contains(core))
-    {
+    for core in &cores {
+        let core = core.minus(&kept);
         match profile {
             Profile::Throughput => candidates.extend(core.iter()),
             Profile::Latency | Profile::Shared => candidates.extend(core.first()),
         }
     }
-    candidates.retain(|cpu| runs_shards(host, *cpu, &candidates_kinds(host, &usable)));
-    let wanted = match profile {
-        Profile::Shared => candidates.len().div_ceil(2),
-        _ => candidates.len(),
-    };
+    let mut wanted = candidates.len();
+    if profile == Profile::Shared {
+        wanted = wanted.div_ceil(2);
+        let near = near(host);
+        // Stable: the card's node first, so that the others' half is whole nodes where it can be.
+        candidates.sort_by_key(|cpu| near.is_some() && node_of(host, *cpu) != near);
+    }
     let chosen = spread_over_queues(host, candidates, wanted);
     let shard_cpus: CpuSet = chosen.iter().copied().collect();
-    let mut housekeeping: CpuSet = housekeeping_cores
-        .iter()
-        .flat_map(|core| core.iter())
-        .collect();
-    // Slow cores of a hybrid processor carry no shard; they keep house.
-    let slow = |cpu: &u32| {
-        host.cpus
-            .get(*cpu)
-            .is_some_and(|cpu| cpu.kind == CoreKind::Efficiency)
+    let housekeeping = if kept.is_empty() {
+        usable.iter().take(1).collect()
+    } else {
+        kept
     };
-    housekeeping = housekeeping
-        .or(&usable.iter().filter(slow).collect())
-        .minus(&shard_cpus);
-    if housekeeping.is_empty() {
-        housekeeping = usable.iter().take(1).collect();
-    }
     Layout {
         spare: usable.minus(&shard_cpus).minus(&housekeeping),
         shards: place(host, chosen),
         housekeeping,
-        isolates,
+        isolates: divided && profile != Profile::Shared,
     }
 }
 
-fn candidates_kinds(host: &Host, usable: &CpuSet) -> Vec<CoreKind> {
-    let kinds = host.cpus.list.iter().filter(|cpu| usable.contains(cpu.id));
-    kinds.map(|cpu| cpu.kind).collect()
+fn node_of(host: &Host, cpu: u32) -> Option<u32> {
+    host.cpus.get(cpu).and_then(|cpu| cpu.node)
 }
 
-/// Fast cores only, unless there is no other.
-fn runs_shards(host: &Host, cpu: u32, kinds: &[CoreKind]) -> bool {
-    let kind = host.cpus.get(cpu).map(|cpu| cpu.kind);
-    kind == Some(CoreKind::Performance) || !kinds.contains(&CoreKind::Performance)
+/// The node to be near: the first network card's that has one.
+fn near(host: &Host) -> Option<u32> {
+    host.nics.iter().find_map(|nic| nic.node)
 }
 
-fn pick_housekeepers(host: &Host, cores: &[CpuSet]) -> Vec<CpuSet> {
-    let cpu_of = |core: &CpuSet| core.first().and_then(|cpu| host.cpus.get(cpu));
-    let is_slow = |core: &&CpuSet| cpu_of(core).is_some_and(|cpu| cpu.kind == CoreKind::Efficiency);
-    let slow: Vec<CpuSet> = cores.iter().filter(is_slow).cloned().collect();
-    if !slow.is_empty() && slow.len() < cores.len() {
+/// CPUs that carry no shard.
+fn housekeepers(host: &Host, usable: &CpuSet, cores: &[CpuSet]) -> CpuSet {
+    let isolated = usable.and(&host.cpus.isolated);
+    if !isolated.is_empty() && isolated != *usable {
+        return usable.minus(&isolated);
+    }
+    let is_slow = |cpu: &u32| {
+        let cpu = host.cpus.get(*cpu);
+        cpu.is_some_and(|cpu| cpu.kind == CoreKind::Efficiency)
+    };
+    let slow: CpuSet = usable.iter().filter(is_slow).collect();
+    if !slow.is_empty() && slow != *usable {
         return slow;
     }
-    let near = host.nics.iter().find_map(|nic| nic.node);
+    let near = near(host);
     let mut order: Vec<&CpuSet> = cores.iter().collect();
-    // Stable: the card's node first, then by number, as CPU 0 has to work for the kernel anyway.
-    order.sort_by_key(|core| near.is_some() && cpu_of(core).and_then(|cpu| cpu.node) != near);
-    let wanted = cores
-        .len()
-        .div_ceil(CORES_A_HOUSEKEEPER)
-        .min(cores.len() - 1);
-    order.into_iter().take(wanted).cloned().collect()
+    let cpu = |core: &CpuSet| core.first().unwrap_or(0);
+    order.sort_by_key(|core| {
+        let is_boot = cpu(core) == host.cpus.online.first().unwrap_or(0);
+        let is_far = near.is_some() && node_of(host, cpu(core)) != near;
+        (!is_boot, is_far)
+    });
+    let wanted = cores.len().div_ceil(CORES_A_HOUSEKEEPER);
+    let chosen = order.into_iter().take(wanted.min(cores.len() - 1));
+    chosen.fold(CpuSet::new(), |all, core| all.or(core))
 }
 
 /// Takes `wanted` CPUs, those first whose storage queue nobody has taken yet.
@@ -232,10 +231,11 @@ pub(super) fn notes(host: &Host, layout: &Layout) -> Vec<String> {
         if crowded > 0 {
             let most = users.values().map(Vec::len).max().unwrap_or(0);
             notes.push(format!(
-                "{}: {} queues for {} shards; {crowded} queues are shared, by up to {most} shards",
+                "{}: {} for {}; {} shared, by up to {most} shards",
                 block.name,
-                block.queues.len(),
-                layout.shards.len()
+                counted(block.queues.len(), "queue"),
+                counted(layout.shards.len(), "shard"),
+                counted(crowded, "queue") + if crowded == 1 { " is" } else { " are" },
             ));
         }
         let kept = block
@@ -245,8 +245,9 @@ pub(super) fn notes(host: &Host, layout: &Layout) -> Vec<String> {
         let kept = kept.filter(|irq| irq.is_kept_by_kernel()).count();
         if kept > 0 {
             notes.push(format!(
-                "{}: {kept} managed interrupts stay with the kernel; shards were placed on their CPUs",
-                block.name
+                "{}: {} cannot be moved; the shards were placed on the CPUs of the queues instead",
+                block.name,
+                counted(kept, "managed interrupt"),
             ));
         }
     }

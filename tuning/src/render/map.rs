@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{line, words};
+use super::plan::series;
+use super::{Table, line, words};
 use crate::cpuset::CpuSet;
 use crate::host::{CoreKind, Cpu, Host, Interrupt, Managed};
 use crate::plan::{Layout, Role};
@@ -83,49 +84,66 @@ pub fn map(host: &Host, layout: Option<&Layout>) -> String {
         }
     }
     for block in &host.blocks {
-        line(
-            &mut out,
-            format_args!("{}{}", block.name, at_node(block.node)),
-        );
-        for queue in &block.queues {
+        let interrupts = block.queues.iter().map(|queue| queue.interrupt);
+        device(&mut out, host, (&block.name, block.node), interrupts);
+        let cells = block.queues.iter().map(|queue| {
             let shards = shards_on(layout, &queue.cpus);
-            let interrupt = queue.interrupt.and_then(|number| host.interrupt(number));
-            line(
-                &mut out,
-                format_args!(
-                    "  q{:<3} cpus {:<14} {:<16}{}",
-                    queue.index,
-                    queue.cpus.to_string(),
-                    shards,
-                    interrupt_text(interrupt)
-                ),
-            );
-        }
+            format!("q{}:{} {shards}", queue.index, queue.cpus)
+        });
+        grid(&mut out, cells.collect());
     }
     for nic in &host.nics {
-        line(&mut out, format_args!("{}{}", nic.name, at_node(nic.node)));
-        for queue in &nic.receive {
+        let interrupts = nic.receive.iter().map(|queue| queue.interrupt);
+        device(&mut out, host, (&nic.name, nic.node), interrupts);
+        let cells = nic.receive.iter().map(|queue| {
+            let irq = queue.interrupt.and_then(|number| host.interrupt(number));
+            let cpus = irq.map_or_else(|| "?".into(), |irq| irq.lands_on().to_string());
             let owner = layout.and_then(|layout| {
                 let mut places = layout.shards.iter();
                 places.position(|place| place.network.get(&nic.name) == Some(&queue.index))
             });
             let owner = owner.map_or_else(String::new, |shard| format!("s{shard}"));
-            let interrupt = queue.interrupt.and_then(|number| host.interrupt(number));
-            line(
-                &mut out,
-                format_args!(
-                    "  rx{:<3} {owner:<5}{}",
-                    queue.index,
-                    interrupt_text(interrupt)
-                ),
-            );
-        }
+            format!("rx{}:{cpus} {owner}", queue.index)
+        });
+        grid(&mut out, cells.collect());
     }
     if layout.is_some() {
-        out.push_str("sN shard, hk housekeeping, -- spare, e slow core\n");
+        out.push_str("sN shard, hk housekeeping, -- spare, e slow core; ");
     }
-    out.lines()
-        .fold(String::new(), |text, line| text + line.trim_end() + "\n")
+    out.push_str("q0:1 a queue and its CPUs, rx0:1 a queue and the CPU that it interrupts now\n");
+    out
+}
+
+/// Name and node of a device, and how its queues interrupt.
+fn device(
+    out: &mut String,
+    host: &Host,
+    (name, node): (&str, Option<u32>),
+    interrupts: impl Iterator<Item = Option<u32>>,
+) {
+    let interrupts: Vec<&Interrupt> = interrupts
+        .filter_map(|number| host.interrupt(number?))
+        .collect();
+    let names = match (interrupts.first(), interrupts.last()) {
+        (Some(first), Some(last)) => {
+            let kept = match first.managed {
+                Managed::Yes => ", managed by the kernel",
+                Managed::Likely => ", likely managed by the kernel",
+                Managed::No => "",
+            };
+            format!(" irq {}{kept}", series(&first.name, &last.name))
+        }
+        _ => String::new(),
+    };
+    line(out, format_args!("{name}{}{names}", at_node(node)));
+}
+
+fn grid(out: &mut String, cells: Vec<String>) {
+    let mut table = Table::new(2, &[]);
+    for row in cells.chunks(CELLS_A_LINE) {
+        table.row(row.iter().map(|cell| cell.trim_end()));
+    }
+    table.draw(out);
 }
 
 fn at_node(node: Option<u32>) -> String {
@@ -141,20 +159,5 @@ fn shards_on(layout: Option<&Layout>, cpus: &CpuSet) -> String {
         .enumerate()
         .filter(|(_, place)| cpus.contains(place.cpu));
     let names: Vec<String> = shards.map(|(shard, _)| format!("s{shard}")).collect();
-    names.join(" ")
-}
-
-fn interrupt_text(interrupt: Option<&Interrupt>) -> String {
-    interrupt.map_or_else(String::new, |irq| {
-        let kept = match irq.managed {
-            Managed::Yes => " managed",
-            Managed::Likely => " managed?",
-            Managed::No => "",
-        };
-        format!(
-            "irq {} on {}{kept}",
-            irq.name,
-            irq.effective.as_ref().unwrap_or(&irq.affinity)
-        )
-    })
+    names.join(",")
 }

@@ -1,10 +1,11 @@
-//! Hosts, findings and plans as text.
+//! Hosts and findings as text.
 
-use super::line;
-use crate::change::Risk;
-use crate::check::{Finding, Severity};
+use std::collections::BTreeMap;
+
+use super::{counted, line, unavailable};
+use crate::check::{Finding, Severity, Sureness};
+use crate::cpuset::CpuSet;
 use crate::host::{Host, Managed};
-use crate::plan::Plan;
 
 fn or_unknown<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| "unknown".into(), |value| value.to_string())
@@ -15,7 +16,7 @@ pub fn host(host: &Host) -> String {
     let mut out = String::new();
     let cpus = &host.cpus;
     let mut fact = |name: &str, value: String| {
-        line(&mut out, format_args!("{name:<18}{value}"));
+        line(&mut out, format_args!("{name:<16}  {value}"));
     };
     fact("kernel", host.kernel.clone());
     let arguments: Vec<String> = host
@@ -43,10 +44,10 @@ pub fn host(host: &Host) -> String {
     fact(
         "processors",
         format!(
-            "{} sockets, {} cores, {} threads online ({})",
-            cpus.packages(),
-            cpus.cores().len(),
-            cpus.online.len(),
+            "{}, {}, {} online ({})",
+            counted(cpus.packages(), "socket"),
+            counted(cpus.cores().len(), "core"),
+            counted(cpus.online.len(), "thread"),
             cpus.online
         ),
     );
@@ -88,14 +89,14 @@ pub fn host(host: &Host) -> String {
             Managed::Likely => "likely managed",
             Managed::No => "movable",
         };
+        let arrivals: u64 = irq.counts.values().sum();
         fact(
             &format!("irq {}", irq.number),
             format!(
-                "{:<28} {:<14} on {:<8} of {}",
+                "{:<28} {managed:<14} on {:<6} of {:<8} {arrivals} so far",
                 irq.name,
-                managed,
                 or_unknown(irq.effective.clone()),
-                irq.affinity
+                irq.affinity.to_string(),
             ),
         );
     }
@@ -179,8 +180,13 @@ pub fn host(host: &Host) -> String {
         }
     }
     let settings = &host.settings;
-    for (cpu, governor) in &settings.governors {
-        fact(&format!("governor cpu{cpu}"), governor.clone());
+    for (name, values) in [
+        ("governor", &settings.governors),
+        ("energy", &settings.energy),
+    ] {
+        for (value, cpus) in by_value(values) {
+            fact(name, format!("{value} on {cpus}"));
+        }
     }
     for state in &settings.idle_states {
         fact(
@@ -223,9 +229,9 @@ pub fn host(host: &Host) -> String {
             settings.clocks.join(" ")
         ),
     );
-    let limit = |value: Option<u64>| {
+    let limit = |value: Option<u64>, unit: &str| {
         if host.limits.known {
-            value.map_or_else(|| "unlimited".into(), |value| value.to_string())
+            value.map_or_else(|| "unlimited".into(), |value| format!("{value}{unit}"))
         } else {
             "unknown".into()
         }
@@ -233,26 +239,32 @@ pub fn host(host: &Host) -> String {
     fact(
         "limits",
         format!(
-            "memlock {} nofile {} rtprio {}",
-            limit(host.limits.locked_bytes),
-            limit(host.limits.open_files),
-            limit(host.limits.realtime_priority)
+            "locked memory {}, open files {}, real-time priority {}",
+            limit(host.limits.locked_bytes.map(|bytes| bytes >> 10), " KiB"),
+            limit(host.limits.open_files, ""),
+            limit(host.limits.realtime_priority, "")
         ),
     );
     let ring = &host.io_uring;
+    let restriction = match ring.disabled {
+        Some(0) => "open to all",
+        Some(1) => "privileged processes and the io_uring group only",
+        Some(2) => "switched off",
+        _ => "unknown",
+    };
     fact(
         "io_uring",
-        match (&ring.available, &ring.refusal) {
-            (Some(true), _) => format!(
-                "features {}; operations {}; setup {}",
-                ring.features.join(" "),
-                ring.operations.join(" "),
-                ring.setup.join(" ")
-            ),
-            (Some(false), refusal) => format!("refused: {}", or_unknown(refusal.clone())),
-            (None, _) => "unknown".into(),
-        },
+        format!("kernel.io_uring_disabled: {restriction}"),
     );
+    match (&ring.available, &ring.refusal) {
+        (Some(true), _) => {
+            fact("", format!("features {}", ring.features.join(" ")));
+            fact("", format!("operations {}", ring.operations.join(" ")));
+            fact("", format!("setup {}", ring.setup.join(" ")));
+        }
+        (Some(false), refusal) => fact("", format!("refused: {}", or_unknown(refusal.clone()))),
+        (None, _) => fact("", "not tried".into()),
+    }
     fact(
         "irqbalance",
         format!(
@@ -268,16 +280,28 @@ pub fn host(host: &Host) -> String {
                 .fold(String::new(), |text, ban| text + "; " + ban)
         ),
     );
-    for (name, state) in &host.mitigations {
-        fact(&format!("cpu: {name}"), state.clone());
+    let (well, other): (Vec<_>, Vec<_>) = host
+        .mitigations
+        .iter()
+        .partition(|(_, state)| *state == "Not affected");
+    for (name, state) in other {
+        fact("weakness", format!("{name}: {state}"));
     }
-    for unavailable in &host.unavailable {
-        fact(
-            "not available here",
-            format!("{}: {}", unavailable.what, unavailable.reason),
-        );
+    let well: Vec<&str> = well.iter().map(|(name, _)| name.as_str()).collect();
+    if !well.is_empty() {
+        fact("not affected by", well.join(" "));
     }
+    unavailable(&mut out, &host.unavailable);
     out
+}
+
+/// CPUs by what they have.
+fn by_value(values: &BTreeMap<u32, String>) -> BTreeMap<&str, CpuSet> {
+    let mut cpus: BTreeMap<&str, CpuSet> = BTreeMap::new();
+    for (cpu, value) in values {
+        cpus.entry(value).or_default().insert(*cpu);
+    }
+    cpus
 }
 
 /// Findings, each with reason, cost, fix and sureness.
@@ -296,76 +320,15 @@ pub fn findings(findings: &[Finding]) -> String {
         line(&mut out, format_args!("         why   {}", finding.reason));
         line(&mut out, format_args!("         cost  {}", finding.cost));
         line(&mut out, format_args!("         fix   {}", finding.fix));
-        line(
-            &mut out,
-            format_args!("         sure  {:?}", finding.sureness),
-        );
+        let sureness = match finding.sureness {
+            Sureness::Certain => "certain",
+            Sureness::Likely => "likely: `torc tune prove` tells for this host",
+            Sureness::Disputed => "disputed: measure before believing",
+        };
+        line(&mut out, format_args!("         sure  {sureness}"));
     }
     if findings.is_empty() {
         out.push_str("nothing found\n");
-    }
-    out
-}
-
-/// A plan: layout, old → new with reason, risk and undo, boot arguments, notes.
-pub fn plan(plan: &Plan) -> String {
-    let mut out = String::new();
-    let layout = &plan.layout;
-    line(
-        &mut out,
-        format_args!(
-            "plan {} for {}: {} shards, {} changes",
-            plan.id,
-            plan.profile.name(),
-            layout.shards.len(),
-            plan.changes.len()
-        ),
-    );
-    line(
-        &mut out,
-        format_args!(
-            "shards on {}; housekeeping {}; spare {}",
-            layout.shard_cpus(),
-            layout.housekeeping,
-            if layout.spare.is_empty() {
-                "none".into()
-            } else {
-                layout.spare.to_string()
-            }
-        ),
-    );
-    for (at, change) in plan.changes.iter().enumerate() {
-        let risk = match change.risk {
-            Risk::Low => "low",
-            Risk::Power => "power",
-            Risk::Others => "others",
-        };
-        line(
-            &mut out,
-            format_args!(
-                "{:>3}  {}: {} -> {}",
-                at + 1,
-                change.knob,
-                change.now,
-                change.want
-            ),
-        );
-        line(
-            &mut out,
-            format_args!(
-                "     {} (risk {risk}; undo: write {:?} back)",
-                change.reason, change.now
-            ),
-        );
-    }
-    for advice in &plan.boot {
-        line(
-            &mut out,
-            format_args!("boot {}: {} (printed only)", advice.argument, advice.reason),
-        );
-    }
-    for note in &plan.notes {
-        line(&mut out, format_args!("note {note}"));
     }
     out
 }

@@ -1,5 +1,7 @@
-//! Modelled machines. Queues are spread over CPUs as the kernel spreads managed vectors: evenly over
-//! the memory nodes, then over cores, siblings of a core together.
+//! Modelled machines. Queues are spread over CPUs as the kernel spreads managed vectors (its
+//! `group_cpus_evenly`).
+
+use std::collections::BTreeMap;
 
 use torc_tuning::cpuset::CpuSet;
 use torc_tuning::kernel::Tree;
@@ -27,15 +29,22 @@ pub struct Shape {
     pub old_kernel: bool,
 }
 
-/// Number of a thread: first all cores' first threads, then the second ones, as servers count.
+/// Numbers of the threads of a core.
 struct Numbers {
     cores: u32,
     threads: u32,
+    /// Siblings are neighbours, as desktops and hypervisors count; else all cores' first threads come
+    /// first, as servers do.
+    neighbours: bool,
 }
 
 impl Numbers {
     fn cpu(&self, core: u32, thread: u32) -> u32 {
-        core + thread * self.cores
+        if self.neighbours {
+            core * self.threads + thread
+        } else {
+            core + thread * self.cores
+        }
     }
     fn core(&self, core: u32) -> CpuSet {
         (0..self.threads)
@@ -159,6 +168,7 @@ pub fn build(shape: &Shape) -> Tree {
     let numbers = Numbers {
         cores: fast,
         threads: shape.threads,
+        neighbours: shape.guest || shape.slow_cores > 0,
     };
     let threads = fast * shape.threads;
     let total = threads + shape.slow_cores;
@@ -369,28 +379,74 @@ fn spaced(cpus: &CpuSet) -> String {
     format!("{}\n", words.join(", "))
 }
 
-/// Groups of CPUs for `queues` vectors: each node gets its share, and within a node neighbouring cores,
-/// siblings together while there are fewer groups than cores; with more, siblings part.
+/// Groups of CPUs for `queues` vectors: with fewer groups than nodes, whole nodes in turn; else each
+/// node gets groups by its share of the CPUs, and a group takes the lowest CPU that is left and then
+/// its siblings, as long as it has room.
 fn spread(cores: &[(CpuSet, u32, u32)], queues: u32) -> Vec<CpuSet> {
-    let total: usize = cores.iter().map(|(cpus, _, _)| cpus.len()).sum();
-    let queues = (queues as usize).min(total);
-    let units: Vec<CpuSet> = if queues <= cores.len() {
-        cores.iter().map(|(cpus, _, _)| cpus.clone()).collect()
-    } else {
-        cores
-            .iter()
-            .flat_map(|(cpus, _, _)| cpus.iter().map(CpuSet::of).collect::<Vec<_>>())
+    let mut nodes: BTreeMap<u32, CpuSet> = BTreeMap::new();
+    for (cpus, node, _) in cores {
+        let all = nodes.entry(*node).or_default();
+        *all = all.or(cpus);
+    }
+    let mut cpus_left: usize = nodes.values().map(CpuSet::len).sum();
+    let mut groups_left = (queues as usize).min(cpus_left);
+    if groups_left <= nodes.len() {
+        let mut groups = vec![CpuSet::new(); groups_left];
+        for (at, cpus) in nodes.values().enumerate() {
+            groups[at % groups_left] = groups[at % groups_left].or(cpus);
+        }
+        return groups;
+    }
+    let mut groups = Vec::new();
+    for mut left in nodes.into_values() {
+        let cpus = left.len();
+        let count = (groups_left * cpus / cpus_left).max(1);
+        groups_left -= count;
+        cpus_left -= cpus;
+        for at in 0..count {
+            let room = cpus / count + usize::from(at < cpus % count);
+            let mut group = CpuSet::new();
+            while group.len() < room {
+                let first = left.first().unwrap();
+                let (core, _, _) = cores.iter().find(|core| core.0.contains(first)).unwrap();
+                let taken: CpuSet = core.and(&left).iter().take(room - group.len()).collect();
+                left = left.minus(&taken);
+                group = group.or(&taken);
+            }
+            groups.push(group);
+        }
+    }
+    groups
+}
+
+#[test]
+fn vectors_are_spread_as_the_kernel_spreads_them() {
+    let two_sockets = |threads: u32| -> Vec<(CpuSet, u32, u32)> {
+        let numbers = Numbers {
+            cores: 8,
+            threads,
+            neighbours: false,
+        };
+        (0..8)
+            .map(|core| (numbers.core(core), core / 4, 0))
             .collect()
     };
-    (0..queues)
-        .map(|queue| {
-            let from = queue * units.len() / queues;
-            let to = (queue + 1) * units.len() / queues;
-            units[from..to]
-                .iter()
-                .fold(CpuSet::new(), |all, unit| all.or(unit))
-        })
-        .collect()
+    let spread = |threads: u32, queues: u32| -> Vec<String> {
+        let groups = spread(&two_sockets(threads), queues);
+        groups.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(spread(1, 2), ["0-3", "4-7"]);
+    assert_eq!(spread(1, 3), ["0-3", "4-5", "6-7"]);
+    assert_eq!(
+        spread(2, 8),
+        ["0,8", "1,9", "2,10", "3,11", "4,12", "5,13", "6,14", "7,15"]
+    );
+    assert_eq!(
+        spread(2, 6),
+        ["0-1,8", "2-3,10", "9,11", "4-5,12", "6-7,14", "13,15"]
+    );
+    // As many as CPUs: in the order of their numbers within a node.
+    assert_eq!(spread(2, 16)[..5], ["0", "1", "2", "3", "8"]);
 }
 
 fn disk(tree: &mut Tree, name: &str, node: u32, scheduler: &str) {
@@ -400,7 +456,7 @@ fn disk(tree: &mut Tree, name: &str, node: u32, scheduler: &str) {
         .file(format!("{queue}/nomerges"), "0\n")
         .file(format!("{queue}/rq_affinity"), "1\n")
         .file(format!("{queue}/nr_requests"), "1023\n")
-        .file(format!("{queue}/wbt_lat_usec"), "75\n")
+        .file(format!("{queue}/wbt_lat_usec"), "2000\n")
         .file(format!("{queue}/write_cache"), "write through\n")
         .file(format!("{queue}/io_poll"), "0\n")
         .file(
@@ -448,7 +504,11 @@ fn network(
     if !virtio {
         tree.file("/torc/ethtool/eth0/rx-usecs", "50\n")
             .file("/torc/ethtool/eth0/tx-usecs", "50\n")
-            .file("/torc/ethtool/eth0/adaptive-rx", "1\n");
+            .file("/torc/ethtool/eth0/adaptive-rx", "1\n")
+            .file("/torc/ethtool/eth0/rss", {
+                let table: Vec<String> = (0..128).map(|at| (at % queues).to_string()).collect();
+                table.join(" ") + "\n"
+            });
     }
     // Printed as wide as the machine.
     let words = all.iter().next_back().unwrap() / 32 + 1;

@@ -5,4 +5,5 @@
 mod fake_kernel;
 mod machines;
 mod plans;
+mod this_machine;
 mod transactions;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use torc_tuning::change::Target;
 use torc_tuning::check::check;
+use torc_tuning::cpuset::CpuSet;
 use torc_tuning::host::Host;
 use torc_tuning::kernel::Tree;
 use torc_tuning::plan::{Plan, Profile};
@@ -39,7 +40,7 @@ fn plans_of_all_machines_are_as_reviewed() {
             let map = render::map(&host, Some(&plan.layout));
             golden(
                 &format!("{}.{}.txt", shape.name, profile.name()),
-                &(render::plan(&plan) + "\n" + &map),
+                &(render::plan(&plan, false) + "\n" + &map),
             );
         }
         let plan = Plan::of(&host, Profile::Latency);
@@ -132,6 +133,57 @@ fn every_plan_keeps_house_and_gives_each_shard_a_cpu_of_its_own() {
             }
         }
     }
+}
+
+#[test]
+fn queues_of_a_shard_arrive_on_its_cpu_and_all_others_keep_house() {
+    for shape in shapes() {
+        let host = read(&build(&shape));
+        for profile in [Profile::Latency, Profile::Throughput] {
+            let plan = Plan::of(&host, profile);
+            let want = |target: &Target| {
+                let mut changes = plan.changes.iter();
+                let change = changes.find(|change| change.target == *target);
+                change.map(|change| CpuSet::parse_list(&change.want).unwrap())
+            };
+            for nic in &host.nics {
+                for (at, queue) in nic.receive.iter().enumerate() {
+                    let irq = host.interrupt(queue.interrupt.unwrap()).unwrap();
+                    let want = want(&Target::Interrupt(irq.name.clone()));
+                    let place = plan.layout.shards.get(at);
+                    let place = place.filter(|place| place.network.contains_key("eth0"));
+                    let what = format!("{} {}", shape.name, irq.name);
+                    match place {
+                        Some(place) => assert_eq!(want, Some(CpuSet::of(place.cpu)), "{what}"),
+                        None if plan.layout.isolates => {
+                            let want = want.unwrap();
+                            assert!(want.within(&plan.layout.housekeeping), "{what}");
+                        }
+                        None => assert_eq!(want, None, "{what}"),
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_shared_host_is_changed_only_where_nobody_else_feels_it() {
+    for shape in shapes() {
+        let plan = Plan::of(&read(&build(&shape)), Profile::Shared);
+        for change in &plan.changes {
+            assert!(change.knob.ends_with(" rq_affinity"), "{}", change.knob);
+        }
+    }
+}
+
+#[test]
+fn shards_go_to_the_cpus_that_the_boot_line_isolates() {
+    let mut tree = build(&shape("one-socket-8-cores"));
+    tree.file("/sys/devices/system/cpu/isolated", "2-5\n");
+    let layout = Plan::of(&read(&tree), Profile::Latency).layout;
+    assert_eq!(layout.shard_cpus().to_string(), "2-5");
+    assert_eq!(layout.housekeeping.to_string(), "0-1,6-7");
 }
 
 #[test]

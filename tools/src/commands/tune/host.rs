@@ -94,7 +94,7 @@ pub(super) fn plan(root: Option<&Path>, args: &PlanArgs) -> Result<(), Failure> 
     }
     print!(
         "{}\n{}",
-        render::plan(&plan),
+        render::plan(&plan, args.all),
         render::map(&host, Some(&plan.layout))
     );
     Ok(())

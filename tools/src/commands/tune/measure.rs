@@ -1,90 +1,97 @@
-//! Measuring: `irqproof`, `disk`, `jitter`, `prove`.
+//! Measuring: `irqproof`, `disk`, `jitter`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use torc_tuning::change::Change;
 use torc_tuning::cpuset::CpuSet;
-use torc_tuning::disk::{self, DiskOptions};
-use torc_tuning::irqproof::{self, Seen};
+use torc_tuning::disk::{self, DiskOptions, Subject};
+use torc_tuning::irqproof::{self, Arrivals, Landed, Watch};
 use torc_tuning::jitter::{self, JitterOptions};
+use torc_tuning::kernel::Live;
 use torc_tuning::plan::Plan;
-use torc_tuning::prove::{self, Figure, Group};
-use torc_tuning::stats::{Arm, CompareOptions, Good, Verdict, repeats_needed};
+use torc_tuning::render;
+use torc_tuning::server::applied_plan;
 
-use super::{DiskArgs, IrqproofArgs, JitterArgs, Measure, ProveArgs, change, host};
+use super::{DiskArgs, IrqproofArgs, JitterArgs, host};
+use crate::endpoint::{Endpoint, Request};
 use crate::failure::Failure;
 
-fn words(error: &dyn std::error::Error) -> Failure {
+/// Counter of the server: labels are the shard and the CPU on which packets arrived.
+const SOCKET_ARRIVALS: &str = "torc_socket_arrivals_total{";
+
+pub(super) fn words(error: &dyn std::error::Error) -> Failure {
     Failure::new(error.to_string())
 }
 
-pub(super) fn irqproof(args: &IrqproofArgs) -> Result<(), Failure> {
+pub(super) fn irqproof(state: &Path, args: &IrqproofArgs) -> Result<(), Failure> {
+    let kernel = Live::machine();
     let before = host::read(None)?;
+    let sockets = args.endpoint.as_deref().map(sockets);
+    let watch = Watch::start();
     std::thread::sleep(args.duration);
+    let completions = watch.and_then(|watch| watch.finish(&kernel));
+    let landed = Landed {
+        completions: completions.map_err(|error| format!("requests cannot be traced: {error}")),
+        sockets: match sockets {
+            None => Err("only the server can tell: name it with --endpoint".into()),
+            Some(before) => before.and_then(|before| {
+                sockets_since(args.endpoint.as_deref().unwrap_or_default(), &before)
+            }),
+        },
+    };
     let after = host::read(None)?;
-    let layout = Plan::of(&after, args.profile.into()).layout;
-    let outcome = irqproof::prove(&before, &after, &layout);
+    let plan = match args.profile {
+        Some(profile) => Plan::of(&after, profile.into()),
+        None => applied_plan(state, &after)
+            .unwrap_or_else(|| Plan::of(&after, torc_tuning::plan::Profile::Latency)),
+    };
+    let outcome = irqproof::prove(&before, &after, &plan.layout, &landed);
     if args.json {
         host::print_json(&outcome)?;
     } else {
-        for proof in &outcome.proofs {
-            let seen = match &proof.seen {
-                Seen::AsPlanned { arrivals } => format!("as planned ({arrivals})"),
-                Seen::Quiet => "quiet: nothing arrived".into(),
-                Seen::Stray { share, arrivals } => {
-                    format!("STRAY: {:.0} % here, {arrivals:?}", share * 100.0)
-                }
-            };
-            let shared = if proof.shared_with.is_empty() {
-                String::new()
-            } else {
-                format!(" (queue shared with shards {:?})", proof.shared_with)
-            };
-            println!(
-                "shard {} cpu {} {} irq {} on {}: {seen}{shared}",
-                proof.shard, proof.cpu, proof.queue, proof.interrupt, proof.effective
-            );
-        }
-        for missing in &outcome.unavailable {
-            println!("not available here: {}: {}", missing.what, missing.reason);
-        }
+        println!(
+            "plan {} for {}, counted for {:?}",
+            plan.id,
+            plan.profile.name(),
+            args.duration
+        );
+        print!("{}", render::irqproof(&outcome));
     }
     if outcome.has_strays() {
-        return Err(Failure::new(
-            "some interrupts did not land where the layout wants them",
-        ));
+        let mover = if after.irqbalance.running {
+            "; irqbalance runs and is the likely mover"
+        } else {
+            ""
+        };
+        return Err(Failure::new(format!(
+            "something did not land where the layout wants it{mover}"
+        )));
     }
     Ok(())
 }
 
 pub(super) fn disk(args: &DiskArgs) -> Result<(), Failure> {
+    let subject = match (&args.file, &args.dir) {
+        (Some(file), _) => Subject::File(file.clone()),
+        (None, directory) => Subject::Directory {
+            path: directory.clone().unwrap_or_default(),
+            file_bytes: args.file_mib << 20,
+        },
+    };
     let options = DiskOptions {
-        directory: args.dir.clone(),
-        file_bytes: args.file_mib << 20,
+        subject,
         pass: args.pass,
+        works: args.work.iter().map(|work| (*work).into()).collect(),
         depths: args.depths.clone(),
     };
+    let seconds = options.pass.as_secs_f64() * 2.25 * options.rows().len() as f64;
+    eprintln!("{} rows, about {seconds:.0} s", options.rows().len());
     let properties =
-        disk::measure(&options, |what| eprintln!("{what} …")).map_err(|error| words(&error))?;
-    for figure in &properties.figures {
-        let tail = figure
-            .p999_us
-            .map_or_else(|| "-".into(), |us| format!("{us:.0}"));
-        println!(
-            "{:<30} depth {:<4} {:>10.0}/s {:>8.1} MiB/s  p50 {:>7.0} p99 {:>7.0} p99.9 {tail:>7} us  {}",
-            figure.work.name(),
-            figure.depth,
-            figure.per_second,
-            figure.bytes_per_second / f64::from(1 << 20),
-            figure.p50_us,
-            figure.p99_us,
-            figure
-                .unstable
-                .as_ref()
-                .map_or_else(|| "stable".into(), |why| format!("NOT STABLE: {why}"))
-        );
+        disk::measure(&options, |what| eprintln!("  {what}")).map_err(|error| words(&error))?;
+    if args.json {
+        host::print_json(&properties)?;
+    } else {
+        print!("{}", render::disk(&properties));
     }
     let Some(path) = &args.output else {
         return Ok(());
@@ -95,7 +102,12 @@ pub(super) fn disk(args: &DiskArgs) -> Result<(), Failure> {
         ));
     }
     let text = properties.to_toml().map_err(|error| words(&error))?;
-    host::write(path, text)
+    host::write(path, text)?;
+    eprintln!(
+        "{0} is written; `[disk] properties = \"{0}\"` makes torc server follow it",
+        path.display()
+    );
+    Ok(())
 }
 
 pub(super) fn jitter(args: &JitterArgs) -> Result<(), Failure> {
@@ -107,219 +119,84 @@ pub(super) fn jitter(args: &JitterArgs) -> Result<(), Failure> {
         cpus: cpus.iter().collect(),
         duration: args.duration,
         realtime: args.realtime,
+        trace: !args.no_trace,
     };
     let outcome = jitter::measure(&options).map_err(|error| words(&error))?;
     if args.json {
         return host::print_json(&outcome);
     }
-    for core in &outcome.cores {
-        let share = core.lost_us as f64 / core.spun_us.max(1) as f64 * 100.0;
-        println!(
-            "cpu {}: {share:.3} % lost in {} gaps, p50 {} p99 {} max {} us",
-            core.cpu,
-            core.gaps,
-            core.p50_ns / 1000,
-            core.p99_ns / 1000,
-            core.max_ns / 1000
-        );
-        for (from, count) in &core.histogram {
-            println!("  from {:>9.1} us  {count}", *from as f64 / 1000.0);
-        }
-        for culprit in core.culprits.iter().take(8) {
-            println!(
-                "  suspect {}: {} {}",
-                culprit.what, culprit.amount, culprit.unit
-            );
-        }
-    }
-    for missing in &outcome.unavailable {
-        println!("not available here: {}: {}", missing.what, missing.reason);
-    }
+    print!("{}", render::jitter(&outcome));
     Ok(())
 }
 
-pub(super) fn prove(state: &Path, args: &ProveArgs) -> Result<(), Failure> {
-    if !args.aa {
-        change::need_root()?;
+/// Arrivals of each shard's sockets by CPU since the server started, as it publishes them.
+fn sockets(endpoint: &str) -> Result<BTreeMap<usize, Arrivals>, String> {
+    let answer = Endpoint::new(endpoint)
+        .and_then(|endpoint| {
+            endpoint.send(Request {
+                method: "GET",
+                path: "/metrics".into(),
+                ..Request::default()
+            })
+        })
+        .map_err(|error| error.to_string())?;
+    let arrivals = parse_arrivals(&String::from_utf8_lossy(&answer.body));
+    if arrivals.is_empty() {
+        return Err("the server has counted none yet: no client of it is on a network".into());
     }
-    let host = host::read(None)?;
-    let plan = Plan::of(&host, args.profile.into());
-    let groups = if args.aa {
-        vec![Group {
-            name: "nothing (A/A)".into(),
-            changes: Vec::new(),
-        }]
-    } else if args.each {
-        prove::groups(&plan.changes)
-    } else {
-        vec![Group {
-            name: format!("plan {}", plan.id),
-            changes: plan.changes.clone(),
-        }]
-    };
-    if groups.iter().all(|group| group.changes.is_empty()) && !args.aa {
-        return Err(Failure::new(
-            "nothing to prove: the host is as the plan wants it (roll back first)",
-        ));
-    }
-    let cpus: Vec<u32> = plan.layout.shard_cpus().iter().collect();
-    let mut proofs = Vec::new();
-    for group in &groups {
-        let outcome = one(state, args, group, &cpus);
-        // Whatever ended it: the host stays as it was.
-        switch(state, args, &group.changes, Arm::Before)?;
-        proofs.push(outcome?);
-    }
-    if args.json {
-        return host::print_json(&proofs);
-    }
-    for proof in &proofs {
-        println!("{}", proof.group);
-        for comparison in &proof.comparisons {
-            let verdict = match &comparison.verdict {
-                Verdict::Better => "BETTER".into(),
-                Verdict::Worse => "WORSE".into(),
-                Verdict::NoChange => "no change".into(),
-                Verdict::CannotTell { reason } => format!("cannot tell: {reason}"),
-            };
-            println!(
-                "  {:<28} {:>12.2} -> {:>12.2}  x{:.2} to x{:.2}  p {:.4} ({:.4} corrected)  {verdict}",
-                comparison.name,
-                comparison.before,
-                comparison.after,
-                comparison.ratio.low,
-                comparison.ratio.high,
-                comparison.p,
-                comparison.p_corrected
-            );
+    Ok(arrivals)
+}
+
+fn parse_arrivals(metrics: &str) -> BTreeMap<usize, Arrivals> {
+    let mut shards: BTreeMap<usize, Arrivals> = BTreeMap::new();
+    for line in metrics.lines() {
+        let Some((labels, count)) = line
+            .strip_prefix(SOCKET_ARRIVALS)
+            .and_then(|rest| rest.split_once("} "))
+        else {
+            continue;
+        };
+        let label = |name: &str| {
+            let mut labels = labels.split(',');
+            let quoted = labels.find_map(|label| label.strip_prefix(name)?.strip_prefix('='))?;
+            quoted.trim_matches('"').parse::<u32>().ok()
+        };
+        let shard = label("shard").and_then(|shard| usize::try_from(shard).ok());
+        if let (Some(shard), Some(cpu), Ok(count)) = (shard, label("cpu"), count.trim().parse()) {
+            shards.entry(shard).or_default().insert(cpu, count);
         }
     }
-    Ok(())
+    shards
 }
 
-fn one(
-    state: &Path,
-    args: &ProveArgs,
-    group: &Group,
-    cpus: &[u32],
-) -> Result<prove::Proof, Failure> {
-    let seed = std::cell::Cell::new(0_u64);
-    let measure = || {
-        seed.set(seed.get() + 1);
-        match args.measure {
-            Measure::Jitter => jitter_figures(cpus, args.run),
-            Measure::Disk => disk_figures(&args.dir, args.run, seed.get()),
-            Measure::Load => load_figures(&args.endpoint, args.run, seed.get()),
+/// What has arrived since.
+fn sockets_since(
+    endpoint: &str,
+    before: &BTreeMap<usize, Arrivals>,
+) -> Result<BTreeMap<usize, Arrivals>, String> {
+    let mut after = sockets(endpoint)?;
+    for (shard, arrivals) in &mut after {
+        for (cpu, count) in arrivals {
+            let was = before.get(shard).and_then(|arrivals| arrivals.get(cpu));
+            *count = count.saturating_sub(was.copied().unwrap_or(0));
         }
-    };
-    let options = CompareOptions::default();
-    let repeats = usize::from(args.repeats);
-    let needed = repeats_needed(2, options.level);
-    if repeats < needed {
-        eprintln!("{repeats} runs a side cannot show anything in two figures; {needed} can");
     }
-    prove::prove(
-        &group.name,
-        repeats,
-        options,
-        |arm| switch(state, args, &group.changes, arm),
-        measure,
-    )
+    Ok(after)
 }
 
-/// Makes the host as the arm says. A change that outlives its run by a crash goes away by itself.
-fn switch(state: &Path, args: &ProveArgs, changes: &[Change], arm: Arm) -> Result<(), Failure> {
-    if changes.is_empty() {
-        return Ok(());
-    }
-    let kernel = torc_tuning::kernel::Live::machine();
-    let holds = torc_tuning::apply::verify(&kernel, changes).is_empty();
-    match arm {
-        Arm::After if !holds => {
-            let within = args.run * 4 + Duration::from_secs(30);
-            change::carry_out(state, "prove", changes, within).map(drop)
-        }
-        Arm::Before if holds => torc_tuning::apply::rollback(&kernel, state, change::now_s())
-            .map(drop)
-            .map_err(|error| words(&error)),
-        Arm::Before | Arm::After => Ok(()),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::parse_arrivals;
 
-fn jitter_figures(cpus: &[u32], duration: Duration) -> Result<Vec<Figure>, Failure> {
-    let options = JitterOptions {
-        cpus: cpus.to_vec(),
-        duration,
-        realtime: false,
-    };
-    let outcome = jitter::measure(&options).map_err(|error| words(&error))?;
-    let lost = outcome
-        .cores
-        .iter()
-        .map(|core| core.lost_us as f64 / core.spun_us.max(1) as f64 * 1e6);
-    let p99 = outcome.cores.iter().map(|core| core.p99_ns as f64 / 1000.0);
-    let figure = |name: &str, value| Figure {
-        name: name.into(),
-        good: Good::Lower,
-        value,
-    };
-    Ok(vec![
-        figure("lost us a second, worst core", lost.fold(0.0, f64::max)),
-        figure("gap p99 us, worst core", p99.fold(0.0, f64::max)),
-    ])
-}
-
-fn disk_figures(directory: &Path, pass: Duration, seed: u64) -> Result<Vec<Figure>, Failure> {
-    let figure = disk::quick(directory, pass, seed).map_err(|error| words(&error))?;
-    Ok(vec![
-        Figure {
-            name: "random reads a second".into(),
-            good: Good::Higher,
-            value: figure.per_second,
-        },
-        Figure {
-            name: "random read p99 us".into(),
-            good: Good::Lower,
-            value: figure.p99_us,
-        },
-    ])
-}
-
-fn load_figures(endpoint: &str, duration: Duration, seed: u64) -> Result<Vec<Figure>, Failure> {
-    let file = tempfile::NamedTempFile::new()?;
-    let mut command = Command::new(std::env::current_exe()?);
-    command
-        .args(["load", "run", "--endpoint", endpoint])
-        .args(["--duration", &format!("{}ms", duration.as_millis())])
-        .args(["--seed", &seed.to_string(), "--json"])
-        .arg(file.path())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
-    if !command.status()?.success() {
-        return Err(Failure::new(
-            "torc load failed, so there is nothing to compare",
-        ));
+    #[test]
+    fn arrivals_of_sockets_are_read_from_the_servers_metrics() {
+        let text = "# TYPE torc_socket_arrivals_total counter\n\
+            torc_socket_arrivals_total{shard=\"0\",cpu=\"3\"} 12\n\
+            torc_socket_arrivals_total{shard=\"1\",cpu=\"3\"} 1\n\
+            torc_connections 3\n";
+        let arrivals = parse_arrivals(text);
+        assert_eq!(arrivals[&0][&3], 12);
+        assert_eq!(arrivals[&1][&3], 1);
+        assert_eq!(arrivals.len(), 2);
     }
-    let bytes = std::fs::read(file.path())?;
-    let document: serde_json::Value =
-        serde_json::from_slice(&bytes).map_err(|error| words(&error))?;
-    let number = |pointer: &str| {
-        document
-            .pointer(pointer)
-            .and_then(serde_json::Value::as_f64)
-            .unwrap_or(f64::NAN)
-    };
-    let get = number("/operations/read/latency_us_from_intended/p99");
-    Ok(vec![
-        Figure {
-            name: "operations a second".into(),
-            good: Good::Higher,
-            value: number("/rate_per_s"),
-        },
-        Figure {
-            name: "read p99 us".into(),
-            good: Good::Lower,
-            value: get,
-        },
-    ])
 }
