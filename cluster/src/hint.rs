@@ -284,28 +284,25 @@ async fn store<E: Env>(core: &Core<E>, hint: Hint<'_>, is_counted: bool) -> Resu
                 });
             let Some((old, old_len)) = old else {
                 let record = record(is_counted, now_ms, hint.epoch.0, hint.state);
-                core.hints
-                    .changed(hint.target, None, record.value.len(), now_ms);
-                return Decision::Write(record, Ok(()));
+                let change = (None, record.value.len(), now_ms);
+                return Decision::Write(record, Ok(change));
             };
             match merged(&old.state, hint.state, conflict) {
                 Ok(state) => {
                     let counted = is_counted || old.is_counted;
                     let record = record(counted, old.created_ms, hint.epoch.0, &state);
-                    core.hints.changed(
-                        hint.target,
-                        Some(old_len),
-                        record.value.len(),
-                        old.created_ms,
-                    );
-                    Decision::Write(record, Ok(()))
+                    let change = (Some(old_len), record.value.len(), old.created_ms);
+                    Decision::Write(record, Ok(change))
                 }
                 Err(failure) => Decision::Keep(Err(failure)),
             }
         })
         .await
         .map_err(|error| write_failure(&error))?;
-    result?;
+    // Only now: the store may refuse what was decided. Nothing waits between the decision and this
+    // line.
+    let (before, after, created_ms) = result?;
+    core.hints.changed(hint.target, before, after, created_ms);
     core.count(Counter::HintsStored);
     ticket.wait().await.map_err(|error| write_failure(&error))
 }
@@ -541,7 +538,6 @@ async fn remove<E: Env>(core: &Core<E>, entry: &Entry, target: SlotId, why: Coun
             if !is_same {
                 return Decision::Keep(false);
             }
-            core.hints.removed(target, entry.record.value.len());
             let tombstone = Record {
                 kind: Kind::Tombstone,
                 stamp: 0,
@@ -553,6 +549,7 @@ async fn remove<E: Env>(core: &Core<E>, entry: &Entry, target: SlotId, why: Coun
         .await;
     match removed {
         Ok((true, _)) => {
+            core.hints.removed(target, entry.record.value.len());
             core.count(why);
             true
         }

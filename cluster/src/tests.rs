@@ -571,6 +571,20 @@ fn a_counted_hint_outlives_a_crash_of_its_holder() {
 }
 
 #[test]
+fn a_hint_that_a_full_disk_has_refused_is_not_waited_for() {
+    let world = World::new(38, 4, 1);
+    let key = world.key_with_replicas(&[0, 1, 2]);
+    world.fill_disk(3, true);
+    for node in [1, 2] {
+        world.crash(node);
+        world.wait_until_down(0, node);
+    }
+    let written = world.put_with(0, &key, "v", |write| write.sloppy = true);
+    assert!(written.is_err());
+    assert_eq!((world.gauges(3).hints, world.gauges(3).hint_bytes), (0, 0));
+}
+
+#[test]
 fn two_runs_of_one_seed_are_the_same() {
     let run = || {
         let world = World::three(28);
