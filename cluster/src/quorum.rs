@@ -255,7 +255,7 @@ impl<P: Peer> Tracker<P> {
         let Some(index) = self.index(target) else {
             return false;
         };
-        if (!self.sloppy && !mutation::on("hints_count_always"))
+        if !self.sloppy
             || self.index(holder).is_some()
             || self.holders.iter().any(|(node, _)| *node == holder)
         {
@@ -272,6 +272,9 @@ impl<P: Peer> Tracker<P> {
         if self.settle_hint(holder, target, Part::Acked)
             && let Some(index) = self.index(target)
         {
+            if mutation::on("hint_counts_as_replica") {
+                return self.acked(target);
+            }
             self.hinted |= 1 << index;
         }
     }

@@ -28,6 +28,9 @@ pub(crate) type SimNode = Node<SimEnv>;
 /// The class that requests of clients run in.
 pub(crate) const NODE_CLASS: Class = Class::Foreground;
 
+/// The variant of a crash that loses nothing: the process ends, the power stays.
+const EVERYTHING_SURVIVES: u32 = 1;
+
 /// A shard that runs.
 #[derive(Clone)]
 struct Running {
@@ -106,13 +109,25 @@ impl Cluster {
         for shard in (0..shards).map(ShardId) {
             let env = self.simulation.env(host, shard);
             let cluster = self.clone();
+            let was_sound = self.is_sound(host);
             env.clone().spawn(Class::Control, async move {
-                if let Err(trouble) = cluster.start_shard(host, env, boot).await {
+                let Err(trouble) = cluster.start_shard(host, env, boot).await else {
+                    return;
+                };
+                if was_sound && cluster.is_sound(host) {
                     let text = format!("host {} shard {shard}: {trouble}", host.0);
                     cluster.troubles.borrow_mut().push(text);
+                } else {
+                    // The process ends; whoever watches over it starts it again.
+                    cluster.simulation.crash(host, EVERYTHING_SURVIVES);
                 }
             });
         }
+    }
+
+    /// Whether the host's disk does what disks should.
+    fn is_sound(&self, host: HostId) -> bool {
+        self.simulation.disk(host) == self.config.sim.disk
     }
 
     async fn start_shard(
@@ -133,6 +148,7 @@ impl Cluster {
             target: Duration::from_millis(repair.target_ms),
             tick: Duration::from_millis(repair.tick_ms),
             retry: Duration::from_millis(repair.retry_ms),
+            automatic: repair.automatic,
             ..RepairOptions::default()
         };
         config.hints = HintOptions {
@@ -298,9 +314,22 @@ impl Cluster {
                 holding.values.sort();
                 holding.digest = state.leaf_hash(&value::key(key));
             }
+            if self.config.idle.is_some() && holding.values.is_empty() {
+                // Some replicas may have purged what others still remember as deleted.
+                holding.digest = 0;
+            }
             holdings.push(holding);
         }
         Some(holdings)
+    }
+
+    /// Hints that wait for delivery anywhere.
+    pub(crate) fn hints(&self) -> u64 {
+        let living = self.living();
+        living
+            .iter()
+            .map(|running| running.node.gauges().hints)
+            .sum()
     }
 
     /// Every dot that the replicas of a key that run hold now.

@@ -4,7 +4,7 @@
 //! world with everything in it hides what only shows alone. Keys are few so that they collide; stores
 //! are tiny so that they flush and compact.
 
-use torc_sim::{Options as SimOptions, Rng};
+use torc_sim::{HostId, Options as SimOptions, Rng};
 
 /// Which faults the nemesis may choose from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,6 +31,12 @@ pub struct Faults {
     pub storm: bool,
     /// No fault: an operator flushes and compacts a node at a bad moment.
     pub compact: bool,
+    /// Disks of which some reads fail for a while.
+    pub read_errors: bool,
+    /// Disks of which some writes and syncs fail for a while; then the process is started again.
+    pub write_errors: bool,
+    /// Disks that are nearly full for a while.
+    pub full_disk: bool,
 }
 
 impl Faults {
@@ -52,6 +58,9 @@ impl Faults {
             starve: rng.chance(0.3),
             storm: rng.chance(0.4),
             compact: rng.chance(0.5),
+            read_errors: rng.chance(0.4),
+            write_errors: rng.chance(0.3),
+            full_disk: rng.chance(0.2),
         }
     }
 }
@@ -173,6 +182,9 @@ pub struct Repair {
     pub hint_interval_ms: u64,
     /// Most bytes of hints that a shard keeps.
     pub hint_bytes_max: u64,
+    /// Whether ranges are repaired at all. Without, only hints and reads bring replicas what they
+    /// missed, and what those alone promise shows.
+    pub automatic: bool,
 }
 
 impl Repair {
@@ -183,6 +195,24 @@ impl Repair {
             retry_ms: rng.log_within(200..=10_000),
             hint_interval_ms: rng.log_within(100..=5_000),
             hint_bytes_max: *rng.pick(&[0, 4 << 10, 1 << 20, 256 << 20]),
+            automatic: rng.chance(0.85),
+        }
+    }
+}
+
+/// Hours without clients after the load, in which deletions become old enough to be purged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Idle {
+    /// A host that is cut off all the time, and some time before.
+    pub absent: Option<HostId>,
+}
+
+impl Idle {
+    fn draw(rng: &mut Rng, nodes: usize) -> Self {
+        let absent = rng.index(nodes);
+        let absent = HostId(u16::try_from(absent).expect("a handful of hosts"));
+        Self {
+            absent: rng.chance(0.7).then_some(absent),
         }
     }
 }
@@ -208,6 +238,8 @@ pub struct Config {
     pub faults: Faults,
     /// Mean time between two faults, in milliseconds.
     pub fault_every_ms: u64,
+    /// Whether hours pass after the load.
+    pub idle: Option<Idle>,
     /// The world below.
     pub sim: SimOptions,
 }
@@ -231,7 +263,7 @@ impl Config {
         // What storms are for: between them, a network on which a cluster can live.
         sim.net.loss /= 10.0;
         sim.net.late /= 10.0;
-        Self {
+        let mut config = Self {
             seed,
             shards,
             n,
@@ -241,7 +273,25 @@ impl Config {
             repair: Repair::draw(rng),
             faults,
             fault_every_ms: rng.log_within(50..=2_000),
+            idle: rng.chance(0.2).then(|| Idle::draw(rng, nodes)),
             sim,
+        };
+        config.aim(rng);
+        config
+    }
+
+    /// What two promises need to be tried at all: hints on nodes that are no replicas, while
+    /// nothing else brings replicas what they missed; and deletions that wait for such hints.
+    fn aim(&mut self, rng: &mut Rng) {
+        let is_absent = self.idle.is_some_and(|idle| idle.absent.is_some());
+        if !self.repair.automatic || is_absent {
+            self.n = self.n.clamp(2, u8::try_from(self.nodes() - 1).unwrap_or(2));
+            self.load.sloppy = self.load.sloppy.max(0.7);
+            self.load.keys = self.load.keys.max(draw_u16(rng, 4..=24));
+            self.repair.hint_bytes_max = 256 << 20;
+        }
+        if is_absent {
+            self.load.deletes = self.load.deletes.max(0.4);
         }
     }
 

@@ -92,6 +92,14 @@ impl Outcome {
         matches!(self, Outcome::Done { .. })
     }
 
+    /// Replicas that hold it for sure.
+    pub fn replicas(&self) -> u8 {
+        match self {
+            Outcome::Done { replicas, .. } => *replicas,
+            Outcome::Refused(_) | Outcome::InDoubt(_) => 0,
+        }
+    }
+
     /// Whether the client was promised that it did not happen.
     pub fn is_refused(&self) -> bool {
         matches!(self, Outcome::Refused(_))
@@ -189,6 +197,8 @@ pub struct Final {
 pub struct History {
     /// Copies of a key.
     pub n: u8,
+    /// Whether ranges were repaired. If not, a replica may miss what no hint brought it.
+    pub is_repaired: bool,
     /// Every write, in order of beginning.
     pub writes: Vec<Write>,
     /// Every read, in order of beginning.
@@ -213,8 +223,8 @@ impl History {
         })
     }
 
-    /// Whether a read at `r` meets a replica of every write that needed `w` acks.
-    pub fn is_strict(&self, r: u8, w: u8) -> bool {
-        u16::from(r) + u16::from(w) > u16::from(self.n)
+    /// Whether a read at `r` meets one of `acks` replicas.
+    pub fn is_strict(&self, r: u8, acks: u8) -> bool {
+        u16::from(r) + u16::from(acks) > u16::from(self.n)
     }
 }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use torc_sim::{HostId, NetOptions, PowerCut, Rng, Simulation};
+use torc_sim::{DiskOptions, HostId, NetOptions, PowerCut, Rng, Simulation};
 
 use crate::config::{Config, Faults};
 
@@ -82,6 +82,35 @@ pub enum Fault {
         /// Whose.
         host: HostId,
     },
+    /// Cuts a host off until the idle hours are over.
+    Absent {
+        /// Which.
+        host: HostId,
+    },
+    /// Lets some reads of the disks of these hosts fail.
+    ReadErrors {
+        /// Whose.
+        hosts: Vec<HostId>,
+        /// How many of a thousand.
+        rate: u16,
+    },
+    /// Lets some writes and syncs of a host's disk fail. Ends with a crash: a store that has met
+    /// one of them stays shut until it is opened again.
+    WriteErrors {
+        /// Whose.
+        host: HostId,
+        /// How many of a thousand.
+        rate: u16,
+        /// Which unsynced changes survive the crash.
+        variant: u32,
+    },
+    /// Leaves a host's disk little room.
+    FullDisk {
+        /// Whose.
+        host: HostId,
+        /// Free space.
+        free_bytes: u64,
+    },
 }
 
 /// A fault at its time.
@@ -103,6 +132,14 @@ pub fn plan(config: &Config, length: Duration) -> Vec<Planned> {
     let rng = &mut Rng::stream(config.seed, "nemesis");
     let kinds = kinds(&config.faults);
     let mut planned = Vec::new();
+    let absent = config.idle.and_then(|idle| idle.absent);
+    if let Some(host) = absent {
+        planned.push(Planned {
+            at: length.mul_f64(rng.fraction()),
+            lasts: Duration::ZERO,
+            fault: Fault::Absent { host },
+        });
+    }
     let mut at = Duration::ZERO;
     while !kinds.is_empty() {
         at += Duration::from_millis(rng.within(1..=2 * config.fault_every_ms));
@@ -113,13 +150,14 @@ pub fn plan(config: &Config, length: Duration) -> Vec<Planned> {
         let lasts = Duration::from_millis(rng.log_within(20..=6_000));
         planned.push(Planned { at, lasts, fault });
     }
+    planned.sort_by_key(|planned| planned.at);
     planned
 }
 
 type Draw = fn(&Config, &mut Rng) -> Fault;
 
 fn kinds(faults: &Faults) -> Vec<Draw> {
-    let all: [(bool, Draw); 11] = [
+    let all: [(bool, Draw); 14] = [
         (faults.crash, |config, rng| Fault::Crash {
             host: host(config, rng),
             variant: variant(rng),
@@ -133,11 +171,8 @@ fn kinds(faults: &Faults) -> Vec<Draw> {
             variant: variant(rng),
         }),
         (faults.partition, |config, rng| {
-            let mut hosts: Vec<HostId> = (0..config.nodes()).map(HostId).collect();
-            rng.shuffle(&mut hosts);
-            let side = 1 + rng.index(hosts.len() - 1);
-            hosts.truncate(side);
-            Fault::Partition { side: hosts }
+            let side = some_hosts(config, rng, usize::from(config.nodes()) - 1);
+            Fault::Partition { side }
         }),
         (faults.one_way, |config, rng| {
             let (from, to) = two_hosts(config, rng);
@@ -159,11 +194,24 @@ fn kinds(faults: &Faults) -> Vec<Draw> {
             host: host(config, rng),
         }),
         (faults.storm, |_, rng| Fault::Storm {
-            loss: u16::try_from(rng.log_within(5..=300)).unwrap_or(0),
-            late: u16::try_from(rng.log_within(5..=300)).unwrap_or(0),
+            loss: per_mille(rng, 300),
+            late: per_mille(rng, 300),
         }),
         (faults.compact, |config, rng| Fault::Compact {
             host: host(config, rng),
+        }),
+        (faults.read_errors, |config, rng| Fault::ReadErrors {
+            hosts: some_hosts(config, rng, usize::from(config.nodes())),
+            rate: per_mille(rng, 900),
+        }),
+        (faults.write_errors, |config, rng| Fault::WriteErrors {
+            host: host(config, rng),
+            rate: per_mille(rng, 100),
+            variant: variant(rng),
+        }),
+        (faults.full_disk, |config, rng| Fault::FullDisk {
+            host: host(config, rng),
+            free_bytes: rng.log_within(256 << 10..=8 << 20),
         }),
     ];
     let on = all.into_iter().filter(|(on, _)| *on);
@@ -175,6 +223,14 @@ fn host(config: &Config, rng: &mut Rng) -> HostId {
     HostId(u16::try_from(index).expect("a handful of hosts"))
 }
 
+/// From one to `most` hosts.
+fn some_hosts(config: &Config, rng: &mut Rng, most: usize) -> Vec<HostId> {
+    let mut hosts: Vec<HostId> = (0..config.nodes()).map(HostId).collect();
+    rng.shuffle(&mut hosts);
+    hosts.truncate(1 + rng.index(most));
+    hosts
+}
+
 fn two_hosts(config: &Config, rng: &mut Rng) -> (HostId, HostId) {
     let mut hosts: Vec<HostId> = (0..config.nodes()).map(HostId).collect();
     rng.shuffle(&mut hosts);
@@ -183,6 +239,10 @@ fn two_hosts(config: &Config, rng: &mut Rng) -> (HostId, HostId) {
 
 fn variant(rng: &mut Rng) -> u32 {
     *rng.pick(&[0, 0, 1, 2, 3, 4, 5, 6])
+}
+
+fn per_mille(rng: &mut Rng, most: u64) -> u16 {
+    u16::try_from(rng.log_within(5..=most)).unwrap_or(0)
 }
 
 fn signed(rng: &mut Rng, most: u64) -> i64 {
@@ -200,6 +260,9 @@ pub(crate) struct Nemesis {
     simulation: Simulation,
     hosts: u16,
     calm: NetOptions,
+    sound: DiskOptions,
+    /// By host: how its disk is now.
+    disks: Vec<DiskOptions>,
     blocked: Vec<(HostId, HostId)>,
 }
 
@@ -209,6 +272,8 @@ impl Nemesis {
             simulation: simulation.clone(),
             hosts: config.nodes(),
             calm: config.sim.net.clone(),
+            sound: config.sim.disk.clone(),
+            disks: vec![config.sim.disk.clone(); config.shards.len()],
             blocked: Vec::new(),
         }
     }
@@ -231,7 +296,7 @@ impl Nemesis {
                     simulation.crash(host, variant);
                 }
             }
-            Fault::Partition { .. } | Fault::OneWay { .. } => {
+            Fault::Partition { .. } | Fault::OneWay { .. } | Fault::Absent { .. } => {
                 self.blocked.extend(self.links(fault));
                 self.block();
             }
@@ -248,9 +313,29 @@ impl Nemesis {
                 late: f64::from(late) / 1000.0,
                 ..self.calm.clone()
             }),
+            Fault::ReadErrors { ref hosts, rate } => {
+                for host in hosts {
+                    self.change_disk(*host, |disk| disk.read_error = f64::from(rate) / 1000.0);
+                }
+            }
+            Fault::WriteErrors { host, rate, .. } => self.change_disk(host, |disk| {
+                disk.write_error = f64::from(rate) / 1000.0;
+                disk.sync_error = disk.write_error;
+            }),
+            Fault::FullDisk { host, free_bytes } => {
+                let files = simulation.files(host);
+                let used: u64 = files.iter().map(|(_, bytes)| bytes).sum();
+                self.change_disk(host, |disk| disk.capacity_bytes = used + free_bytes);
+            }
             // The cluster's to do.
             Fault::Compact { .. } => {}
         }
+    }
+
+    fn change_disk(&mut self, host: HostId, change: impl FnOnce(&mut DiskOptions)) {
+        let disk = &mut self.disks[usize::from(host.0)];
+        change(disk);
+        self.simulation.set_disk(host, disk.clone());
     }
 
     /// Ends a fault. Hosts that are down are started by the caller.
@@ -271,7 +356,26 @@ impl Nemesis {
             Fault::Pause { host } => simulation.pause(host, false),
             Fault::Starve { host } => simulation.starve_background(host, false),
             Fault::Storm { .. } => simulation.set_net(self.calm.clone()),
-            Fault::Crash { .. }
+            Fault::ReadErrors { ref hosts, .. } => {
+                let read_error = self.sound.read_error;
+                for host in hosts {
+                    self.change_disk(*host, |disk| disk.read_error = read_error);
+                }
+            }
+            Fault::WriteErrors { host, variant, .. } => {
+                simulation.crash(host, variant);
+                let (write_error, sync_error) = (self.sound.write_error, self.sound.sync_error);
+                self.change_disk(host, |disk| {
+                    disk.write_error = write_error;
+                    disk.sync_error = sync_error;
+                });
+            }
+            Fault::FullDisk { host, .. } => {
+                let capacity_bytes = self.sound.capacity_bytes;
+                self.change_disk(host, |disk| disk.capacity_bytes = capacity_bytes);
+            }
+            Fault::Absent { .. }
+            | Fault::Crash { .. }
             | Fault::CrashInSync { .. }
             | Fault::Blackout { .. }
             | Fault::BreakLink { .. }
@@ -280,8 +384,9 @@ impl Nemesis {
         }
     }
 
-    /// Mends everything but hosts that are down: a calm, lossless network, right clocks.
-    pub(crate) fn heal(&mut self) {
+    /// Mends everything but hosts that are down: a calm, lossless network, right clocks. A host that
+    /// is `absent` is, or stays, cut off.
+    pub(crate) fn heal(&mut self, absent: Option<HostId>) {
         let simulation = &self.simulation;
         simulation.note(format_args!("all faults end"));
         for from in self.hosts() {
@@ -289,8 +394,11 @@ impl Nemesis {
             simulation.starve_background(from, false);
             simulation.set_clock(from, 0, 0);
             simulation.forget_power_cut(from);
-            for to in self.hosts() {
-                simulation.set_blocked(from, to, false);
+            simulation.set_disk(from, self.sound.clone());
+            for to in self.hosts().filter(|to| *to != from) {
+                if absent != Some(from) && absent != Some(to) {
+                    simulation.set_blocked(from, to, false);
+                }
             }
         }
         self.blocked.clear();
@@ -320,6 +428,12 @@ impl Nemesis {
                     .collect()
             }
             Fault::OneWay { from, to } => vec![(*from, *to)],
+            Fault::Absent { host } => {
+                let others = self.hosts().filter(|other| other != host);
+                others
+                    .flat_map(|other| [(*host, other), (other, *host)])
+                    .collect()
+            }
             _ => Vec::new(),
         }
     }
@@ -340,7 +454,9 @@ mod tests {
             let config = Config::draw(seed);
             let planned = plan(&config, length);
             assert_eq!(planned, plan(&config, length));
-            assert_eq!(planned.is_empty(), !config.faults.any(), "seed {seed}");
+            let is_calm =
+                !config.faults.any() && config.idle.and_then(|idle| idle.absent).is_none();
+            assert_eq!(planned.is_empty(), is_calm, "seed {seed}");
             for entry in &planned {
                 assert!(entry.at < length);
                 if let Fault::Partition { side } = &entry.fault {

@@ -18,10 +18,11 @@ struct Recording {
 }
 
 impl Recorder {
-    pub(crate) fn new(n: u8) -> Self {
+    pub(crate) fn new(n: u8, is_repaired: bool) -> Self {
         let recording = Recording {
             history: History {
                 n,
+                is_repaired,
                 ..History::default()
             },
             ..Recording::default()

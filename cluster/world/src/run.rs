@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use torc_cluster::api::{GetRequest, Level, ScanRequest};
 use torc_env::Env;
-use torc_sim::{Rng, Simulation, Stalled};
+use torc_sim::{HostId, Rng, Simulation, Stalled};
 
 use crate::check::{Violation, check};
 use crate::client::Client;
@@ -27,6 +27,15 @@ const READY_MAX: Duration = Duration::from_secs(120);
 const CONVERGENCE_MAX: Duration = Duration::from_secs(300);
 /// Longer than any message is late or any request lives.
 const STRAGGLERS: Duration = Duration::from_secs(15);
+/// Civil time that a run with idle hours begins with: what is deleted in it is purged by whole hours,
+/// and the next one is near.
+const BEFORE_THE_HOUR: Duration = Duration::from_secs(50 * 60);
+/// Brings civil time beyond the hour, and repairs with it.
+const OVER_THE_HOUR: Duration = Duration::from_secs(15 * 60);
+/// Longer than a repair has to be over, and than hints are not asked about, before floors rise.
+const FLOORS_RISE: Duration = Duration::from_secs(12 * 60);
+/// Enough for each range to be repaired, or for each store to be compacted.
+const IDLE_WORK: Duration = Duration::from_secs(12);
 /// Longest time of faults.
 const FAULTS_MAX: Duration = Duration::from_secs(30);
 
@@ -112,7 +121,7 @@ pub fn run_config(config: Config, options: &Options) -> Report {
     if options.keep_events {
         simulation.keep_lines();
     }
-    let recorder = Recorder::new(config.effective_n());
+    let recorder = Recorder::new(config.effective_n(), config.repair.automatic);
     let planned = plan(&config, length(&config));
     let world = World {
         cluster: Cluster::new(&simulation, &config),
@@ -223,12 +232,18 @@ impl World {
     }
 
     async fn play(&self, end: &mut End) -> Result<(), Violation> {
+        if self.config.idle.is_some() {
+            self.simulation().pass_civil_time(BEFORE_THE_HOUR);
+        }
         for host in self.cluster.hosts() {
             self.cluster.start(*host);
         }
         self.found().await?;
         end.began_ns = self.simulation().now().0;
         self.load().await;
+        if self.config.idle.is_some() {
+            self.idle().await;
+        }
         self.heal().await?;
         self.converge(end).await
     }
@@ -248,6 +263,7 @@ impl World {
     async fn wait_until_ready(&self, when: &str) -> Result<(), Violation> {
         let limit = self.simulation().now() + READY_MAX;
         while !self.cluster.is_ready() {
+            self.start_dead();
             if self.simulation().now() > limit {
                 let what = format!("not every node is ready {READY_MAX:?} after {when}");
                 return Err(other("liveness", &what));
@@ -290,7 +306,11 @@ impl World {
                 self.start_dead();
             }
         }
-        nemesis.heal();
+        nemesis.heal(self.absent());
+    }
+
+    fn absent(&self) -> Option<HostId> {
+        self.config.idle.and_then(|idle| idle.absent)
     }
 
     fn start_dead(&self) {
@@ -314,8 +334,24 @@ impl World {
         }
     }
 
+    /// Hours pass without clients and faults, except that one host may be cut off. Repairs run, purge
+    /// floors rise, and what may be purged is.
+    async fn idle(&self) {
+        Nemesis::new(self.simulation(), &self.config).heal(self.absent());
+        self.start_dead();
+        self.simulation().sleep(STRAGGLERS).await;
+        for hours in [OVER_THE_HOUR, FLOORS_RISE] {
+            self.simulation().pass_civil_time(hours);
+            self.simulation().sleep(IDLE_WORK).await;
+        }
+        for host in self.cluster.hosts() {
+            self.cluster.compact(*host);
+        }
+        self.simulation().sleep(IDLE_WORK).await;
+    }
+
     async fn heal(&self) -> Result<(), Violation> {
-        Nemesis::new(self.simulation(), &self.config).heal();
+        Nemesis::new(self.simulation(), &self.config).heal(None);
         self.start_dead();
         // What is still under way arrives, or is given up.
         self.simulation().sleep(STRAGGLERS).await;
@@ -325,6 +361,9 @@ impl World {
     async fn converge(&self, end: &mut End) -> Result<(), Violation> {
         let limit = self.simulation().now() + CONVERGENCE_MAX;
         let mut waiting: Vec<KeyId> = self.keys().collect();
+        if !self.config.repair.automatic {
+            waiting.clear();
+        }
         while self.simulation().now() < limit {
             let mut different = Vec::new();
             for key in waiting {
@@ -333,12 +372,17 @@ impl World {
                 }
             }
             waiting = different;
-            if waiting.is_empty() {
+            if waiting.is_empty() && self.cluster.hints() == 0 {
                 break;
             }
             self.simulation().sleep(Duration::from_secs(1)).await;
         }
-        let listed = self.list().await;
+        let hints = self.cluster.hints();
+        if hints > 0 {
+            let what = format!("{hints} hints are not delivered {CONVERGENCE_MAX:?} after healing");
+            return Err(other("liveness", &what));
+        }
+        let mut held = Vec::new();
         for key in self.keys() {
             for seen in self.cluster.dots(key).await {
                 self.recorder.dot(seen);
@@ -347,6 +391,11 @@ impl World {
                 let what = format!("the replicas of {key} cannot be read after healing");
                 return Err(other("liveness", &what));
             };
+            held.push((key, replicas));
+        }
+        let listed = self.list().await;
+        for (key, replicas) in held {
+            // Only now: it repairs.
             let read = self.last_read(key).await;
             end.finals.push(Final {
                 key,

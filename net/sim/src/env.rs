@@ -102,7 +102,8 @@ impl Env for SimEnv {
         let host = &hosts[self.0.host.index()];
         let true_us = self.0.world.now_ns() / 1000;
         let drift_us = i128::from(true_us) * i128::from(host.drift_ppm) / 1_000_000;
-        let wall = i128::from(EPOCH_US + true_us) + i128::from(host.skew_us) + drift_us;
+        let civil_us = EPOCH_US + true_us + self.0.world.civil_us.get();
+        let wall = i128::from(civil_us) + i128::from(host.skew_us) + drift_us;
         WallTime(u64::try_from(wall).unwrap_or(0))
     }
 

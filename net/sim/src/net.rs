@@ -250,7 +250,7 @@ impl World {
         if self.draw(|net| net.loss) {
             return;
         }
-        if self.draw(|net| net.duplicate) {
+        if request.class != Class::Foreground && self.draw(|net| net.duplicate) {
             let again = request.clone();
             let delay_us = self.delay_us();
             self.schedule_after_us(delay_us, move |world| world.deliver(again));

@@ -68,7 +68,10 @@ pub struct NetOptions {
     /// Probability that a request, or an answer, vanishes.
     pub loss: f64,
     /// Probability that the handler gets a request twice (the second answer goes nowhere). Beyond
-    /// the contract of `Env::call`: only for handlers that promise to bear it.
+    /// the contract of `Env::call`, so never of [`Class::Foreground`]: what clients ask is passed on
+    /// once, and doing it twice may be wrong.
+    ///
+    /// [`Class::Foreground`]: torc_env::Class::Foreground
     pub duplicate: f64,
     /// Probability that a call is refused as `Overloaded` before it is sent.
     pub overload: f64,
@@ -160,6 +163,9 @@ impl Options {
         }
         if rng.chance(0.2) {
             net.overload = rate(rng, 50);
+        }
+        if rng.chance(0.5) {
+            net.duplicate = rate(rng, 200);
         }
         net.mesh_us = 0..=rng.log_within(1..=500);
         options

@@ -163,6 +163,11 @@ impl Simulation {
         state.disk = disk;
     }
 
+    /// How the host's disk behaves now.
+    pub fn disk(&self, host: HostId) -> DiskOptions {
+        self.world().hosts.borrow()[host.index()].disk.clone()
+    }
+
     /// Every file of the host with its length, in order of names.
     pub fn files(&self, host: HostId) -> Vec<(PathBuf, u64)> {
         self.world().hosts.borrow()[host.index()].volume.files()
@@ -190,6 +195,14 @@ impl Simulation {
         let mut hosts = self.world().hosts.borrow_mut();
         hosts[host.index()].skew_us = skew_us;
         hosts[host.index()].drift_ppm = drift_ppm;
+    }
+
+    /// Lets civil time pass on every host, and nothing else: hours in which a cluster idles.
+    pub fn pass_civil_time(&self, passed: Duration) {
+        let world = self.world();
+        let passed_us = u64::try_from(passed.as_micros()).expect("within centuries");
+        world.record(Event::Clock, u64::MAX, passed_us);
+        world.civil_us.set(world.civil_us.get() + passed_us);
     }
 
     /// Lets messages from one host to another pass, or not. Both directions are separate.

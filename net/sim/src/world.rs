@@ -58,6 +58,8 @@ pub(crate) struct World {
     pub(crate) seed: u64,
     pub(crate) options: Options,
     now_ns: Cell<u64>,
+    /// Civil time that has passed besides.
+    pub(crate) civil_us: Cell<u64>,
     sequence: Cell<u64>,
     events: RefCell<BinaryHeap<Scheduled>>,
     tasks: RefCell<Tasks>,
@@ -74,6 +76,7 @@ impl World {
         Rc::new(Self {
             seed,
             now_ns: Cell::new(0),
+            civil_us: Cell::new(0),
             sequence: Cell::new(0),
             events: RefCell::new(BinaryHeap::new()),
             tasks: RefCell::new(Tasks::new()),

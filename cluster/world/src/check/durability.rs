@@ -1,32 +1,60 @@
 //! No acknowledged write is lost: in the end each replica of its key holds it, or a write that
-//! replaced it.
+//! replaced it. Without repair as many replicas hold it as its answer counted, hints included: a
+//! hint that counted is delivered.
 
 use super::Findings;
 use crate::ancestry::Ancestry;
-use crate::history::{History, Kind, Value};
+use crate::history::{Final, History, Kind, Outcome, Value, Write, WriteId};
 
 pub(super) fn check(history: &History, ancestry: &Ancestry, findings: &mut Findings) {
     for last in &history.finals {
-        let read = last.read.iter().map(|values| ("a read of all", values));
-        let holdings = last
-            .replicas
-            .iter()
-            .map(|holding| (holding.node.as_str(), &holding.values));
-        for (whose, values) in holdings.chain(read) {
-            let present = ancestry.closure(values);
-            for (id, write) in history.numbered() {
-                let promised =
-                    write.key == last.key && write.kind == Kind::Put && write.outcome.is_done();
-                if promised && !present.contains(id) && !ancestry.may_be_deleted(id) {
-                    let shown = list(values);
-                    findings.add(
-                        last.key,
-                        format!("acknowledged {id} is lost: {whose} holds {shown}"),
-                    );
-                }
+        let held = last.replicas.iter().map(|holding| &holding.values);
+        let held: Vec<_> = held.map(|values| ancestry.closure(values)).collect();
+        let read = last.read.as_ref().map(|values| ancestry.closure(values));
+        let of_key = history
+            .numbered()
+            .filter(|(_, write)| write.key == last.key);
+        for (id, write) in of_key {
+            let Some(holders) = promised(history, last, write) else {
+                continue;
+            };
+            if ancestry.may_be_deleted(id) {
+                continue;
+            }
+            let found = held.iter().filter(|set| set.contains(id)).count();
+            if found < holders {
+                findings.add(last.key, lost(last, id, found, holders));
+            }
+            if let (Some(set), Some(values)) = (&read, &last.read)
+                && !set.contains(id)
+            {
+                let shown = list(values);
+                findings.add(
+                    last.key,
+                    format!("acknowledged {id} is lost: a read of all shows {shown}"),
+                );
             }
         }
     }
+}
+
+/// How many replicas must hold the write in the end; `None` when nothing was promised.
+fn promised(history: &History, last: &Final, write: &Write) -> Option<usize> {
+    match write.outcome {
+        Outcome::Done { .. } if write.kind == Kind::Delete => None,
+        Outcome::Done { .. } if history.is_repaired => Some(last.replicas.len()),
+        Outcome::Done { replicas, hints } => Some(usize::from(replicas) + usize::from(hints)),
+        Outcome::Refused(_) | Outcome::InDoubt(_) => None,
+    }
+}
+
+fn lost(last: &Final, id: WriteId, found: usize, holders: usize) -> String {
+    let holdings = last.replicas.iter();
+    let held: Vec<String> = holdings
+        .map(|holding| format!("{} holds {}", holding.node, list(&holding.values)))
+        .collect();
+    let held = held.join("; ");
+    format!("acknowledged {id} is lost: {found} of {holders} replicas have it: {held}")
 }
 
 /// Values for people.
@@ -40,7 +68,8 @@ pub(super) fn list(values: &[Value]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use crate::check::testing::{accepts, refuses};
+    use crate::check::check;
+    use crate::check::testing::{accepts, refuses, tell};
 
     #[test]
     fn a_write_that_is_there_or_was_replaced_is_not_lost() {
@@ -52,6 +81,24 @@ mod tests {
         accepts("put \n delete sees 0 doubt \n final - | - | -");
         accepts("put doubt \n final - | - | -");
         accepts("put refused \n final - | - | -");
+    }
+
+    #[test]
+    fn without_repair_as_many_hold_a_write_as_its_answer_counted() {
+        let found = |story: &str| {
+            let mut history = tell(story);
+            history.is_repaired = false;
+            check(&history)
+        };
+        assert!(found("put \n final 0 | - | 0").is_empty());
+        assert!(found("put w 2 sloppy counts 1+1 \n final - | 0 | 0 read 0").is_empty());
+        for story in [
+            "put \n final 0 | - | - read 0",
+            "put w 2 sloppy counts 1+1 \n final 0 | - | - read 0",
+            "put w 1 \n final - | - | - read -",
+        ] {
+            assert_eq!(found(story)[0].checker, "durability", "{story}");
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! A strict read is fresh: it shows every write that was acknowledged before it began, or what
-//! replaced it. And strict reads do not go back: what one showed, the next shows or replaces.
+//! replaced it. Strict is what meets one of the replicas that the answer counted: hints do not show. And strict reads do not go back: what one showed, the next shows or replaces.
 
 use super::Findings;
 use super::durability::list;
@@ -14,17 +14,16 @@ pub(super) fn check(history: &History, ancestry: &Ancestry, findings: &mut Findi
             let must_be_there = write.key == read.key
                 && write.kind == Kind::Put
                 && write.outcome.is_done()
-                && !write.sloppy
                 && write.ended_ns < read.begun_ns
-                && history.is_strict(read.r, write.w);
+                && history.is_strict(read.r, write.outcome.replicas());
             if must_be_there && !shown.contains(id) && !ancestry.may_be_deleted(id) {
                 findings.add(
                     read.key,
                     format!(
-                        "a read of client {} at r={} began after {id} was acknowledged at w={} and shows {}",
+                        "a read of client {} at r={} began after {} replicas had {id} and shows {}",
                         read.client,
                         read.r,
-                        write.w,
+                        write.outcome.replicas(),
                         list(values)
                     ),
                 );
@@ -73,7 +72,7 @@ mod tests {
         accepts("put \n put sees 0 \n read shows 1");
         accepts("put \n & read shows -");
         accepts("put w 1 \n read r 2 shows -");
-        accepts("put w 1 sloppy \n read r 3 shows -");
+        accepts("put w 2 sloppy counts 1+1 \n read r 2 shows -");
         accepts("put \n delete sees 0 doubt \n read shows -");
         accepts("put doubt \n read r 1 shows 0 \n read r 1 shows -");
         accepts("put \n read fails");
@@ -86,6 +85,8 @@ mod tests {
         refuses("freshness", "put \n put sees 0 \n read shows 0");
         refuses("freshness", "put w 3 \n read r 1 shows -");
         refuses("freshness", "put w 1 \n read r 3 shows -");
+        refuses("freshness", "put w 2 sloppy counts 1+1 \n read r 3 shows -");
+        refuses("freshness", "put w 1 sloppy counts 2+0 \n read r 2 shows -");
         refuses("freshness", "put doubt \n read shows 0 \n read shows -");
         refuses("freshness", "put \n delete sees 0 refused \n read shows -");
     }

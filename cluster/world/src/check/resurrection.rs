@@ -16,9 +16,8 @@ pub(super) fn check(history: &History, ancestry: &Ancestry, findings: &mut Findi
         };
         for read in &history.reads {
             let strict = read.key == write.key
-                && !write.sloppy
                 && write.ended_ns < read.begun_ns
-                && history.is_strict(read.r, write.w);
+                && history.is_strict(read.r, write.outcome.replicas());
             if strict && let Some(old) = read.values.as_deref().and_then(back) {
                 findings.add(
                     write.key,
@@ -30,7 +29,8 @@ pub(super) fn check(history: &History, ancestry: &Ancestry, findings: &mut Findi
             }
         }
         for last in history.finals.iter().filter(|last| last.key == write.key) {
-            for holding in &last.replicas {
+            let held = last.replicas.iter().filter(|_| history.is_repaired);
+            for holding in held {
                 if let Some(old) = back(&holding.values) {
                     findings.add(
                         write.key,

@@ -44,6 +44,7 @@ pub(crate) fn refuses(checker: &str, story: &str) {
 pub(crate) fn tell(story: &str) -> History {
     let mut history = History {
         n: 3,
+        is_repaired: true,
         ..History::default()
     };
     let mut now = 0;
@@ -73,7 +74,8 @@ fn step(history: &mut History, line: &str, now: u64) {
     let client = u16::from(number("client", "0"));
     match words[0] {
         kind @ ("put" | "delete") => {
-            let counts = after("counts").unwrap_or("3+0");
+            let all = format!("{}+0", number("w", "2"));
+            let counts = after("counts").unwrap_or(&all);
             let (replicas, hints) = counts.split_once('+').unwrap();
             let outcome = if words.contains(&"refused") {
                 Outcome::Refused("refused".to_owned())

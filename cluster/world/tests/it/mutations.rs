@@ -34,6 +34,9 @@ found!(
     ack_before_sync,
     drop_sibling,
     forget_requests,
+    hint_counts_as_replica,
+    hint_deleted_before_ack,
+    hints_count_always,
     late_is_refused,
     merge_brings_back_superseded,
     purge_tombstone_early,
@@ -45,4 +48,5 @@ found!(
     recovery_stops_early,
     reuse_actor_after_crash,
     timeout_reported_as_success,
+    unreadable_is_absent,
 );

@@ -110,6 +110,17 @@ fn instants_of_two_lives_have_nothing_to_do_with_each_other() {
 }
 
 #[test]
+fn civil_time_may_pass_on_every_host_while_nothing_else_happens() {
+    let simulation = Simulation::new(5, Options::default());
+    let hosts = [simulation.add_host(1), simulation.add_host(1)];
+    let walls = || hosts.map(|host| simulation.env(host, ShardId(0)).wall().millis());
+    let (before, now) = (walls(), simulation.now());
+    simulation.pass_civil_time(Duration::from_secs(7200));
+    assert_eq!(walls(), before.map(|millis| millis + 7_200_000));
+    assert_eq!(simulation.now(), now);
+}
+
+#[test]
 fn clocks_of_hosts_err_on_their_own() {
     let simulation = Simulation::new(2, Options::default());
     let (a, b) = (simulation.add_host(1), simulation.add_host(1));

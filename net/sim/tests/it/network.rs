@@ -52,10 +52,14 @@ impl Pair {
     }
 
     fn call_to(&self, to: Address) -> Result<Bytes, CallError> {
+        self.call_in(Class::Foreground, to)
+    }
+
+    fn call_in(&self, class: Class, to: Address) -> Result<Bytes, CallError> {
         let call = async move |env: SimEnv| {
             let deadline = env.now() + Duration::from_secs(1);
             let request = Bytes::from_static(b"ping");
-            env.call(to, Class::Foreground, request, deadline).await
+            env.call(to, class, request, deadline).await
         };
         self.simulation.run_on(self.a, S0, call).unwrap()
     }
@@ -115,14 +119,19 @@ fn a_request_may_be_handled_after_its_deadline() {
 }
 
 #[test]
-fn duplicates_come_only_when_asked_for() {
-    for (duplicate, expected) in [(0.0, 1), (1.0, 2)] {
+fn duplicates_come_only_when_asked_for_and_never_of_what_clients_ask() {
+    for (duplicate, class, expected) in [
+        (0.0, Class::Replication, 1),
+        (1.0, Class::Replication, 2),
+        (1.0, Class::Foreground, 1),
+    ] {
         let net = NetOptions {
             duplicate,
             ..NetOptions::default()
         };
         let pair = Pair::new(3, net, Duration::ZERO);
-        assert!(pair.call().is_ok());
+        let to = pair.simulation.address(pair.b, S0);
+        assert!(pair.call_in(class, to).is_ok());
         pair.settle();
         assert_eq!(pair.handled.get(), expected);
     }
