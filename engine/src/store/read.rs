@@ -45,35 +45,40 @@ impl<E: Env> Inner<E> {
         match self.cache.lookup(tree, token, key) {
             Lookup::Hit(record) => Ok(record),
             Lookup::Miss(fill) => {
-                let record = self.get_from_tables(tree, token, key).await?;
-                fill.fill(key, record.as_ref());
+                let (record, reads) = self.get_from_tables(tree, token, key).await?;
+                // What the filters alone tell is not worth a place.
+                if reads > 0 {
+                    fill.fill(key, record.as_ref());
+                }
                 Ok(record)
             }
         }
     }
 
-    /// The key's record in tables.
+    /// The key's record in tables, and how many of them were read for it.
     pub(super) async fn get_from_tables(
         &self,
         tree: TreeId,
         token: Token,
         key: &[u8],
-    ) -> Result<Option<Record>, ReadError> {
+    ) -> Result<(Option<Record>, u64), ReadError> {
         let Some(tables) = self.tables.borrow().tree(tree) else {
-            return Ok(None);
+            return Ok((None, 0));
         };
+        let mut reads = 0;
         for candidate in tables.levels.candidates(token) {
             let table = tables.table(candidate);
             if !table.may_contain(token) {
                 continue;
             }
+            reads += 1;
             self.count(|counts| counts.table_reads += 1);
             let found = table.get(token, key).await;
             if let Some(found) = self.count_corrupt(found)? {
-                return Ok(Some(found.record));
+                return Ok((Some(found.record), reads));
             }
         }
-        Ok(None)
+        Ok((None, reads))
     }
 
     pub(super) async fn scan(

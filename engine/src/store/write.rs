@@ -113,7 +113,7 @@ impl<E: Env> Inner<E> {
                 return Ok((record, None));
             }
             let generation = self.tables.borrow().generation();
-            let record = self
+            let (record, _) = self
                 .get_from_tables(tree, token, key)
                 .await
                 .map_err(|error| WriteError::Read(Rc::new(error)))?;

@@ -66,6 +66,30 @@ fn flushed_and_compacted_records_are_read_from_tables() {
 }
 
 #[test]
+fn keys_that_the_filters_rule_out_take_no_place_in_the_cache() {
+    torc_sim::run(3, |env| async move {
+        let (store, _) = Store::open(env, options()).await.unwrap();
+        for number in 0..100u32 {
+            put(&store, number.to_be_bytes(), value("v", 1))
+                .await
+                .unwrap();
+        }
+        store.flush().await.unwrap();
+        for number in 1000..1200u32 {
+            assert_eq!(get(&store, number.to_be_bytes()).await, None);
+        }
+        let stats = store.stats();
+        assert_eq!(
+            stats.counts.table_reads, 0,
+            "one in 65,536 is a wrong maybe"
+        );
+        assert_eq!(stats.cache.entries, 0);
+        assert!(get(&store, 7u32.to_be_bytes()).await.is_some());
+        assert_eq!(store.stats().cache.entries, 1);
+    });
+}
+
+#[test]
 pub fn an_update_is_decided_on_pending_records_that_reads_do_not_see() {
     torc_sim::run(3, |env| async move {
         let (store, _) = Store::open(env, options()).await.unwrap();
