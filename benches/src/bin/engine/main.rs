@@ -1,10 +1,10 @@
 //! What the storage engine does by itself, and beside RocksDB and fjall: one shard's store on the
 //! real runtime and the real disk.
 //!
-//! `cargo run --release -p torc-benches --bin engine -- [seconds a load] [directory] [plot.svg]`
+//! `cargo run --release -p torc-benches --bin engine -- [seconds a load] [directory] [plot.svg] [engine,engine…]`
 //!
-//! The peers come with `--features engines`; `benches/peers/engines.sh` builds RocksDB as its own
-//! makefile would, with the CPU's checksum instructions, and runs all of it.
+//! The peers come with `--features engines`; `benches/peers/engines.sh` takes RocksDB from Debian and
+//! runs all of it.
 //!
 //! All engines get the same records (100,000 keys, 1 KB values of which half compresses), the same memory
 //! for caches and memtables, and the same promise: a put has returned when it is durable. Reads come after
@@ -30,6 +30,10 @@ use std::time::Duration;
 use report::Report;
 use workload::Settings;
 
+/// As in the program. RocksDB brings its own.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let seconds = arguments
@@ -37,6 +41,11 @@ fn main() {
         .map_or(3.0, |text| text.parse().expect("seconds"));
     let directory = arguments.next().map_or(std::env::temp_dir(), PathBuf::from);
     let plot = arguments.next().map(PathBuf::from);
+    let wanted = arguments.next();
+    let is_wanted = |name: &str| {
+        let is_it = |list: &String| list.split(',').any(|one| one == name);
+        wanted.as_ref().is_none_or(is_it)
+    };
     let settings = Settings {
         keys: 100_000,
         value_bytes: 1000,
@@ -47,18 +56,21 @@ fn main() {
     let fresh = || tempfile::tempdir_in(&directory).expect("a directory for the data");
 
     Report::print_head();
-    #[cfg_attr(
-        not(any(feature = "fjall", feature = "rocksdb")),
-        expect(unused_mut, reason = "peers add to it")
-    )]
-    let mut report = torc::run(&settings, fresh().path(), Report::default());
+    let mut report = Report::default();
+    if is_wanted("torc") {
+        report = torc::run(&settings, fresh().path(), report);
+    }
     #[cfg(feature = "rocksdb")]
     for is_direct in [true, false] {
-        rocksdb::run(&settings, fresh().path(), is_direct, &mut report);
+        if is_wanted("rocksdb") {
+            rocksdb::run(&settings, fresh().path(), is_direct, &mut report);
+        }
     }
     #[cfg(feature = "fjall")]
-    fjall::run(&settings, fresh().path(), &mut report);
-    if let Some(plot) = plot {
+    if is_wanted("fjall") {
+        fjall::run(&settings, fresh().path(), &mut report);
+    }
+    if let Some(plot) = plot.filter(|plot| !plot.as_os_str().is_empty()) {
         report.write_plot(&plot).expect("a place for the plot");
     }
 }

@@ -13,8 +13,9 @@ use crate::workload::Settings;
 const FILTER_BITS: f64 = 11.5;
 
 pub fn run(settings: &Settings, directory: &Path, is_direct: bool, report: &mut Report) {
+    let cache = Cache::new_lru_cache(settings.cache_bytes).expect("a cache");
     let mut blocks = BlockBasedOptions::default();
-    blocks.set_block_cache(&Cache::new_hyper_clock_cache(settings.cache_bytes, 0));
+    blocks.set_block_cache(&cache);
     blocks.set_block_size(4096);
     blocks.set_bloom_filter(FILTER_BITS, false);
     blocks.set_format_version(5);

@@ -60,7 +60,12 @@ fn one_client(
     while let Some(step) = load.next(settings, &mut numbers, number) {
         let sent = Instant::now();
         let is_put = match step {
-            Step::Put { key, value } => {
+            Step::Insert { key, value } => {
+                (engine.put)(&key, &value);
+                true
+            }
+            Step::Update { key, value } => {
+                assert!((engine.get)(&key));
                 (engine.put)(&key, &value);
                 true
             }

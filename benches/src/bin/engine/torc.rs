@@ -105,7 +105,8 @@ async fn one_client(run: &Run<'_>, mut numbers: Numbers) {
     while let Some(step) = run.load.next(run.settings, &mut numbers, number) {
         let sent = Instant::now();
         let is_put = match step {
-            Step::Put { key, value } => {
+            // Ours always decides on what is there.
+            Step::Insert { key, value } | Step::Update { key, value } => {
                 put(run.store, &key, value).await;
                 true
             }

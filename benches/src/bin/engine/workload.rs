@@ -33,9 +33,12 @@ pub enum Keys {
 pub enum Load {
     /// Every key once, each put durable when it returns.
     Fill { clients: usize },
-    /// Overwrites, each durable when it returns.
-    Put { clients: usize },
-    /// Overwrites as above and gets, one half each, of any key.
+    /// Keys that are not there yet, each durable when it returns.
+    Insert { clients: usize },
+    /// Keys that are there: read, then written, as a store does that merges versions; each durable when
+    /// it returns.
+    Update { clients: usize },
+    /// Updates as above and gets, one half each, of any key.
     Mixed { clients: usize },
     /// Gets.
     Get { clients: usize, keys: Keys },
@@ -44,15 +47,17 @@ pub enum Load {
 /// What a client does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    Put { key: Vec<u8>, value: Vec<u8> },
+    Insert { key: Vec<u8>, value: Vec<u8> },
+    Update { key: Vec<u8>, value: Vec<u8> },
     Get { key: Vec<u8>, is_there: bool },
 }
 
 /// What every engine goes through first, on one store.
-pub const WRITES: [Load; 4] = [
+pub const WRITES: [Load; 5] = [
     Load::Fill { clients: 64 },
-    Load::Put { clients: 1 },
-    Load::Put { clients: 64 },
+    Load::Insert { clients: 1 },
+    Load::Update { clients: 1 },
+    Load::Update { clients: 64 },
     Load::Mixed { clients: 64 },
 ];
 
@@ -72,9 +77,10 @@ const fn get(clients: usize, keys: Keys) -> Load {
 impl Load {
     pub fn name(self) -> String {
         match self {
-            Load::Fill { clients } => format!("fill, {clients} clients"),
-            Load::Put { clients } => format!("overwrite, {}", of(clients)),
-            Load::Mixed { clients } => format!("overwrite and get, {}", of(clients)),
+            Load::Fill { clients } => format!("fill, {}", of(clients)),
+            Load::Insert { clients } => format!("insert, {}", of(clients)),
+            Load::Update { clients } => format!("read and write, {}", of(clients)),
+            Load::Mixed { clients } => format!("50% reads, {}", of(clients)),
             Load::Get { clients, keys } => {
                 let keys = match keys {
                     Keys::Uniform => "any key",
@@ -89,7 +95,8 @@ impl Load {
     pub fn clients(self) -> usize {
         match self {
             Load::Fill { clients }
-            | Load::Put { clients }
+            | Load::Insert { clients }
+            | Load::Update { clients }
             | Load::Mixed { clients }
             | Load::Get { clients, .. } => clients,
         }
@@ -105,23 +112,29 @@ impl Load {
         let is_put = match self {
             Load::Fill { .. } => {
                 let number = filled();
-                return (number < settings.keys).then(|| Step::Put {
-                    key: key(number),
+                return (number < settings.keys).then(|| Step::Insert {
+                    key: key("user", number),
                     value: numbers.value(settings),
                 });
             }
-            Load::Put { .. } => true,
+            Load::Insert { .. } => {
+                return Some(Step::Insert {
+                    key: key("more", filled()),
+                    value: numbers.value(settings),
+                });
+            }
+            Load::Update { .. } => true,
             Load::Mixed { .. } => numbers.next() >> 63 == 0,
             Load::Get { .. } => false,
         };
         let keys = match self {
             Load::Get { keys, .. } => keys,
-            Load::Fill { .. } | Load::Put { .. } | Load::Mixed { .. } => Keys::Uniform,
+            _ => Keys::Uniform,
         };
         let key = numbers.key(settings, keys);
         Some(if is_put {
             let value = numbers.value(settings);
-            Step::Put { key, value }
+            Step::Update { key, value }
         } else {
             let is_there = keys != Keys::Absent;
             Step::Get { key, is_there }
@@ -193,9 +206,9 @@ impl Numbers {
     /// A key of the load.
     fn key(&mut self, settings: &Settings, keys: Keys) -> Vec<u8> {
         match keys {
-            Keys::Uniform => key(self.below(settings.keys)),
-            Keys::Hot => key(self.below(1000)),
-            Keys::Absent => key(settings.keys + self.below(settings.keys)),
+            Keys::Uniform => key("user", self.below(settings.keys)),
+            Keys::Hot => key("user", self.below(1000)),
+            Keys::Absent => key("none", self.below(settings.keys)),
         }
     }
 
@@ -211,6 +224,6 @@ impl Numbers {
 }
 
 /// The key of a number: 20 bytes.
-fn key(number: u32) -> Vec<u8> {
-    format!("user{number:016}").into_bytes()
+fn key(kind: &str, number: u32) -> Vec<u8> {
+    format!("{kind}{number:016}").into_bytes()
 }
