@@ -9,12 +9,16 @@
 //! was sent, and what was never answered or never sent stays in the figures, so that a stalled server
 //! cannot hide behind requests that were never made (coordinated omission).
 
+mod compare;
 mod connection;
 mod environment;
 mod health;
 mod html;
 mod keys;
 mod ledger;
+mod limits;
+mod modes;
+mod null_server;
 mod options;
 mod outcome;
 mod output;
@@ -24,6 +28,8 @@ mod recorder;
 mod report;
 mod run;
 mod schedule;
+mod search;
+mod selftest;
 mod sizes;
 mod source;
 mod targets;
@@ -35,18 +41,12 @@ mod virtual_world;
 mod worker;
 mod world;
 
-use std::fs::File;
-use std::io::BufReader;
-use std::path::PathBuf;
-use std::sync::Arc;
-
 use clap::{Args, Subcommand};
 
 use crate::failure::Failure;
 use options::Options;
 pub(crate) use options::parse_duration;
 use run::{Bench, Run};
-use trace::Trace;
 
 /// `torc load`
 #[derive(Args, Debug)]
@@ -68,33 +68,17 @@ enum Mode {
     /// Read every key once and check every byte; a missing key is a loss
     Verify(Box<Options>),
     /// Make the requests of a public cache trace with their timing: Twitter's, or Meta's CacheLib
-    Replay(Box<Replay>),
+    Replay(Box<modes::Replay>),
+    /// Measure latency at rising rates
+    Sweep(Box<modes::Sweep>),
+    /// Find the highest rate that holds a service level, with an interval and what limits it
+    Knee(Box<modes::Knee>),
+    /// Tell whether systems differ, from repeated, interleaved runs
+    Compare(modes::Compare),
+    /// Find what this client can measure here, against a server that does nothing
+    Selftest(Box<modes::Selftest>),
     /// Put recorded runs into one HTML report
-    Report(Report),
-}
-
-/// `torc load replay`
-#[derive(Args, Debug)]
-struct Replay {
-    /// The trace, as text
-    #[arg(value_name = "FILE")]
-    trace: PathBuf,
-    /// Times as fast as it was recorded
-    #[arg(long, default_value_t = 1.0)]
-    speed: f64,
-    #[command(flatten)]
-    options: Options,
-}
-
-/// `torc load report`
-#[derive(Args, Debug)]
-struct Report {
-    /// Directories of runs (see --out), or their run.json
-    #[arg(required = true, value_name = "RUN")]
-    runs: Vec<PathBuf>,
-    /// Where the page goes
-    #[arg(long, short, default_value = "report.html", value_name = "FILE")]
-    output: PathBuf,
+    Report(modes::Report),
 }
 
 /// Runs a load and reports it. Fails when a value was wrong or an acknowledged write lost, or when
@@ -111,41 +95,13 @@ pub fn load(args: &Load) -> Result<(), Failure> {
             let run = Bench::new(options, (0, 1))?.verify(true)?;
             report(options, &run)
         }
-        Some(Mode::Replay(args)) => replay(args),
-        Some(Mode::Report(args)) => {
-            let runs: Result<Vec<_>, Failure> =
-                args.runs.iter().map(|path| output::read(path)).collect();
-            output::file(&args.output, &html::page(&runs?))
-        }
+        Some(Mode::Replay(args)) => modes::replay(args),
+        Some(Mode::Sweep(args)) => modes::sweep(args),
+        Some(Mode::Knee(args)) => modes::knee(args),
+        Some(Mode::Compare(args)) => modes::compare(args),
+        Some(Mode::Selftest(args)) => modes::selftest(args),
+        Some(Mode::Report(args)) => modes::report(args),
     }
-}
-
-/// Replays a trace. Its keys are not written before: a trace says itself what is written.
-fn replay(args: &Replay) -> Result<(), Failure> {
-    if !args.speed.is_finite() || args.speed <= 0.0 {
-        return Err(Failure::new("--speed: a number above zero"));
-    }
-    let fail =
-        |error: &dyn std::fmt::Display| Failure::new(format!("{}: {error}", args.trace.display()));
-    let file = File::open(&args.trace).map_err(|error| fail(&error))?;
-    let seed = args.options.seed.unwrap_or(1);
-    let trace =
-        Trace::read(BufReader::new(file), args.speed, seed).map_err(|error| fail(&error))?;
-    eprintln!(
-        "{} requests on {} keys in the format of {}, {} lines left out",
-        trace.rows.len(),
-        trace.keys,
-        trace.format,
-        trace.skipped
-    );
-    let options = Options {
-        keys: trace.keys,
-        // A time to live may end while the trace still reads the key.
-        may_evict: true,
-        ..args.options.clone()
-    };
-    let run = Bench::new(&options, (0, 1))?.replay(Arc::new(trace))?;
-    report(&options, &run)
 }
 
 fn run_once(options: &Options) -> Result<(), Failure> {

@@ -87,6 +87,9 @@ impl Health {
 pub struct Validity {
     /// Why not; empty for a valid run.
     pub reasons: Vec<String>,
+    /// Whether the client itself was too slow.
+    #[serde(default)]
+    pub client: bool,
 }
 
 impl Validity {
@@ -132,10 +135,12 @@ pub fn judge(facts: Facts<'_>) -> Validity {
             BUSY_MAX * 100.0
         ));
     }
+    let mut client = !reasons.is_empty();
     if facts.open {
         let lag = facts.health.lag.value_at_quantile(0.999);
         let limit = (facts.median_ns / 10).max(LAG_NS_FREE);
         if lag > limit {
+            client = true;
             reasons.push(format!(
                 "requests left late: scheduling lag p99.9 {:.0} us (limit {:.0} us)",
                 lag as f64 / 1e3,
@@ -150,7 +155,7 @@ pub fn judge(facts: Facts<'_>) -> Validity {
             ));
         }
     }
-    Validity { reasons }
+    Validity { reasons, client }
 }
 
 #[cfg(test)]

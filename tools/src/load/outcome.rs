@@ -293,6 +293,28 @@ impl Outcome {
             setup,
         }
     }
+
+    /// A figure of one kind of operation in microseconds: latency from when it was due, service
+    /// time in a closed loop.
+    pub fn latency_us(&self, operation: &str, percentile: &str) -> Option<f64> {
+        let operation = self.operations.get(operation)?;
+        let percentiles = if self.setup.offered_per_s.is_some() {
+            &operation.latency_us_from_intended
+        } else {
+            &operation.latency_us_from_sent
+        };
+        percentiles.get(percentile).copied()
+    }
+
+    /// Share of all due operations that were refused, in doubt or without an answer, 0 to 1.
+    pub fn failed_share(&self) -> f64 {
+        let failed: u64 = self
+            .operations
+            .values()
+            .map(|one| one.refused + one.in_doubt + one.censored)
+            .sum();
+        failed as f64 / (failed + self.operations_done).max(1) as f64
+    }
 }
 
 fn operation_outcome(series: &Series, total: &Dual, seconds: f64) -> OperationOutcome {

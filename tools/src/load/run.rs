@@ -131,6 +131,17 @@ impl Bench {
         &self.options
     }
 
+    /// An open loop at this rate from here on.
+    pub fn set_rate(&mut self, rate: f64) {
+        self.options.model = Model::Open;
+        self.options.rate = Some(rate);
+    }
+
+    /// Addresses of the servers.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.shared.addresses
+    }
+
     /// Writes every key once.
     pub fn fill(&mut self) -> Result<Run, Failure> {
         self.each(Operation::Write)

@@ -137,6 +137,16 @@ fn request(bytes: &[u8]) -> (usize, &'static [u8]) {
     (at, answer)
 }
 
+/// A time that was drawn, as nanoseconds.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a time, not negative"
+)]
+pub fn whole(value: f64) -> Nanos {
+    value as Nanos
+}
+
 /// Runs one worker against a modelled server.
 pub fn run(
     schedule: Schedule,
@@ -218,15 +228,6 @@ mod tests {
             let begins = stall.map_or(now, |(_, to)| *to);
             Some((begins, whole(-(1.0 - unit(&mut rng)).ln() * mean)))
         })
-    }
-
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a time, not negative"
-    )]
-    fn whole(value: f64) -> Nanos {
-        value as Nanos
     }
 
     fn open(rate: f64) -> Schedule {

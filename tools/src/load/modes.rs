@@ -1,0 +1,343 @@
+//! The modes beside `run`: each is made of runs of a [`Bench`].
+
+use std::fs::File;
+use std::io::BufReader;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::{Args, Parser};
+
+use super::compare::{self as comparing, order};
+use super::html;
+use super::null_server::NullServer;
+use super::options::Options;
+use super::outcome::Outcome;
+use super::output;
+use super::run::Bench;
+use super::search::{self, KneeOptions, Probe, Slo};
+use super::selftest as testing;
+use super::trace::Trace;
+use super::{prepare, report as report_run};
+use crate::failure::Failure;
+
+/// `torc load replay`
+#[derive(Args, Debug)]
+pub struct Replay {
+    /// The trace, as text
+    #[arg(value_name = "FILE")]
+    trace: PathBuf,
+    /// Times as fast as it was recorded
+    #[arg(long, default_value_t = 1.0)]
+    speed: f64,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// `torc load sweep`
+#[derive(Args, Debug)]
+pub struct Sweep {
+    /// Lowest rate, in operations a second
+    #[arg(long, default_value_t = 1000.0, value_name = "N")]
+    from: f64,
+    /// Highest rate
+    #[arg(long, default_value_t = 100_000.0, value_name = "N")]
+    to: f64,
+    /// Rates, by equal factors
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..=100))]
+    steps: u32,
+    /// Service level that each rate is judged by, such as p99<5ms or read:p99.9<1ms,failed<0.1%
+    #[arg(long, default_value = "p99<5ms", value_name = "SLO")]
+    slo: Slo,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// `torc load knee`
+#[derive(Args, Debug)]
+pub struct Knee {
+    /// Service level, such as p99<5ms or read:p99.9<1ms,failed<0.1%
+    #[arg(long, default_value = "p99<5ms", value_name = "SLO")]
+    slo: Slo,
+    /// First rate, in operations a second
+    #[arg(long, default_value_t = 1000.0, value_name = "N")]
+    from: f64,
+    /// How narrow each search ends, as a share of the rate
+    #[arg(long, default_value_t = 0.05, value_name = "SHARE")]
+    precision: f64,
+    /// Searches; six give an interval of 97 %
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=50))]
+    repeats: u32,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// `torc load compare`
+#[derive(Args, Debug)]
+pub struct Compare {
+    /// A system, as NAME=OPTIONS, the options being those of `torc load run`; two or more. The
+    /// first is what the others are compared with
+    #[arg(long = "run", value_name = "NAME=OPTIONS", allow_hyphen_values = true)]
+    runs: Vec<String>,
+    /// Runs of each system [default: what the number of figures needs, 5 or 6]
+    #[arg(long)]
+    repeats: Option<usize>,
+    /// Recorded runs (see --out) instead: what the others are compared with
+    #[arg(long, value_name = "RUN", num_args = 1.., requires = "after", conflicts_with = "runs")]
+    before: Vec<PathBuf>,
+    /// Recorded runs to be compared
+    #[arg(long, value_name = "RUN", num_args = 1.., requires = "before")]
+    after: Vec<PathBuf>,
+    /// Directory for every run's JSON and one report of all systems
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Options of all systems
+    #[arg(last = true, value_name = "OPTIONS")]
+    common: Vec<String>,
+}
+
+/// `torc load selftest`
+#[derive(Args, Debug)]
+pub struct Selftest {
+    /// Only serve the null server at this address, for other generators, until stopped
+    #[arg(long, value_name = "HOST:PORT")]
+    serve: Option<SocketAddr>,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// `torc load report`
+#[derive(Args, Debug)]
+pub struct Report {
+    /// Directories of runs (see --out), or their run.json
+    #[arg(required = true, value_name = "RUN")]
+    runs: Vec<PathBuf>,
+    /// Where the page goes
+    #[arg(long, short, default_value = "report.html", value_name = "FILE")]
+    output: PathBuf,
+}
+
+/// The options of one system of a comparison.
+#[derive(Debug, Parser)]
+#[command(name = "torc load", args_override_self = true)]
+struct System {
+    #[command(flatten)]
+    options: Options,
+}
+
+/// Replays a trace. Its keys are not written before: a trace says itself what is written.
+pub fn replay(args: &Replay) -> Result<(), Failure> {
+    above_zero("--speed", args.speed)?;
+    let fail =
+        |error: &dyn std::fmt::Display| Failure::new(format!("{}: {error}", args.trace.display()));
+    let file = File::open(&args.trace).map_err(|error| fail(&error))?;
+    let seed = args.options.seed.unwrap_or(1);
+    let trace =
+        Trace::read(BufReader::new(file), args.speed, seed).map_err(|error| fail(&error))?;
+    eprintln!(
+        "{} requests on {} keys in the format of {}, {} lines left out",
+        trace.rows.len(),
+        trace.keys,
+        trace.format,
+        trace.skipped
+    );
+    let options = Options {
+        keys: trace.keys,
+        // A time to live may end while the trace still reads the key.
+        may_evict: true,
+        ..args.options.clone()
+    };
+    let run = Bench::new(&options, (0, 1))?.replay(Arc::new(trace))?;
+    report_run(&options, &run)
+}
+
+fn above_zero(name: &str, value: f64) -> Result<(), Failure> {
+    if value.is_finite() && value > 0.0 {
+        Ok(())
+    } else {
+        Err(Failure::new(format!("{name}: a number above zero")))
+    }
+}
+
+/// Latency over rate.
+pub fn sweep(args: &Sweep) -> Result<(), Failure> {
+    above_zero("--from", args.from)?;
+    above_zero("--to", args.to)?;
+    let mut bench = Bench::new(&args.options, (0, 1))?;
+    prepare(&mut bench)?;
+    let mut outcomes = Vec::new();
+    for rate in search::rates(args.from, args.to, args.steps) {
+        let (probe, outcome) = probe(&mut bench, rate, &args.slo)?;
+        println!("{}", search::line(&outcome, &probe));
+        outcomes.push(outcome);
+    }
+    write_all(args.options.out.as_deref(), &outcomes)
+}
+
+fn probe(bench: &mut Bench, rate: f64, slo: &Slo) -> Result<(Probe, Outcome), Failure> {
+    let (probe, run) = search::probe(bench, rate, slo)?;
+    let mut outcome = run.outcome;
+    outcome.setup.name = format!("{rate:.0}/s");
+    Ok((probe, outcome))
+}
+
+/// The highest rate that holds a service level.
+pub fn knee(args: &Knee) -> Result<(), Failure> {
+    above_zero("--from", args.from)?;
+    above_zero("--precision", args.precision)?;
+    let mut bench = Bench::new(&args.options, (0, 1))?;
+    bench.set_rate(args.from);
+    prepare(&mut bench)?;
+    let options = KneeOptions {
+        start: args.from,
+        precision: args.precision,
+        repeats: usize::try_from(args.repeats).expect("a small number"),
+    };
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    let found = search::knee(options, |rate| {
+        let (probe, outcome) = probe(&mut bench, rate, &args.slo)?;
+        println!("{}", search::line(&outcome, &probe));
+        outcomes.push(outcome);
+        Ok::<_, Failure>(probe)
+    })?;
+    if found.rate > 0.0 {
+        println!(
+            "\nknee      {:.0}/s, {:.0}/s to {:.0}/s with {:.1} % confidence ({} probes)",
+            found.rate,
+            found.low,
+            found.high,
+            found.confidence * 100.0,
+            found.probes.len()
+        );
+    } else {
+        println!("\nknee      none: no rate held");
+    }
+    println!("beyond it {}", found.limit);
+    outcomes.sort_by(|one, other| {
+        let rate = |outcome: &Outcome| outcome.setup.offered_per_s.unwrap_or(0.0);
+        rate(one).total_cmp(&rate(other))
+    });
+    write_all(args.options.out.as_deref(), &outcomes)
+}
+
+fn write_all(directory: Option<&Path>, outcomes: &[Outcome]) -> Result<(), Failure> {
+    let Some(directory) = directory else {
+        return Ok(());
+    };
+    std::fs::create_dir_all(directory)?;
+    let json =
+        serde_json::to_string_pretty(outcomes).map_err(|error| Failure::new(error.to_string()))?;
+    output::file(&directory.join("runs.json"), &json)?;
+    output::file(&directory.join("report.html"), &html::page(outcomes))
+}
+
+/// Whether systems differ.
+pub fn compare(args: &Compare) -> Result<(), Failure> {
+    if !args.before.is_empty() {
+        let read = |paths: &[PathBuf]| -> Result<Vec<Outcome>, Failure> {
+            paths.iter().map(|path| output::read(path)).collect()
+        };
+        let systems = [
+            ("before".to_owned(), read(&args.before)?),
+            ("after".to_owned(), read(&args.after)?),
+        ];
+        return conclude(&systems, args.out.as_deref());
+    }
+    if args.runs.len() < 2 {
+        return Err(Failure::new(
+            "give two systems or more, each as --run NAME=OPTIONS, or recorded runs as --before \
+             and --after",
+        ));
+    }
+    let mut benches = Vec::new();
+    let mut systems: Vec<(String, Vec<Outcome>)> = Vec::new();
+    for run in &args.runs {
+        let (name, words) = run
+            .split_once('=')
+            .ok_or_else(|| Failure::new(format!("--run {run}: expected NAME=OPTIONS")))?;
+        let words = std::iter::once("torc load")
+            .chain(args.common.iter().map(String::as_str))
+            .chain(words.split_whitespace());
+        let mut options = System::try_parse_from(words)
+            .map_err(|error| Failure::new(format!("--run {name}: {error}")))?
+            .options;
+        options.name = Some(name.to_owned());
+        let mut bench = Bench::new(&options, (0, 1))?;
+        prepare(&mut bench)?;
+        benches.push(bench);
+        systems.push((name.to_owned(), Vec::new()));
+    }
+    let mut repeats = args.repeats.unwrap_or(1);
+    let mut done = 0;
+    while done < repeats {
+        let orders = order(benches.len(), done + 1);
+        for system in &orders[done * benches.len()..] {
+            let outcome = benches[*system].run()?.outcome;
+            eprintln!(
+                "run {} of {repeats}  {:<20} {:.0}/s  {}",
+                done + 1,
+                systems[*system].0,
+                outcome.rate_per_s,
+                outcome.validity.words()
+            );
+            if let Some(directory) = &args.out {
+                std::fs::create_dir_all(directory)?;
+                let file = format!("{}-{}.json", systems[*system].0, done + 1);
+                output::file(&directory.join(file), &output::json(&outcome))?;
+            }
+            systems[*system].1.push(outcome);
+        }
+        done += 1;
+        if args.repeats.is_none() {
+            // The first round tells how many figures there will be.
+            repeats = comparing::repeats_for(&systems[0].1[0]).max(5);
+        }
+    }
+    conclude(&systems, args.out.as_deref())
+}
+
+fn conclude(systems: &[(String, Vec<Outcome>)], out: Option<&Path>) -> Result<(), Failure> {
+    let runs = |at: usize| systems[at].1.iter().collect::<Vec<_>>();
+    let before = runs(0);
+    for (at, (name, _)) in systems.iter().enumerate().skip(1) {
+        let after = runs(at);
+        let invalid = before
+            .iter()
+            .chain(&after)
+            .filter(|run| !run.validity.valid())
+            .count();
+        let comparisons = comparing::judge(&before, &after);
+        println!(
+            "{}",
+            comparing::text(&systems[0].0, name, &comparisons, invalid)
+        );
+    }
+    let Some(directory) = out else {
+        return Ok(());
+    };
+    let typical: Vec<Outcome> = (0..systems.len())
+        .filter_map(|at| comparing::typical(&runs(at)).cloned())
+        .collect();
+    std::fs::create_dir_all(directory)?;
+    output::file(&directory.join("report.html"), &html::page(&typical))
+}
+
+/// What this client can measure here.
+pub fn selftest(args: &Selftest) -> Result<(), Failure> {
+    if let Some(address) = args.serve {
+        let server = NullServer::bind(address)?;
+        eprintln!("null server at {}", server.address()?);
+        return Ok(server.serve(&AtomicBool::new(false))?);
+    }
+    let found = testing::run(&args.options)?;
+    print!("{}", testing::text(&found));
+    let page = [found.closed, found.half];
+    write_all(args.options.out.as_deref(), &page)
+}
+
+/// One page of recorded runs.
+pub fn report(args: &Report) -> Result<(), Failure> {
+    let runs: Result<Vec<_>, Failure> = args.runs.iter().map(|path| output::read(path)).collect();
+    output::file(&args.output, &html::page(&runs?))
+}
