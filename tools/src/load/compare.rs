@@ -174,29 +174,35 @@ mod tests {
     use rand_xoshiro::rand_core::SeedableRng;
 
     /// One run against a server whose speed differs a little from run to run.
-    fn run(random: &mut Xoshiro256PlusPlus, slower: f64) -> Outcome {
+    fn run(random: &mut Xoshiro256PlusPlus, slower: f64, length: u64) -> Outcome {
         use rand_xoshiro::rand_core::RngCore as _;
         let seed = random.next_u64();
         let mean_ns = 60_000.0 * slower * (1.0 + 0.02 * (unit(random) - 0.5));
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
         let service: Service =
             Box::new(move |now| Some((now, whole(-(1.0 - unit(&mut rng)).ln() * mean_ns))));
-        let length = 200_000_000;
         let recorder = virtual_world::run(Schedule::Closed, 50.0, 4, length, seed, service);
         let setup = Setup::default();
-        Outcome::new(setup, 0.2, &recorder, Vec::new(), serde_json::Value::Null)
+        let seconds = length as f64 / 1e9;
+        Outcome::new(
+            setup,
+            seconds,
+            &recorder,
+            Vec::new(),
+            serde_json::Value::Null,
+        )
     }
 
     /// Share of comparisons of 6 + 6 runs that find a difference anywhere.
-    fn found(slower: f64, rounds: usize) -> f64 {
+    fn found(slower: f64, rounds: usize, length: u64) -> f64 {
         let mut random = Xoshiro256PlusPlus::seed_from_u64(5);
         let hits = (0..rounds)
             .filter(|_| {
                 let (mut before, mut after) = (Vec::new(), Vec::new());
                 for system in order(2, 6) {
                     match system {
-                        0 => before.push(run(&mut random, 1.0)),
-                        _ => after.push(run(&mut random, slower)),
+                        0 => before.push(run(&mut random, 1.0, length)),
+                        _ => after.push(run(&mut random, slower, length)),
                     }
                 }
                 let (before, after): (Vec<_>, Vec<_>) =
@@ -211,7 +217,7 @@ mod tests {
 
     #[test]
     fn equal_systems_show_no_difference_nineteen_times_in_twenty() {
-        let share = found(1.0, 200);
+        let share = found(1.0, 200, 200_000_000);
         assert!(
             share <= 0.05,
             "{share} of A/A comparisons found a difference"
@@ -220,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_slowdown_of_five_percent_is_found() {
-        let share = found(1.05, 30);
+        let share = found(1.05, 20, 600_000_000);
         assert!(share >= 0.9, "found in {share} of comparisons");
     }
 
@@ -233,7 +239,7 @@ mod tests {
     #[test]
     fn too_few_runs_are_told() {
         let mut random = Xoshiro256PlusPlus::seed_from_u64(5);
-        let runs = [run(&mut random, 1.0), run(&mut random, 2.0)];
+        let runs = [1.0, 2.0].map(|slower| run(&mut random, slower, 200_000_000));
         let comparisons = judge(&[&runs[0]], &[&runs[1]]);
         let words = text("a", "b", &comparisons, 1);
         assert!(
