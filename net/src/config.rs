@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use torc_engine::Fsync;
-use torc_runtime::Background;
+use torc_runtime::{Background, DiskRates};
 
 use crate::limits::CONNECTIONS_MAX_DEFAULT;
 
@@ -24,6 +24,8 @@ pub struct ServerConfig {
     pub fsync: Fsync,
     /// `[memory]`
     pub memory: MemoryConfig,
+    /// `[disk]`: what the disk was measured to do.
+    pub disk_rates: Option<DiskRates>,
     /// Client connections of one shard.
     pub connections_max: usize,
 }
@@ -132,6 +134,7 @@ impl ServerConfig {
                 memtable_bytes: 64 << 20,
                 cache_bytes: 64 << 20,
             },
+            disk_rates: None,
             connections_max: CONNECTIONS_MAX_DEFAULT,
         }
     }

@@ -107,6 +107,8 @@ pub struct Snapshot {
     pub counters: Vec<(String, u64)>,
     /// Names without `torc_`.
     pub gauges: Vec<(String, u64)>,
+    /// Receives by shard and by the CPU on which the kernel handled their packets, as sampled.
+    pub arrivals: Vec<((u16, usize), u64)>,
     /// Gauges of which the node's is the greatest of its shards', not their sum.
     pub greatest: Vec<(String, u64)>,
 }
@@ -123,6 +125,7 @@ impl Snapshot {
             refused: metrics.refused.get(),
             counters: Vec::new(),
             gauges: vec![("connections".into(), connections as u64)],
+            arrivals: Vec::new(),
             greatest: Vec::new(),
         }
     }
@@ -144,6 +147,7 @@ impl Snapshot {
         let sum = |ours: &mut u64, theirs: u64| *ours = ours.wrapping_add(theirs);
         combine(&mut self.counters, other.counters, sum);
         combine(&mut self.gauges, other.gauges, sum);
+        self.arrivals.extend(other.arrivals);
         combine(&mut self.greatest, other.greatest, |ours, theirs| {
             *ours = (*ours).max(theirs);
         });
@@ -168,6 +172,11 @@ impl Snapshot {
             for (wire, value) in WIRES.iter().zip(values) {
                 line(&mut text, name, &format!("{{protocol=\"{wire}\"}}"), value);
             }
+        }
+        family(&mut text, "socket_arrivals_total", "counter");
+        for ((shard, cpu), count) in &self.arrivals {
+            let labels = format!("{{shard=\"{shard}\",cpu=\"{cpu}\"}}");
+            line(&mut text, "socket_arrivals_total", &labels, count);
         }
         family(&mut text, "connections_refused_total", "counter");
         line(&mut text, "connections_refused_total", "", &self.refused);

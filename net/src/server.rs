@@ -126,6 +126,7 @@ impl Server {
             spin: config.shards.spin,
             node: boot.identity.node,
             background: config.shards.background,
+            disk_rates: config.disk_rates,
             ..RuntimeConfig::new(&config.node.data_dir)
         };
         let plan = Arc::new(Plan {

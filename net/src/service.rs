@@ -100,7 +100,15 @@ impl Service {
             ("hint_bytes".into(), gauges.hint_bytes),
             ("ranges".into(), gauges.ranges),
         ]);
+        let arrivals = self.handle.arrivals().into_iter();
+        let shard = self.env.shard().0;
+        snapshot.arrivals = arrivals.map(|(cpu, count)| ((shard, cpu), count)).collect();
+        let background_wait = self.handle.background_waited().as_micros();
         snapshot.greatest.extend([
+            (
+                "background_disk_wait_us".into(),
+                u64::try_from(background_wait).unwrap_or(u64::MAX),
+            ),
             ("hint_age_ms".into(), gauges.hint_age_ms),
             ("oldest_unrepaired_ms".into(), gauges.oldest_unrepaired_ms),
             ("hedge_delay_us".into(), gauges.hedge_delay_us),

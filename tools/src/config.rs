@@ -24,6 +24,8 @@ pub struct Config {
     pub shards: ShardsSection,
     /// When a write counts as durable.
     pub durability: DurabilitySection,
+    /// What is known of the disk.
+    pub disk: DiskSection,
     /// Memory budgets.
     pub memory: MemorySection,
     /// What is logged.
@@ -140,6 +142,8 @@ pub struct ShardsSection {
     pub pin: bool,
     /// Which cores: all that are allowed, or those of the plan of `torc tune`.
     pub cpus: ShardCpus,
+    /// Where `torc tune` left that plan (its `--state`).
+    pub plan_dir: PathBuf,
     /// Where flushes and compactions run.
     pub background: Background,
 }
@@ -150,6 +154,7 @@ impl Default for ShardsSection {
             count: 0,
             pin: true,
             cpus: ShardCpus::Allowed,
+            plan_dir: torc_tuning::server::STATE_DIRECTORY.into(),
             background: Background::Glommio,
         }
     }
@@ -206,6 +211,15 @@ pub enum Fsync {
     Interval,
     /// Acknowledged at once, synced when the memtable is flushed.
     Never,
+}
+
+/// `[disk]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiskSection {
+    /// Properties file that `torc tune disk --output` wrote; empty for none. With it, background jobs
+    /// leave a part of the disk's time to requests.
+    pub properties: PathBuf,
 }
 
 /// `[memory]`, each figure for one shard.

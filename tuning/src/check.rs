@@ -225,7 +225,8 @@ fn processors(host: &Host, findings: &mut Vec<Finding>) {
             found: format!("idle CPUs may take {wake_us} microseconds to wake"),
             reason: "a shard that slept pays it on its next request",
             cost: "that time at the tail under light load",
-            fix: "torc server holds /dev/cpu_dma_latency while it runs when it may open it".into(),
+            fix: "[shards] cpus = \"auto\": torc server then holds /dev/cpu_dma_latency where it may open it"
+                .into(),
             sureness: Likely,
         });
     }

@@ -10,6 +10,7 @@
 
 mod executor;
 mod glommio_disk;
+mod pace;
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -25,6 +26,7 @@ use futures_util::task::AtomicWaker;
 use torc_env::{Class, Env, Job, JobClass};
 
 use crate::background::glommio_disk::GlommioDisk;
+use crate::background::pace::Pace;
 use crate::config::{Background as Kind, RuntimeConfig};
 use crate::env::RealEnv;
 use crate::sys;
@@ -66,6 +68,8 @@ pub(crate) struct Background {
     data_dir: std::path::PathBuf,
     /// Where executors may run: everywhere, not only where the shard that needs one is pinned.
     cpus: Option<libc::cpu_set_t>,
+    /// How fast they may use the disk, where its rates are known.
+    pace: Option<Arc<Pace>>,
     /// By group of shards and class; `None` when it could not start.
     inboxes: Vec<[OnceLock<Option<Arc<Inbox>>>; CLASSES.len()]>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -79,11 +83,18 @@ impl Background {
             kind: config.background,
             data_dir: config.data_dir.clone(),
             cpus: sys::affinity().ok(),
+            pace: config.disk_rates.map(|rates| Arc::new(Pace::new(rates))),
             inboxes: std::iter::repeat_with(Default::default)
                 .take(groups)
                 .collect(),
             threads: Mutex::default(),
         }
+    }
+
+    /// How long jobs have waited in all, so as to leave time of the disk to the shards.
+    pub(crate) fn waited(&self) -> Duration {
+        let pace = self.pace.as_ref();
+        pace.map_or(Duration::ZERO, |pace| pace.waited_in_all())
     }
 
     /// Ends the executors. Jobs in flight are dropped.
@@ -125,6 +136,7 @@ impl Background {
             class,
             data_dir: self.data_dir.clone(),
             cpus: self.cpus,
+            pace: self.pace.clone(),
         };
         match executor::start(settings, Arc::clone(&inbox)) {
             Ok(thread) => {

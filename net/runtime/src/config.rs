@@ -15,6 +15,15 @@ pub enum Background {
     Shard,
 }
 
+/// What the disk was measured to do, in bytes a second with large requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskRates {
+    /// Reading.
+    pub read: u64,
+    /// Writing.
+    pub write: u64,
+}
+
 /// Settings of a runtime.
 #[derive(Clone, Debug)]
 pub struct RuntimeConfig {
@@ -35,6 +44,9 @@ pub struct RuntimeConfig {
     pub node: NodeId,
     /// Where background jobs run.
     pub background: Background,
+    /// What the disk can do. Background executors then leave a part of its time to the shards; without
+    /// it they take what they get.
+    pub disk_rates: Option<DiskRates>,
     /// Submission queue entries of each ring. More operations may be in flight; this bounds what
     /// leaves in one system call.
     pub ring_entries: u32,
@@ -51,6 +63,7 @@ impl RuntimeConfig {
             data_dir: data_dir.into(),
             node: NodeId::default(),
             background: Background::default(),
+            disk_rates: None,
             ring_entries: 512,
         }
     }

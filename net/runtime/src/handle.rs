@@ -1,8 +1,10 @@
 //! What the assembler of a shard (the net crate) may do with it besides [`Env`]: register
 //! handlers, send something to another shard, stop everything.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::rc::Rc;
+use std::time::Duration;
 
 use torc_env::{Bytes, Env, Origin, ShardId};
 
@@ -88,6 +90,17 @@ impl ShardHandle {
             .shared
             .send(shard, Box::new(message))
             .map_err(Refused)
+    }
+
+    /// How often packets for this shard's connections were handled by the kernel on each CPU, of the
+    /// receives that were looked at (one in 64 of each connection).
+    pub fn arrivals(&self) -> BTreeMap<usize, u64> {
+        self.env.core().arrivals.borrow().clone()
+    }
+
+    /// How long background jobs of the whole node have waited to leave time of the disk to the shards.
+    pub fn background_waited(&self) -> Duration {
+        self.env.core().shared.background.waited()
     }
 
     /// Ends every shard of this runtime; [`Runtime::wait`](crate::Runtime::wait) then returns.

@@ -38,7 +38,7 @@ mod sys;
 mod timer;
 
 pub use calls::PendingCall;
-pub use config::{Background, RuntimeConfig};
+pub use config::{Background, DiskRates, RuntimeConfig};
 pub use disk::{RingDisk, RingFile};
 pub use env::{RealEnv, RemoteCaller};
 pub use handle::{Refused, ShardHandle};

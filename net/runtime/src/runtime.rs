@@ -315,5 +315,6 @@ fn assemble(birth: Birth) -> Result<Core, StartError> {
         handler: RefCell::default(),
         remote: RefCell::default(),
         spin: Spin::new(if pinned { config.spin } else { Duration::ZERO }),
+        arrivals: RefCell::default(),
     })
 }

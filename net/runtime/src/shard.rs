@@ -6,6 +6,7 @@
 //! completions, and to sleep if nothing is ready.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -105,6 +106,8 @@ pub(crate) struct Core {
     pub(crate) handler: RefCell<Option<Handler>>,
     pub(crate) remote: RefCell<Option<Rc<dyn RemoteCaller>>>,
     pub(crate) spin: Spin,
+    /// By CPU: receives, of those that were looked at, whose packets the kernel handled there.
+    pub(crate) arrivals: RefCell<BTreeMap<usize, u64>>,
 }
 
 impl Core {

@@ -1,6 +1,7 @@
 //! `torc server`: one node in the foreground.
 
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -8,6 +9,7 @@ use torc_net::config::{
     ClusterConfig, ListenConfig, MemoryConfig, NodeConfig, ServerConfig, ShardsConfig,
 };
 use torc_net::server::Server as Node;
+use torc_runtime::DiskRates;
 
 use crate::config::{self, Background, Config, Fsync, ShardCpus};
 use crate::failure::Failure;
@@ -45,13 +47,14 @@ pub fn server(args: &Server) -> Result<(), Failure> {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    look_at_host(loaded.config.shards.cpus)?;
+    let _awake = look_at_host(&loaded.config)?;
+    let disk_rates = disk_rates(&loaded.config)?;
     // Before the node listens: a signal during the start must drain it, not kill it.
     let mut signals = signal_hook::iterator::Signals::new([
         signal_hook::consts::SIGTERM,
         signal_hook::consts::SIGINT,
     ])?;
-    let node = Node::start(server_config(&loaded.config))
+    let node = Node::start(server_config(&loaded.config, disk_rates))
         .map_err(|error| Failure::new(error.to_string()))?;
     loop {
         if let Some(signal) = signals.pending().next() {
@@ -72,8 +75,9 @@ pub fn server(args: &Server) -> Result<(), Failure> {
 }
 
 /// Warns of what would hurt on this host, and keeps to the plan's cores where that is asked for: before
-/// any other thread exists, since threads inherit their cores.
-fn look_at_host(cpus: ShardCpus) -> Result<(), Failure> {
+/// any other thread exists, since threads inherit their cores. What it returns keeps those cores from
+/// deep sleep.
+fn look_at_host(config: &Config) -> Result<Option<File>, Failure> {
     for finding in torc_tuning::server::serious() {
         tracing::warn!(
             "{}: {}; {}. Fix: {}",
@@ -83,13 +87,44 @@ fn look_at_host(cpus: ShardCpus) -> Result<(), Failure> {
             finding.fix
         );
     }
-    if cpus == ShardCpus::Auto {
-        let state = Path::new(torc_tuning::server::STATE_DIRECTORY);
-        let cpus = torc_tuning::server::settle(state)
-            .map_err(|error| Failure::new(format!("shards.cpus = \"auto\": {error}")))?;
-        tracing::info!("shards run on CPUs {cpus}");
+    if config.shards.cpus != ShardCpus::Auto {
+        return Ok(None);
     }
-    Ok(())
+    let cpus = torc_tuning::server::settle(&config.shards.plan_dir)
+        .map_err(|error| Failure::new(format!("shards.cpus = \"auto\": {error}")))?;
+    tracing::info!("shards run on CPUs {cpus}");
+    match torc_tuning::server::stay_awake() {
+        Ok(held) => Ok(Some(held)),
+        Err(error) => {
+            tracing::info!("idle cores may sleep deeply: /dev/cpu_dma_latency: {error}");
+            Ok(None)
+        }
+    }
+}
+
+/// What `disk.properties` says, with doubts in the log.
+fn disk_rates(config: &Config) -> Result<Option<DiskRates>, Failure> {
+    let path = &config.disk.properties;
+    if path.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let rates = torc_tuning::server::disk_rates(path, &config.node.data_dir)
+        .map_err(|error| Failure::new(format!("disk.properties: {error}")))?;
+    for doubt in &rates.doubts {
+        tracing::warn!(
+            "{}: {doubt}; measure again with `torc tune disk`",
+            path.display()
+        );
+    }
+    tracing::info!(
+        "background jobs leave time to requests on a disk that reads {} and writes {} MiB/s",
+        rates.read >> 20,
+        rates.write >> 20
+    );
+    Ok(Some(DiskRates {
+        read: rates.read,
+        write: rates.write,
+    }))
 }
 
 fn start_log(config: &Config) -> Result<(), Failure> {
@@ -103,7 +138,7 @@ fn start_log(config: &Config) -> Result<(), Failure> {
         .map_err(|error| Failure::new(format!("cannot start the log: {error}")))
 }
 
-fn server_config(config: &Config) -> ServerConfig {
+fn server_config(config: &Config, disk_rates: Option<DiskRates>) -> ServerConfig {
     let mebibytes = |count: u64| usize::try_from(count << 20).unwrap_or(usize::MAX);
     ServerConfig {
         node: NodeConfig {
@@ -152,6 +187,7 @@ fn server_config(config: &Config) -> ServerConfig {
             memtable_bytes: mebibytes(config.memory.memtable_mb),
             cache_bytes: mebibytes(config.memory.cache_mb),
         },
+        disk_rates,
         connections_max: torc_net::limits::CONNECTIONS_MAX_DEFAULT,
     }
 }

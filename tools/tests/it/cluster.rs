@@ -125,6 +125,11 @@ impl Cluster {
         self.nodes[node] = Some(child);
     }
 
+    /// Process of a node that runs.
+    pub fn pid(&self, node: usize) -> u32 {
+        self.nodes[node].as_ref().expect("the node runs").id()
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self, node: usize) {
         let mut child = self.nodes[node].take().expect("the node runs");
@@ -151,6 +156,13 @@ impl Cluster {
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
+    }
+
+    /// `/metrics` of a node.
+    pub fn metrics(&self, node: usize) -> String {
+        let url = format!("{}/metrics", self.endpoint(node));
+        let mut answer = ureq::get(&url).call().unwrap();
+        answer.body_mut().read_to_string().unwrap()
     }
 
     /// What a node logged.

@@ -7,3 +7,4 @@ mod cluster;
 mod dev;
 mod durability;
 mod sim;
+mod tune;

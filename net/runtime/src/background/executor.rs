@@ -23,6 +23,7 @@ use glommio::{LocalExecutor, LocalExecutorBuilder, Placement};
 use torc_env::{Disk, File, JobClass, OpenMode, SECTOR_BYTES};
 
 use crate::background::glommio_disk::{GlommioDisk, system_error};
+use crate::background::pace::Pace;
 use crate::background::{Inbox, NET_INTERVAL};
 use crate::sys;
 
@@ -42,6 +43,7 @@ pub(super) struct Settings {
     pub(super) class: JobClass,
     pub(super) data_dir: PathBuf,
     pub(super) cpus: Option<libc::cpu_set_t>,
+    pub(super) pace: Option<Arc<Pace>>,
 }
 
 /// Starts an executor and waits until it takes jobs.
@@ -88,7 +90,7 @@ fn prepare(settings: &Settings) -> io::Result<LocalExecutor> {
 
 /// Takes jobs and runs them, all at once, until the runtime stops.
 async fn serve(settings: &Settings, inbox: &Inbox, started: &mpsc::SyncSender<io::Result<()>>) {
-    let disk = GlommioDisk::new(&settings.data_dir);
+    let disk = GlommioDisk::new(settings);
     let warmed = warm(&disk, &settings.data_dir, &settings.name).await;
     let failed = warmed.is_err();
     if started.send(warmed).is_err() || failed {

@@ -6,12 +6,17 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
 
 use glommio::GlommioError;
 use glommio::io::{Directory, DmaFile, OpenOptions};
+use glommio::timer::Timer;
 use torc_env::disk::Space;
-use torc_env::{AlignedBuf, DirEntry, Disk, File, OpenMode};
+use torc_env::{AlignedBuf, DirEntry, Disk, File, JobClass, OpenMode};
 
+use crate::background::executor::Settings;
+use crate::background::pace::{Direction, Pace};
 use crate::disk::{ancestry, assert_sectors, inside, list};
 use crate::sys;
 
@@ -22,12 +27,33 @@ const PIECE_BYTES: usize = 1 << 20;
 #[derive(Clone)]
 pub(crate) struct GlommioDisk {
     root: Rc<PathBuf>,
+    turns: Turns,
+}
+
+/// When a transfer may begin.
+#[derive(Clone)]
+struct Turns {
+    pace: Option<Arc<Pace>>,
+    /// Flushes are booked and go at once.
+    waits: bool,
+}
+
+impl Turns {
+    async fn wait(&self, direction: Direction, bytes: usize) {
+        let Some(pace) = &self.pace else { return };
+        let wait = pace.book(direction, bytes);
+        if self.waits && wait > Duration::ZERO {
+            pace.waited(wait);
+            Timer::new(wait).await;
+        }
+    }
 }
 
 /// A file on a glommio executor.
 #[derive(Clone)]
 pub(crate) struct GlommioFile {
     file: Rc<DmaFile>,
+    turns: Turns,
 }
 
 /// The operating system's error inside glommio's.
@@ -39,9 +65,13 @@ pub(crate) fn system_error<T>(error: GlommioError<T>) -> io::Error {
 }
 
 impl GlommioDisk {
-    pub(crate) fn new(root: &Path) -> GlommioDisk {
+    pub(super) fn new(settings: &Settings) -> GlommioDisk {
         GlommioDisk {
-            root: Rc::new(root.to_path_buf()),
+            root: Rc::new(settings.data_dir.clone()),
+            turns: Turns {
+                pace: settings.pace.clone(),
+                waits: settings.class != JobClass::Flush,
+            },
         }
     }
 
@@ -71,6 +101,7 @@ impl Disk for GlommioDisk {
             .map_err(system_error)?;
         Ok(GlommioFile {
             file: Rc::new(file),
+            turns: self.turns.clone(),
         })
     }
 
@@ -128,6 +159,7 @@ impl File for GlommioFile {
         while filled < buf.len() {
             let piece = (buf.len() - filled).min(PIECE_BYTES);
             let at = offset + filled as u64;
+            self.turns.wait(Direction::Read, piece).await;
             let read = match self.file.read_at_aligned(at, piece).await {
                 Ok(read) => read,
                 Err(error) => return (Err(system_error(error)), buf),
@@ -146,6 +178,7 @@ impl File for GlommioFile {
         let mut written = 0;
         while written < buf.len() {
             let piece = (buf.len() - written).min(PIECE_BYTES);
+            self.turns.wait(Direction::Write, piece).await;
             let mut copy = self.file.alloc_dma_buffer(piece);
             copy.as_bytes_mut()
                 .copy_from_slice(&buf[written..written + piece]);

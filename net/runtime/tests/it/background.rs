@@ -1,9 +1,10 @@
 //! Background jobs, on glommio and on the shard.
 
 use std::path::Path;
+use std::time::Duration;
 
 use torc_env::{AlignedBuf, Disk, Env, File, Job, JobClass, OpenMode, SECTOR_BYTES};
-use torc_runtime::{Background, Runtime, RuntimeConfig};
+use torc_runtime::{Background, DiskRates, Runtime, RuntimeConfig};
 
 use crate::conformance;
 use crate::support::temporary;
@@ -84,6 +85,34 @@ fn jobs_of_every_class_run_at_once_beside_the_shard() {
             futures_util::future::join_all(jobs).await
         });
         assert_eq!(sums.unwrap(), vec![64 * SECTOR_BYTES as u64; 30]);
+    }
+}
+
+#[test]
+fn on_a_disk_of_known_rates_compaction_waits_and_a_flush_does_not() {
+    for class in [JobClass::Compaction, JobClass::Flush] {
+        let dir = temporary();
+        // So slow that a sector takes longer than a job may be ahead of its pace.
+        let rate = 32 * SECTOR_BYTES as u64;
+        let config = RuntimeConfig {
+            disk_rates: Some(DiskRates {
+                read: rate,
+                write: rate,
+            }),
+            ..RuntimeConfig::new(dir.path())
+        };
+        let waited = Runtime::block_on(&config, move |shard| async move {
+            let env = shard.env();
+            let input = env.disk().open(Path::new("input"), OpenMode::CreateNew);
+            let zeros = AlignedBuf::zeroed(2 * SECTOR_BYTES);
+            input.await.unwrap().write_at(0, zeros).await.0.unwrap();
+            env.background(class, Sum).await;
+            shard.background_waited()
+        });
+        assert_eq!(
+            waited.unwrap() > Duration::ZERO,
+            class == JobClass::Compaction
+        );
     }
 }
 
