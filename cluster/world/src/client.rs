@@ -92,6 +92,23 @@ impl Client {
         }
     }
 
+    /// Reads most keys and deletes what it has seen: no sloppy writes, nothing unseen.
+    pub(crate) async fn clean_up(mut self) {
+        self.load = Load {
+            blind: 0.0,
+            conditional: 0.0,
+            keyed: 0.0,
+            sloppy: 0.0,
+            ..self.load
+        };
+        for key in (0..self.load.keys).map(KeyId) {
+            if self.rng.chance(0.9) {
+                self.read(key).await;
+                self.write(key, Kind::Delete).await;
+            }
+        }
+    }
+
     async fn read(&mut self, key: KeyId) {
         let known = self.known.get(&key).cloned();
         let session = known.filter(|_| self.rng.chance(self.load.sessions));

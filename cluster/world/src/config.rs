@@ -273,7 +273,7 @@ impl Config {
             repair: Repair::draw(rng),
             faults,
             fault_every_ms: rng.log_within(50..=2_000),
-            idle: rng.chance(0.2).then(|| Idle::draw(rng, nodes)),
+            idle: rng.chance(0.25).then(|| Idle::draw(rng, nodes)),
             sim,
         };
         config.aim(rng);
@@ -281,17 +281,22 @@ impl Config {
     }
 
     /// What two promises need to be tried at all: hints on nodes that are no replicas, while
-    /// nothing else brings replicas what they missed; and deletions that wait for such hints.
+    /// nothing else brings replicas what they missed; and deletions that wait for such a hint of a
+    /// node that is away, and for nothing else.
     fn aim(&mut self, rng: &mut Rng) {
         let is_absent = self.idle.is_some_and(|idle| idle.absent.is_some());
-        if !self.repair.automatic || is_absent {
-            self.n = self.n.clamp(2, u8::try_from(self.nodes() - 1).unwrap_or(2));
-            self.load.sloppy = self.load.sloppy.max(0.7);
-            self.load.keys = self.load.keys.max(draw_u16(rng, 4..=24));
-            self.repair.hint_bytes_max = 256 << 20;
+        if self.repair.automatic && !is_absent {
+            return;
         }
+        self.n = self.n.clamp(2, u8::try_from(self.nodes() - 1).unwrap_or(2));
+        self.load.keys = self.load.keys.max(draw_u16(rng, 4..=24));
+        self.load.sloppy = self.load.sloppy.max(0.7);
+        self.repair.hint_bytes_max = 256 << 20;
         if is_absent {
-            self.load.deletes = self.load.deletes.max(0.4);
+            self.load.sloppy = 0.8;
+            self.load.deletes = self.load.deletes.min(0.1);
+            self.repair.hint_interval_ms = 10_000;
+            self.repair.automatic = true;
         }
     }
 

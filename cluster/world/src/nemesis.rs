@@ -135,7 +135,7 @@ pub fn plan(config: &Config, length: Duration) -> Vec<Planned> {
     let absent = config.idle.and_then(|idle| idle.absent);
     if let Some(host) = absent {
         planned.push(Planned {
-            at: length.mul_f64(rng.fraction()),
+            at: length.mul_f64(0.9 + 0.1 * rng.fraction()),
             lasts: Duration::ZERO,
             fault: Fault::Absent { host },
         });

@@ -32,6 +32,8 @@ const STRAGGLERS: Duration = Duration::from_secs(15);
 const BEFORE_THE_HOUR: Duration = Duration::from_secs(50 * 60);
 /// Brings civil time beyond the hour, and repairs with it.
 const OVER_THE_HOUR: Duration = Duration::from_secs(15 * 60);
+/// Hints that count for nothing are given up: those for an absent host keep deletions from being purged.
+const HINTS_AGE: Duration = Duration::from_secs(4 * 3600);
 /// Longer than a repair has to be over, and than hints are not asked about, before floors rise.
 const FLOORS_RISE: Duration = Duration::from_secs(12 * 60);
 /// Enough for each range to be repaired, or for each store to be compacted.
@@ -275,11 +277,14 @@ impl World {
 
     /// Clients, the nemesis and the spy at the same time, until clients and nemesis are done.
     async fn load(&self) {
-        let clients = (0..self.config.load.clients)
-            .map(|number| Client::new(number, &self.config, &self.cluster, &self.recorder).run());
+        let clients = (0..self.config.load.clients).map(|number| self.client(number).run());
         let work = futures_util::future::join(join_all(clients), self.break_things());
         let spy = std::pin::pin!(self.spy());
         futures_util::future::select(std::pin::pin!(work), spy).await;
+    }
+
+    fn client(&self, number: u16) -> Client {
+        Client::new(number, &self.config, &self.cluster, &self.recorder)
     }
 
     async fn break_things(&self) {
@@ -334,14 +339,19 @@ impl World {
         }
     }
 
-    /// Hours pass without clients and faults, except that one host may be cut off. Repairs run, purge
-    /// floors rise, and what may be purged is.
+    /// Most keys are deleted, and hours pass without clients and faults, except that one host may be cut
+    /// off. Repairs run, purge floors rise, and what may be purged is.
     async fn idle(&self) {
         Nemesis::new(self.simulation(), &self.config).heal(self.absent());
         self.start_dead();
+        self.client(self.config.load.clients).clean_up().await;
         self.simulation().sleep(STRAGGLERS).await;
-        for hours in [OVER_THE_HOUR, FLOORS_RISE] {
-            self.simulation().pass_civil_time(hours);
+        let first = match self.absent() {
+            Some(_) => HINTS_AGE,
+            None => OVER_THE_HOUR,
+        };
+        for passed in [first, FLOORS_RISE] {
+            self.simulation().pass_civil_time(passed);
             self.simulation().sleep(IDLE_WORK).await;
         }
         for host in self.cluster.hosts() {
