@@ -9,6 +9,7 @@
 //! was sent, and what was never answered or never sent stays in the figures, so that a stalled server
 //! cannot hide behind requests that were never made (coordinated omission).
 
+mod agents;
 mod compare;
 mod connection;
 mod environment;
@@ -30,6 +31,7 @@ mod run;
 mod schedule;
 mod search;
 mod selftest;
+mod settle;
 mod sizes;
 mod source;
 mod targets;
@@ -38,6 +40,7 @@ mod value;
 mod view;
 #[cfg(test)]
 mod virtual_world;
+mod wire;
 mod worker;
 mod world;
 
@@ -49,7 +52,7 @@ pub(crate) use options::parse_duration;
 use run::{Bench, Run};
 
 /// `torc load`
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Load {
     #[command(subcommand)]
@@ -59,7 +62,7 @@ pub struct Load {
 }
 
 /// What a load command does; `run` when nothing is said.
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 enum Mode {
     /// Fill the keys, then put load on them for a while and measure it
     Run(Box<Options>),
@@ -77,13 +80,46 @@ enum Mode {
     Compare(modes::Compare),
     /// Find what this client can measure here, against a server that does nothing
     Selftest(Box<modes::Selftest>),
+    /// Make load for coordinators on other machines
+    Agent(modes::Agent),
     /// Put recorded runs into one HTML report
     Report(modes::Report),
+}
+
+impl Load {
+    /// The options of a mode that has its own benches made from them.
+    fn options(&self) -> Option<&Options> {
+        match &self.mode {
+            None => Some(&self.options),
+            Some(Mode::Run(options) | Mode::Fill(options) | Mode::Verify(options)) => Some(options),
+            Some(Mode::Sweep(args)) => Some(&args.options),
+            Some(Mode::Knee(args)) => Some(&args.options),
+            _ => None,
+        }
+    }
+
+    /// Notes the command line for agents.
+    fn note_words(&mut self) {
+        let words: Vec<String> = std::env::args()
+            .skip_while(|word| word != "load")
+            .skip(1)
+            .collect();
+        let options = match &mut self.mode {
+            None => &mut self.options,
+            Some(Mode::Run(options) | Mode::Fill(options) | Mode::Verify(options)) => options,
+            Some(Mode::Sweep(args)) => &mut args.options,
+            Some(Mode::Knee(args)) => &mut args.options,
+            Some(_) => return,
+        };
+        options.words = words;
+    }
 }
 
 /// Runs a load and reports it. Fails when a value was wrong or an acknowledged write lost, or when
 /// nothing at all could be done.
 pub fn load(args: &Load) -> Result<(), Failure> {
+    let mut args = args.clone();
+    args.note_words();
     match &args.mode {
         None => run_once(&args.options),
         Some(Mode::Run(options)) => run_once(options),
@@ -100,6 +136,7 @@ pub fn load(args: &Load) -> Result<(), Failure> {
         Some(Mode::Knee(args)) => modes::knee(args),
         Some(Mode::Compare(args)) => modes::compare(args),
         Some(Mode::Selftest(args)) => modes::selftest(args),
+        Some(Mode::Agent(args)) => modes::agent(args),
         Some(Mode::Report(args)) => modes::report(args),
     }
 }
@@ -123,6 +160,9 @@ fn prepare(bench: &mut Bench) -> Result<(), Failure> {
             "filled {} keys in {:.1} s",
             run.outcome.operations_done, run.outcome.seconds
         );
+        if !bench.options().no_settle {
+            eprintln!("{}", bench.settle());
+        }
     }
     bench.warm_up()
 }

@@ -9,10 +9,11 @@ use std::sync::atomic::AtomicBool;
 
 use clap::{Args, Parser};
 
+use super::agents;
 use super::compare::{self as comparing, order};
 use super::html;
 use super::null_server::NullServer;
-use super::options::Options;
+use super::options::{Live, Options};
 use super::outcome::Outcome;
 use super::output;
 use super::run::Bench;
@@ -23,7 +24,7 @@ use super::{prepare, report as report_run};
 use crate::failure::Failure;
 
 /// `torc load replay`
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct Replay {
     /// The trace, as text
     #[arg(value_name = "FILE")]
@@ -32,11 +33,11 @@ pub struct Replay {
     #[arg(long, default_value_t = 1.0)]
     speed: f64,
     #[command(flatten)]
-    options: Options,
+    pub options: Options,
 }
 
 /// `torc load sweep`
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct Sweep {
     /// Lowest rate, in operations a second
     #[arg(long, default_value_t = 1000.0, value_name = "N")]
@@ -51,11 +52,11 @@ pub struct Sweep {
     #[arg(long, default_value = "p99<5ms", value_name = "SLO")]
     slo: Slo,
     #[command(flatten)]
-    options: Options,
+    pub options: Options,
 }
 
 /// `torc load knee`
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct Knee {
     /// Service level, such as p99<5ms or read:p99.9<1ms,failed<0.1%
     #[arg(long, default_value = "p99<5ms", value_name = "SLO")]
@@ -70,11 +71,11 @@ pub struct Knee {
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=50))]
     repeats: u32,
     #[command(flatten)]
-    options: Options,
+    pub options: Options,
 }
 
 /// `torc load compare`
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct Compare {
     /// A system, as NAME=OPTIONS, the options being those of `torc load run`; two or more. The
     /// first is what the others are compared with
@@ -98,7 +99,7 @@ pub struct Compare {
 }
 
 /// `torc load selftest`
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct Selftest {
     /// Only serve the null server at this address, for other generators, until stopped
     #[arg(long, value_name = "HOST:PORT")]
@@ -107,8 +108,16 @@ pub struct Selftest {
     options: Options,
 }
 
+/// `torc load agent`
+#[derive(Args, Clone, Debug)]
+pub struct Agent {
+    /// Where coordinators reach it. Whoever does can make it put load on any address
+    #[arg(long, default_value = "127.0.0.1:7499", value_name = "HOST:PORT")]
+    listen: SocketAddr,
+}
+
 /// `torc load report`
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct Report {
     /// Directories of runs (see --out), or their run.json
     #[arg(required = true, value_name = "RUN")]
@@ -124,6 +133,14 @@ pub struct Report {
 struct System {
     #[command(flatten)]
     options: Options,
+}
+
+/// A coordinator's command line, as an agent reads it.
+#[derive(Debug, Parser)]
+#[command(name = "torc load", args_override_self = true)]
+struct CommandLine {
+    #[command(flatten)]
+    load: super::Load,
 }
 
 /// Replays a trace. Its keys are not written before: a trace says itself what is written.
@@ -256,13 +273,19 @@ pub fn compare(args: &Compare) -> Result<(), Failure> {
         let (name, words) = run
             .split_once('=')
             .ok_or_else(|| Failure::new(format!("--run {run}: expected NAME=OPTIONS")))?;
+        let words_of_run = words.split_whitespace();
         let words = std::iter::once("torc load")
             .chain(args.common.iter().map(String::as_str))
-            .chain(words.split_whitespace());
+            .chain(words_of_run.clone());
         let mut options = System::try_parse_from(words)
             .map_err(|error| Failure::new(format!("--run {name}: {error}")))?
             .options;
         options.name = Some(name.to_owned());
+        options.words = std::iter::once("run")
+            .chain(args.common.iter().map(String::as_str))
+            .chain(words_of_run)
+            .map(str::to_owned)
+            .collect();
         let mut bench = Bench::new(&options, (0, 1))?;
         prepare(&mut bench)?;
         benches.push(bench);
@@ -340,4 +363,26 @@ pub fn selftest(args: &Selftest) -> Result<(), Failure> {
 pub fn report(args: &Report) -> Result<(), Failure> {
     let runs: Result<Vec<_>, Failure> = args.runs.iter().map(|path| output::read(path)).collect();
     output::file(&args.output, &html::page(&runs?))
+}
+
+/// Makes load for coordinators.
+pub fn agent(args: &Agent) -> Result<(), Failure> {
+    agents::serve(args.listen, |words| {
+        let parsed = CommandLine::try_parse_from(words_of_load(words))
+            .map_err(|error| Failure::new(error.to_string()))?;
+        let options = parsed.load.options().ok_or_else(|| {
+            Failure::new("agents serve run, fill, verify, sweep, knee and compare only")
+        })?;
+        Ok(Options {
+            agents: Vec::new(),
+            live: Live::Off,
+            json: None,
+            out: None,
+            ..options.clone()
+        })
+    })
+}
+
+fn words_of_load(words: &[String]) -> impl Iterator<Item = &str> {
+    std::iter::once("torc load").chain(words.iter().map(String::as_str))
 }

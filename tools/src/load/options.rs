@@ -162,7 +162,7 @@ pub struct Options {
     /// Do not write every key before a run
     #[arg(long, help_heading = "Phases")]
     pub no_fill: bool,
-    /// Do not wait for the servers' disks to calm down after the fill
+    /// Do not wait after the fill until the servers have flushed and compacted
     #[arg(long, help_heading = "Phases")]
     pub no_settle: bool,
     /// After a run, read every key once and judge it by all that was acknowledged
@@ -183,6 +183,10 @@ pub struct Options {
     #[arg(long, default_value = "10m", value_parser = parse_duration, help_heading = "Phases")]
     pub give_up: Duration,
 
+    /// Agents that make the load instead of this machine (see `torc load agent`)
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Pace")]
+    pub agents: Vec<SocketAddr>,
+
     /// What the run is called in reports [default: protocol and addresses]
     #[arg(long, help_heading = "Output")]
     pub name: Option<String>,
@@ -195,6 +199,9 @@ pub struct Options {
     /// Live view: on, off, or auto, which is on for a terminal
     #[arg(long, value_enum, default_value_t = Live::Auto, help_heading = "Output")]
     pub live: Live,
+    /// The command line after `load`, for agents.
+    #[arg(skip)]
+    pub words: Vec<String>,
 }
 
 /// Whether the terminal shows a run while it runs.

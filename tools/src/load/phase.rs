@@ -113,9 +113,10 @@ pub fn run(phase: &Phase, shared: &Shared, observe: Observe<'_>) -> std::io::Res
     let mut failed = None;
     std::thread::scope(|scope| {
         let (send, receive) = mpsc::channel();
+        let mut spares = Vec::new();
         for index in 0..workers {
             let (spare_send, spare) = mpsc::channel();
-            collector.spares.push(spare_send);
+            spares.push(spare_send);
             let send = send.clone();
             let (barrier, epoch) = (&barrier, &epoch);
             scope.spawn(move || {
@@ -131,11 +132,14 @@ pub fn run(phase: &Phase, shared: &Shared, observe: Observe<'_>) -> std::io::Res
         drop(send);
         loop {
             match receive.recv_timeout(Duration::from_millis(100)) {
-                Ok(Message::Interval(index, at, recorder)) => {
-                    collector.take(index, at, *recorder);
+                Ok(Message::Interval(index, at, mut recorder)) => {
+                    collector.add(index, at, &recorder);
+                    recorder.clear();
+                    // A worker that has ended needs no memory back.
+                    spares[index].send(*recorder).ok();
                 }
                 Ok(Message::Done(index, outcome)) => {
-                    collector.through[index] = u64::MAX;
+                    collector.end(index);
                     failed = failed.take().or(outcome.err());
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -154,7 +158,7 @@ pub fn run(phase: &Phase, shared: &Shared, observe: Observe<'_>) -> std::io::Res
     let ran = begun.elapsed().min(phase.length);
     Ok(Measured {
         seconds: ran.as_secs_f64(),
-        total: collector.total,
+        total: collector.into_total(),
     })
 }
 
@@ -192,34 +196,41 @@ fn work(
 }
 
 /// Merges intervals of several workers in their order.
-struct Collector {
+pub struct Collector {
     waiting: BTreeMap<u64, Recorder>,
     /// For each worker, one past the last interval that it reported.
     through: Vec<u64>,
-    spares: Vec<mpsc::Sender<Recorder>>,
     total: Recorder,
 }
 
 impl Collector {
-    fn new(workers: usize) -> Self {
+    /// For so many workers, none of which has reported.
+    pub fn new(workers: usize) -> Self {
         Self {
             waiting: BTreeMap::new(),
             through: vec![0; workers],
-            spares: Vec::new(),
             total: Recorder::default(),
         }
     }
 
-    fn take(&mut self, index: usize, at: u64, mut recorder: Recorder) {
-        self.waiting.entry(at).or_default().merge(&recorder);
-        self.through[index] = at + 1;
-        recorder.clear();
-        // A worker that has ended needs no memory back.
-        self.spares[index].send(recorder).ok();
+    /// A worker measured this in an interval.
+    pub fn add(&mut self, worker: usize, at: u64, recorder: &Recorder) {
+        self.waiting.entry(at).or_default().merge(recorder);
+        self.through[worker] = at + 1;
+    }
+
+    /// A worker reports no more.
+    pub fn end(&mut self, worker: usize) {
+        self.through[worker] = u64::MAX;
+    }
+
+    /// Everything that was handed on.
+    pub fn into_total(self) -> Recorder {
+        self.total
     }
 
     /// Hands on what all workers are through.
-    fn deliver(&mut self, observe: Observe<'_>) -> Flow {
+    pub fn deliver(&mut self, observe: Observe<'_>) -> Flow {
         let through = self.through.iter().copied().min().unwrap_or(0);
         let mut flow = Flow::Continue;
         while let Some(entry) = self.waiting.first_entry()

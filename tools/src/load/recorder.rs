@@ -222,9 +222,19 @@ impl Series {
 
     fn censor(&mut self, status: Status, latency: Nanos) {
         if status.censored() {
-            let least = self.censored_from.map_or(latency, |from| from.min(latency));
-            self.censored_from = Some(least);
+            self.censor_from(latency);
         }
+    }
+
+    /// Adds latencies of what ended so.
+    pub fn add_dual(&mut self, status: Status, dual: &Dual) {
+        self.dual(status).add(dual);
+    }
+
+    /// Latencies from `from` nanoseconds on are lower bounds.
+    pub fn censor_from(&mut self, from: Nanos) {
+        let least = self.censored_from.map_or(from, |mine| mine.min(from));
+        self.censored_from = Some(least);
     }
 
     /// Adds another series.
@@ -235,7 +245,7 @@ impl Series {
             }
         }
         if let Some(from) = other.censored_from {
-            self.censored_from = Some(self.censored_from.map_or(from, |mine| mine.min(from)));
+            self.censor_from(from);
         }
     }
 }

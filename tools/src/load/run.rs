@@ -4,10 +4,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
+use super::agents::{Agents, Order, Work};
 use super::environment;
 use super::keys::Keys;
 use super::ledger::Ledger;
@@ -17,6 +18,7 @@ use super::output::Hlog;
 use super::phase::{self, Flow, Measured, Observe, Pace, Phase};
 use super::protocol::{Levels, Protocol, ProtocolName};
 use super::recorder::{Operation, Recorder};
+use super::settle::{self, Watched};
 use super::source::Source;
 use super::targets::Targets;
 use super::trace::Trace;
@@ -41,6 +43,9 @@ pub struct Bench {
     servers: Option<Value>,
     /// Shown while it runs.
     view: View,
+    part: Part,
+    /// Machines that make the load in place of this one.
+    agents: Option<Agents>,
 }
 
 /// A result with its histograms.
@@ -123,6 +128,11 @@ impl Bench {
             shared,
             seed,
             servers,
+            part,
+            agents: match &options.agents[..] {
+                [] => None,
+                addresses => Some(Agents::connect(addresses, &options.words)?),
+            },
         })
     }
 
@@ -157,7 +167,7 @@ impl Bench {
 
     fn each(&mut self, operation: Operation) -> Result<Run, Failure> {
         let keys = self.options.keys;
-        self.shared.source = Source::each(operation, 0, self.shared.ledger.settled(), 1);
+        self.set_each(operation);
         let phase = self.phase(Pace::Closed, self.options.give_up);
         let run = self.measure(&phase, operation.name())?;
         let done = run.recorder.series(operation).done();
@@ -170,6 +180,64 @@ impl Bench {
             )));
         }
         Ok(run)
+    }
+
+    /// Every key, or those of this machine's part.
+    fn set_each(&mut self, operation: Operation) {
+        let (first, step) = self.part;
+        self.shared.source = Source::each(operation, first, self.shared.ledger.settled(), step);
+    }
+
+    /// Waits until the servers have written out what they took; tells how it went.
+    pub fn settle(&self) -> String {
+        let http = self
+            .servers
+            .as_ref()
+            .map(|status| addresses_of(status, "http"));
+        let local = self
+            .shared
+            .addresses
+            .iter()
+            .all(|address| address.ip().is_loopback());
+        settle::settle(&match http {
+            Some(addresses) => Watched::Torc(addresses),
+            None if local => Watched::Disks,
+            None => Watched::Nothing,
+        })
+    }
+
+    /// As an agent: runs what a coordinator orders; returns its length in seconds.
+    pub fn obey(
+        &mut self,
+        order: &Order,
+        begin: Instant,
+        observe: Observe<'_>,
+    ) -> Result<f64, Failure> {
+        let parts = self.part.1;
+        match order.work {
+            Work::Fill => self.set_each(Operation::Write),
+            Work::Verify { must_exist } => {
+                self.shared.judging.must_exist = must_exist;
+                self.set_each(Operation::Read);
+            }
+            Work::Mix => {
+                self.shared.judging.must_exist = false;
+                self.mix();
+            }
+        }
+        if let Some(rate) = order.rate {
+            self.options.rate = Some(rate / parts as f64);
+        }
+        let pace = match (order.work, order.rate) {
+            (Work::Mix, Some(_)) => self.pace(),
+            _ => Pace::Closed,
+        };
+        let mut phase = self.phase(pace, Duration::from_millis(order.length_ms));
+        // Agents must not draw the same.
+        phase.seed = order.seed.wrapping_add(self.part.0 << 16);
+        phase.begin = Some(begin);
+        self.stamp();
+        Ok(self.run_here(&phase, observe)?.seconds)
     }
 
     /// Warms up as the options say.
@@ -270,7 +338,34 @@ impl Bench {
         self.shared.civil_us = civil_us();
     }
 
-    fn run_phase(&self, phase: &Phase, observe: Observe<'_>) -> Result<Measured, Failure> {
+    fn run_phase(&mut self, phase: &Phase, observe: Observe<'_>) -> Result<Measured, Failure> {
+        let Some(agents) = &mut self.agents else {
+            return self.run_here(phase, observe);
+        };
+        let must_exist = self.shared.judging.must_exist;
+        let order = Order {
+            work: match &self.shared.source {
+                Source::Each { operation, .. } if operation.writes() => Work::Fill,
+                Source::Each { .. } => Work::Verify { must_exist },
+                Source::Mix { .. } => Work::Mix,
+                Source::Trace => {
+                    return Err(Failure::new(
+                        "a trace is replayed from one machine, not by agents",
+                    ));
+                }
+            },
+            rate: match &phase.pace {
+                Pace::Open(rate, _) | Pace::Sessions(rate, ..) => Some(*rate),
+                Pace::Closed | Pace::Trace(_) => None,
+            },
+            length_ms: u64::try_from(phase.length.as_millis()).unwrap_or(u64::MAX),
+            seed: phase.seed,
+            begin_in_ms: 0,
+        };
+        agents.run(&order, observe)
+    }
+
+    fn run_here(&self, phase: &Phase, observe: Observe<'_>) -> Result<Measured, Failure> {
         phase::run(phase, &self.shared, observe)
             .map_err(|error| Failure::new(format!("the load could not be made: {error}")))
     }
@@ -327,7 +422,14 @@ impl Bench {
             .map(ToString::to_string)
             .collect();
         let target = format!("{} to {}", options.protocol.name(), addresses.join(", "));
-        let connections = format!("{} connections x {}", options.connections, options.pipeline);
+        let mut connections = format!("{} connections x {}", options.connections, options.pipeline);
+        if let Some(agents) = &self.agents {
+            connections = format!(
+                "{} agents (beginning within {:.0} us) of {connections}",
+                options.agents.len(),
+                agents.skew_us
+            );
+        }
         let workload = options.workload();
         let mix = match &self.shared.source {
             Source::Mix { mix, .. } => format!(

@@ -1,0 +1,181 @@
+//! A recorder on its way between machines: JSON, with histograms in V2 with deflate and base64.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::{Deserializer, V2DeflateSerializer};
+use serde::{Deserialize, Serialize};
+
+use super::health::Thread;
+use super::output::encode;
+use super::recorder::{Dual, Operation, Recorder, Status, Verdicts, add, histogram};
+
+/// Distance between the thread numbers of two machines.
+const THREADS_APART: usize = 1000;
+
+/// A recorder as JSON.
+#[derive(Serialize, Deserialize)]
+pub struct Packed {
+    /// Kind, outcome, from intended, from sent.
+    series: Vec<(String, String, String, String)>,
+    /// Kind, and from where on its latencies are lower bounds, in nanoseconds.
+    censored: Vec<(String, u64)>,
+    targets: Vec<(usize, String)>,
+    lag: String,
+    threads: BTreeMap<usize, Thread>,
+    value_bytes: u64,
+    verdicts: [u64; 7],
+    examples: Vec<String>,
+    errors: Vec<String>,
+    error_kinds: BTreeMap<String, u64>,
+}
+
+impl Packed {
+    /// Packs a recorder.
+    pub fn of(recorder: &Recorder) -> Self {
+        let mut serializer = V2DeflateSerializer::new();
+        let mut pack = |one: &Histogram<u64>| encode(&mut serializer, one).unwrap_or_default();
+        let mut series = Vec::new();
+        let mut censored = Vec::new();
+        for operation in Operation::ALL {
+            let one = recorder.series(operation);
+            let name = operation.name().to_owned();
+            for status in Status::ALL {
+                if let Some(dual) = one.of(status).filter(|dual| !dual.intended.is_empty()) {
+                    series.push((
+                        name.clone(),
+                        status.name().to_owned(),
+                        pack(&dual.intended),
+                        pack(&dual.sent),
+                    ));
+                }
+            }
+            censored.extend(one.censored_from().map(|from| (name, from)));
+        }
+        let targets = recorder.targets().iter().enumerate();
+        let verdicts = &recorder.verdicts;
+        Self {
+            series,
+            censored,
+            targets: targets
+                .filter_map(|(at, target)| Some((at, pack(&target.as_ref()?.intended))))
+                .collect(),
+            lag: pack(&recorder.health.lag),
+            threads: recorder.health.threads.clone(),
+            value_bytes: recorder.value_bytes,
+            verdicts: [
+                verdicts.checked,
+                verdicts.wrong,
+                verdicts.lost,
+                verdicts.stale,
+                verdicts.stale_versions_max,
+                verdicts.stale_us_max,
+                verdicts.siblings,
+            ],
+            examples: verdicts.examples.clone(),
+            errors: recorder.errors.clone(),
+            error_kinds: recorder.error_kinds.clone(),
+        }
+    }
+
+    /// The recorder, its threads numbered as those of machine `machine`. `None` when something in
+    /// it is not what [`Packed::of`] makes.
+    pub fn unpack(&self, machine: usize) -> Option<Recorder> {
+        let mut recorder = Recorder::default();
+        for (operation, status, intended, sent) in &self.series {
+            let operation = Operation::named(operation)?;
+            let status = Status::ALL.into_iter().find(|one| one.name() == status)?;
+            let mut dual = Dual::default();
+            add(&mut dual.intended, &unpacked(intended)?);
+            add(&mut dual.sent, &unpacked(sent)?);
+            recorder.series_mut(operation).add_dual(status, &dual);
+        }
+        for (operation, from) in &self.censored {
+            let operation = Operation::named(operation)?;
+            recorder.series_mut(operation).censor_from(*from);
+        }
+        for (at, target) in &self.targets {
+            let mut two_digits = histogram(2);
+            two_digits.add(unpacked(target)?).ok()?;
+            recorder.add_target(*at, &two_digits);
+        }
+        add(&mut recorder.health.lag, &unpacked(&self.lag)?);
+        for (number, thread) in &self.threads {
+            recorder.thread(machine * THREADS_APART + number, *thread);
+        }
+        let [
+            checked,
+            wrong,
+            lost,
+            stale,
+            stale_versions_max,
+            stale_us_max,
+            siblings,
+        ] = self.verdicts;
+        recorder.verdicts = Verdicts {
+            checked,
+            wrong,
+            lost,
+            stale,
+            stale_versions_max,
+            stale_us_max,
+            siblings,
+            examples: self.examples.clone(),
+        };
+        recorder.value_bytes = self.value_bytes;
+        recorder.errors.clone_from(&self.errors);
+        recorder.error_kinds.clone_from(&self.error_kinds);
+        Some(recorder)
+    }
+}
+
+fn unpacked(text: &str) -> Option<Histogram<u64>> {
+    let bytes = base64::engine::general_purpose::STANDARD
+        .decode(text)
+        .ok()?;
+    Deserializer::new().deserialize(&mut &bytes[..]).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recorder_comes_through_whole() {
+        let mut recorder = Recorder::default();
+        recorder.record(Operation::Read, Status::Ok, 2_000_000, Some(1_000_000));
+        recorder.record(Operation::Insert, Status::Unsent, 7_000_000, None);
+        recorder.record_target(3, 2_000_000);
+        recorder.health.lag.record(500).unwrap();
+        recorder.thread(
+            1,
+            Thread {
+                busy_ns: 5,
+                wall_ns: 10,
+            },
+        );
+        recorder.verdicts.lost = 4;
+        recorder.error(|| "no".into());
+        let text = serde_json::to_string(&Packed::of(&recorder)).unwrap();
+        let packed: Packed = serde_json::from_str(&text).unwrap();
+        let again = packed.unpack(2).unwrap();
+        assert_eq!(again.series(Operation::Read).done(), 1);
+        assert_eq!(
+            again.series(Operation::Insert).censored_from(),
+            Some(7_000_000)
+        );
+        assert_eq!(again.series(Operation::Insert).total().sent.len(), 0);
+        assert_eq!(again.targets()[3].as_ref().unwrap().intended.len(), 1);
+        assert_eq!((again.verdicts.lost, again.health.lag.len()), (4, 1));
+        assert!((again.health.threads[&2001].busy() - 0.5).abs() < 1e-9);
+        assert_eq!(again.error_kinds, recorder.error_kinds);
+    }
+
+    #[test]
+    fn what_is_no_record_is_refused() {
+        let mut packed = Packed::of(&Recorder::default());
+        packed.lag = "AAAA".into();
+        assert!(packed.unpack(0).is_none());
+    }
+}
