@@ -4,7 +4,7 @@
 //! be judged: it must return the newest version that was acknowledged before the read was sent, or
 //! a newer one. Shared by all workers of a run. Memory is taken for keys that are touched.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use bytes::Bytes;
@@ -39,6 +39,10 @@ struct KeyState {
     writing: AtomicBool,
     /// Whether a deletion failed with an open outcome, so that the key may be gone.
     may_be_deleted: AtomicBool,
+    /// Deletions that were begun.
+    deletions: AtomicU32,
+    /// Deletions that have ended.
+    deletions_ended: AtomicU32,
     /// The version that the last acknowledged write returned, for the next write's context.
     context: Mutex<Option<Bytes>>,
 }
@@ -50,6 +54,8 @@ pub struct Floor {
     pub sequence: Sequence,
     /// Whether it deleted the key, or a deletion may have.
     pub deleted: bool,
+    /// Deletions that had begun.
+    deletions: u32,
 }
 
 /// The right to write one key, until it is finished.
@@ -58,6 +64,7 @@ pub struct WriteTurn<'a> {
     /// Index of the key.
     pub key: u64,
     inserts: bool,
+    deletes: bool,
 }
 
 impl Ledger {
@@ -91,11 +98,22 @@ impl Ledger {
     /// The newest change known to be acknowledged.
     pub fn floor(&self, key: u64) -> Floor {
         let state = self.state(key);
+        let ended = state.deletions_ended.load(Ordering::Acquire);
+        let deletions = state.deletions.load(Ordering::Acquire);
         let word = state.acknowledged.load(Ordering::Acquire);
+        let may_be_deleted = state.may_be_deleted.load(Ordering::Acquire);
         Floor {
             sequence: Sequence(word >> 1),
-            deleted: word & 1 == 1 || state.may_be_deleted.load(Ordering::Acquire),
+            deleted: word & 1 == 1 || may_be_deleted || ended != deletions,
+            deletions,
         }
+    }
+
+    /// Whether a read that was sent at `floor` and has its answer now may find nothing: the key was
+    /// never written, or a deletion was begun that it may have seen.
+    pub fn may_be_missing(&self, key: u64, floor: Floor) -> bool {
+        let begun = self.state(key).deletions.load(Ordering::Acquire);
+        floor.sequence == Sequence(0) || floor.deleted || begun != floor.deletions
     }
 
     /// Takes the turn to write `key`, or the next key upwards that this run writes and nobody is
@@ -111,6 +129,7 @@ impl Ledger {
                     ledger: self,
                     key,
                     inserts: false,
+                    deletes: false,
                 })
             })
     }
@@ -134,6 +153,7 @@ impl Ledger {
             ledger: self,
             key,
             inserts: true,
+            deletes: false,
         })
     }
 
@@ -149,6 +169,13 @@ impl WriteTurn<'_> {
     /// The context for this write: the version of the last acknowledged one.
     pub fn context(&self) -> Option<Bytes> {
         self.context_slot().clone()
+    }
+
+    /// The change will be a deletion: from now on the key may be missing.
+    pub fn begin_deletion(&mut self) {
+        self.deletes = true;
+        let state = self.ledger.state(self.key);
+        state.deletions.fetch_add(1, Ordering::AcqRel);
     }
 
     /// The sequence of the change that comes after the newest acknowledged one, now.
@@ -188,6 +215,9 @@ impl WriteTurn<'_> {
 impl Drop for WriteTurn<'_> {
     fn drop(&mut self) {
         let state = self.ledger.state(self.key);
+        if self.deletes {
+            state.deletions_ended.fetch_add(1, Ordering::AcqRel);
+        }
         state.writing.store(false, Ordering::Release);
         if self.inserts {
             self.ledger.inserting.fetch_sub(1, Ordering::Relaxed);
@@ -233,6 +263,38 @@ mod tests {
         );
         turn.acknowledged(next, true, None);
         assert!(ledger.floor(0).deleted);
+    }
+
+    #[test]
+    fn a_key_may_be_missing_from_the_beginning_of_a_deletion_on() {
+        let ledger = Ledger::new(1, 0, 1);
+        assert!(ledger.may_be_missing(0, ledger.floor(0)), "never written");
+        let write = || {
+            let turn = ledger.write_turn(0).unwrap();
+            let sequence = turn.next_sequence(1);
+            turn.acknowledged(sequence, false, None);
+        };
+        write();
+        let floor = ledger.floor(0);
+        assert!(!ledger.may_be_missing(0, floor));
+        let mut turn = ledger.write_turn(0).unwrap();
+        turn.begin_deletion();
+        assert!(
+            ledger.may_be_missing(0, floor),
+            "a read under way may see it"
+        );
+        assert!(
+            ledger.may_be_missing(0, ledger.floor(0)),
+            "and one that is sent meanwhile"
+        );
+        let sequence = turn.next_sequence(1);
+        turn.acknowledged(sequence, true, None);
+        write();
+        assert!(
+            ledger.may_be_missing(0, floor),
+            "its answer may be that old"
+        );
+        assert!(!ledger.may_be_missing(0, ledger.floor(0)), "written again");
     }
 
     #[test]

@@ -350,7 +350,7 @@ fn conclude(systems: &[(String, Vec<Outcome>)], out: Option<&Path>) -> Result<()
 pub fn selftest(args: &Selftest) -> Result<(), Failure> {
     if let Some(address) = args.serve {
         let server = NullServer::bind(address)?;
-        eprintln!("null server at {}", server.address()?);
+        println!("null server at {}", server.address()?);
         return Ok(server.serve(&AtomicBool::new(false))?);
     }
     let found = testing::run(&args.options)?;

@@ -1,7 +1,7 @@
 //! A run's result as a value: what `run.json` holds, what every report is made from.
 //!
-//! Latencies are in microseconds. A percentile that falls among censored samples is a lower bound;
-//! `censored_from_us` tells from where on.
+//! Latencies are in microseconds. A percentile that would be higher if what has no answer had taken
+//! for ever is named as a lower bound.
 
 use std::collections::BTreeMap;
 
@@ -101,8 +101,13 @@ pub struct OperationOutcome {
     pub missing: u64,
     /// Operations without an answer, which are in the percentiles as lower bounds.
     pub censored: u64,
-    /// From here on, percentiles are lower bounds.
-    pub censored_from_us: Option<f64>,
+    /// Percentiles from when operations were due that are lower bounds: they would be higher if
+    /// what has no answer had taken for ever.
+    #[serde(default)]
+    pub bounds_from_intended: Vec<String>,
+    /// The same from when operations were sent.
+    #[serde(default)]
+    pub bounds_from_sent: Vec<String>,
     /// Done, a second.
     pub rate_per_s: f64,
     /// Percentiles of all that was due, from when it was due.
@@ -339,13 +344,40 @@ fn operation_outcome(series: &Series, total: &Dual, seconds: f64) -> OperationOu
         in_doubt: series.count(Status::InDoubt),
         missing: series.count(Status::Missing),
         censored,
-        censored_from_us: series.censored_from().map(micros),
+        bounds_from_intended: bounds(series, &total.intended, |dual| &dual.intended),
+        bounds_from_sent: bounds(series, &total.sent, |dual| &dual.sent),
         rate_per_s: rate(series.done(), seconds),
         latency_us_from_intended: percentiles(&total.intended),
         latency_us_from_sent: percentiles(&total.sent),
         statuses: statuses.collect(),
         curve: curve(total),
     }
+}
+
+/// Names of the percentiles of `total` that would rise by more than a hundredth if what was
+/// censored had taken for ever.
+fn bounds(
+    series: &Series,
+    total: &Histogram<u64>,
+    of: fn(&Dual) -> &Histogram<u64>,
+) -> Vec<String> {
+    let mut answered = histogram(3);
+    for status in Status::ALL.iter().filter(|status| !status.censored()) {
+        if let Some(dual) = series.of(*status) {
+            add(&mut answered, of(dual));
+        }
+    }
+    let (all, known) = (total.len() as f64, answered.len() as f64);
+    let rises = |percentile: f64| {
+        let rank = all * percentile / 100.0;
+        let most = answered.value_at_quantile((rank / known).min(1.0)) as f64;
+        rank > known || most > 1.01 * total.value_at_percentile(percentile) as f64
+    };
+    PERCENTILES
+        .iter()
+        .filter(|(percentile, _)| known < all && rises(*percentile))
+        .map(|(_, name)| (*name).to_owned())
+        .collect()
 }
 
 fn targets(names: &[String], recorder: &Recorder) -> Vec<TargetOutcome> {
@@ -460,7 +492,7 @@ mod tests {
         assert_eq!(again.rate_per_s, 100.0);
         let write = &again.operations["write"];
         assert_eq!((write.done, write.censored, write.in_doubt), (1000, 1, 0));
-        assert_eq!(write.censored_from_us, Some(5000.0));
+        assert_eq!(write.bounds_from_intended, ["p99.99", "max"]);
         let p99 = write.latency_us_from_intended["p99"];
         assert!((989.0..993.0).contains(&p99), "{p99}");
         assert!(write.curve.is_sorted_by(|one, other| one[1] <= other[1]));

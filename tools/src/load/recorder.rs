@@ -2,8 +2,7 @@
 //!
 //! Every operation is recorded once, under its kind and how it ended, from the time it was due and
 //! from the time it was sent. What has no answer is recorded with the time waited so far and counts
-//! as *censored*: it took at least that long, so a percentile at or above the shortest censored
-//! sample is a lower bound.
+//! as *censored*: it took at least that long.
 
 use std::collections::BTreeMap;
 
@@ -176,8 +175,6 @@ pub fn add(to: &mut Histogram<u64>, from: &Histogram<u64>) {
 #[derive(Clone, Default)]
 pub struct Series {
     statuses: [Option<Box<Dual>>; Status::ALL.len()],
-    /// The shortest censored sample, in nanoseconds.
-    censored_from: Option<Nanos>,
 }
 
 impl Series {
@@ -211,30 +208,13 @@ impl Series {
         self.statuses[status as usize].as_deref()
     }
 
-    /// Latencies from here on, in nanoseconds, are lower bounds.
-    pub fn censored_from(&self) -> Option<Nanos> {
-        self.censored_from
-    }
-
     fn dual(&mut self, status: Status) -> &mut Dual {
         self.statuses[status as usize].get_or_insert_default()
-    }
-
-    fn censor(&mut self, status: Status, latency: Nanos) {
-        if status.censored() {
-            self.censor_from(latency);
-        }
     }
 
     /// Adds latencies of what ended so.
     pub fn add_dual(&mut self, status: Status, dual: &Dual) {
         self.dual(status).add(dual);
-    }
-
-    /// Latencies from `from` nanoseconds on are lower bounds.
-    pub fn censor_from(&mut self, from: Nanos) {
-        let least = self.censored_from.map_or(from, |mine| mine.min(from));
-        self.censored_from = Some(least);
     }
 
     /// Adds another series.
@@ -243,9 +223,6 @@ impl Series {
             if let Some(theirs) = other.of(status) {
                 self.dual(status).add(theirs);
             }
-        }
-        if let Some(from) = other.censored_from {
-            self.censor_from(from);
         }
     }
 }
@@ -342,7 +319,6 @@ impl Recorder {
         sent: Option<Nanos>,
     ) {
         let series = self.series_mut(operation);
-        series.censor(status, intended);
         let dual = series.dual(status);
         dual.intended.saturating_record(intended.max(1));
         if let Some(sent) = sent {
@@ -426,7 +402,6 @@ impl Recorder {
     /// Empties it and keeps its memory, so that the next interval allocates nothing.
     pub fn clear(&mut self) {
         for series in &mut self.series {
-            series.censored_from = None;
             for dual in series.statuses.iter_mut().flatten() {
                 dual.clear();
             }
@@ -487,7 +462,6 @@ mod tests {
         recorder.record(Operation::Read, Status::Unsent, 9_000_000, None);
         let series = recorder.series(Operation::Read);
         assert_eq!((series.done(), series.total_count()), (99, 101));
-        assert_eq!(series.censored_from(), Some(5_000_000));
         let total = series.total();
         assert!(total.intended.value_at_percentile(99.9) >= 9_000_000);
         assert_eq!(

@@ -103,19 +103,24 @@ pub fn text(outcome: &Outcome) -> String {
 }
 
 fn row(name: &str, operation: &OperationOutcome, intended: bool) -> String {
-    let (percentiles, count) = if intended {
-        let count = operation.done + operation.refused + operation.in_doubt + operation.censored;
-        (&operation.latency_us_from_intended, count)
+    let all = operation.done + operation.refused + operation.in_doubt + operation.censored;
+    let (percentiles, bounds, count) = if intended {
+        let bounds = &operation.bounds_from_intended;
+        (&operation.latency_us_from_intended, bounds, all)
     } else {
         let unsent = operation.statuses.get("unsent").map_or(0, |one| one.count);
-        let count = operation.done + operation.refused + operation.in_doubt + operation.censored;
-        (&operation.latency_us_from_sent, count - unsent)
+        let bounds = &operation.bounds_from_sent;
+        (&operation.latency_us_from_sent, bounds, all - unsent)
     };
     let mut row = format!("{name:<24}{count:>10}");
     for (_, name) in PERCENTILES {
         let value = percentiles.get(name).copied().unwrap_or(0.0);
-        let bound = operation.censored_from_us.is_some_and(|from| value >= from);
-        let figure = format!("{}{:.3}", if bound { ">=" } else { "" }, value / 1e3);
+        let bound = if bounds.iter().any(|one| one == name) {
+            ">="
+        } else {
+            ""
+        };
+        let figure = format!("{bound}{:.3}", value / 1e3);
         write!(row, "{figure:>11}").expect("writing to a string");
     }
     row

@@ -131,7 +131,14 @@ impl Bench {
             part,
             agents: match &options.agents[..] {
                 [] => None,
-                addresses => Some(Agents::connect(addresses, &options.words)?),
+                addresses => {
+                    // The endpoint may come from this machine's environment.
+                    let endpoint = ["--endpoint".to_owned(), options.endpoint.clone()];
+                    Some(Agents::connect(
+                        addresses,
+                        &[&options.words[..], &endpoint].concat(),
+                    )?)
+                }
             },
         })
     }

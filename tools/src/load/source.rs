@@ -88,12 +88,8 @@ impl std::fmt::Display for Mix {
         let mut below = 0.0;
         for (number, (operation, sum)) in self.cumulative.iter().enumerate() {
             let comma = if number > 0 { ", " } else { "" };
-            write!(
-                f,
-                "{comma}{} {:.4} %",
-                operation.name(),
-                (sum - below) * 100.0
-            )?;
+            let percent = ((sum - below) * 1e6).round() / 1e4;
+            write!(f, "{comma}{} {percent} %", operation.name())?;
             below = *sum;
         }
         Ok(())
@@ -222,7 +218,7 @@ mod tests {
             .filter(|_| mix.draw(&mut rng) == Operation::Insert)
             .count();
         assert!((4_700..5_300).contains(&inserts), "{inserts}");
-        assert_eq!(mix.to_string(), "read 95.0000 %, insert 5.0000 %");
+        assert_eq!(mix.to_string(), "read 95 %, insert 5 %");
         assert_eq!("read=95,insert=5".parse::<Mix>().unwrap(), mix);
         for bad in ["read", "read=x", "frob=1", "read=0", "read=-1"] {
             assert!(bad.parse::<Mix>().is_err(), "{bad}");

@@ -19,8 +19,6 @@ const THREADS_APART: usize = 1000;
 pub struct Packed {
     /// Kind, outcome, from intended, from sent.
     series: Vec<(String, String, String, String)>,
-    /// Kind, and from where on its latencies are lower bounds, in nanoseconds.
-    censored: Vec<(String, u64)>,
     targets: Vec<(usize, String)>,
     lag: String,
     threads: BTreeMap<usize, Thread>,
@@ -37,7 +35,6 @@ impl Packed {
         let mut serializer = V2DeflateSerializer::new();
         let mut pack = |one: &Histogram<u64>| encode(&mut serializer, one).unwrap_or_default();
         let mut series = Vec::new();
-        let mut censored = Vec::new();
         for operation in Operation::ALL {
             let one = recorder.series(operation);
             let name = operation.name().to_owned();
@@ -51,13 +48,11 @@ impl Packed {
                     ));
                 }
             }
-            censored.extend(one.censored_from().map(|from| (name, from)));
         }
         let targets = recorder.targets().iter().enumerate();
         let verdicts = &recorder.verdicts;
         Self {
             series,
-            censored,
             targets: targets
                 .filter_map(|(at, target)| Some((at, pack(&target.as_ref()?.intended))))
                 .collect(),
@@ -90,10 +85,6 @@ impl Packed {
             add(&mut dual.intended, &unpacked(intended)?);
             add(&mut dual.sent, &unpacked(sent)?);
             recorder.series_mut(operation).add_dual(status, &dual);
-        }
-        for (operation, from) in &self.censored {
-            let operation = Operation::named(operation)?;
-            recorder.series_mut(operation).censor_from(*from);
         }
         for (at, target) in &self.targets {
             let mut two_digits = histogram(2);
@@ -161,10 +152,7 @@ mod tests {
         let packed: Packed = serde_json::from_str(&text).unwrap();
         let again = packed.unpack(2).unwrap();
         assert_eq!(again.series(Operation::Read).done(), 1);
-        assert_eq!(
-            again.series(Operation::Insert).censored_from(),
-            Some(7_000_000)
-        );
+        assert_eq!(again.series(Operation::Insert).count(Status::Unsent), 1);
         assert_eq!(again.series(Operation::Insert).total().sent.len(), 0);
         assert_eq!(again.targets()[3].as_ref().unwrap().intended.len(), 1);
         assert_eq!((again.verdicts.lost, again.health.lag.len()), (4, 1));

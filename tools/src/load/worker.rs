@@ -217,7 +217,8 @@ impl<'a, W: World> Worker<'a, W> {
             if self.finished(now) {
                 break;
             }
-            if now >= (self.interval_number + 1) * self.settings.interval {
+            let next = (self.interval_number + 1) * self.settings.interval;
+            if now >= next && next < self.settings.end {
                 self.emit(now, emit);
             }
             let before = self.world.now();
@@ -286,7 +287,9 @@ impl<'a, W: World> Worker<'a, W> {
         self.recorder = emit(self.interval_number, full);
         self.waited = 0;
         self.interval_began = now;
-        self.interval_number = now / self.settings.interval;
+        // Answers after the end belong to the last interval.
+        let last = (self.settings.end - 1) / self.settings.interval;
+        self.interval_number = (now / self.settings.interval).min(last);
     }
 
     fn reconnect(&mut self, now: Nanos) {
@@ -428,7 +431,7 @@ impl<'a, W: World> Worker<'a, W> {
             }
             return Some((pending, None));
         }
-        let turn = match operation {
+        let mut turn = match operation {
             Operation::Insert => ledger.insert_turn()?,
             _ => ledger.write_turn(key.unwrap_or_else(|| self.draw_key(now)))?,
         };
@@ -450,6 +453,9 @@ impl<'a, W: World> Worker<'a, W> {
                 && context.is_none()
                 && shared.protocol.writer_must_read());
         let (key, floor) = with_floor(turn.key);
+        if operation == Operation::Delete {
+            turn.begin_deletion();
+        }
         let mut pending = Pending::new(operation, due, now, Keyed::One(key, floor));
         pending.reads_first = reads_first;
         pending.change = Some(Change {

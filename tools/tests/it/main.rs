@@ -6,5 +6,6 @@ mod bad_input;
 mod cluster;
 mod dev;
 mod durability;
+mod load;
 mod sim;
 mod tune;

@@ -92,7 +92,7 @@ impl<'a, W: World> Worker<'a, W> {
 
     fn missing(&mut self, key: u64, floor: Floor, now: Nanos) {
         let judging = self.shared.judging;
-        let known = judging.must_exist || (floor.sequence > Sequence(0) && !floor.deleted);
+        let known = judging.must_exist || !self.shared.ledger.may_be_missing(key, floor);
         let now_us = self.shared.civil_us + now / 1000;
         let expired = self.shared.ttl_seconds.is_some_and(|seconds| {
             // A second of tolerance: servers expire by their own clocks.
