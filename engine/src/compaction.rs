@@ -186,7 +186,10 @@ impl Plan {
 }
 
 /// What is left of a table on both sides of `range`.
-fn outside<'a>(table: &'a TableRef, range: &TokenRange) -> impl Iterator<Item = TableRef> + 'a {
+pub(crate) fn outside<'a>(
+    table: &'a TableRef,
+    range: &TokenRange,
+) -> impl Iterator<Item = TableRef> + 'a {
     let extent = table.extent;
     let left = (extent.first < range.first).then(|| TokenRange {
         first: extent.first,

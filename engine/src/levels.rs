@@ -15,6 +15,7 @@ use std::rc::Rc;
 
 use torc_env::{Token, TokenRange};
 
+use crate::compaction::outside;
 use crate::table::TableInfo;
 
 /// The last level. Levels between 0 and it are used from its end, as many as the data needs.
@@ -242,6 +243,54 @@ impl Levels {
             added: outputs.iter().map(|info| whole(info, 0, run)).collect(),
         }
     }
+
+    /// Takes `range` of a damaged file out, and with it what older runs have there: that may have been
+    /// deleted in the part that cannot be read. Each key then has its newest state, or none.
+    pub fn cut(&mut self, file_id: u64, range: TokenRange) {
+        let of_file = self.tables().filter(|table| table.info.file_id == file_id);
+        let parts: Vec<(u8, u64, TokenRange)> = of_file
+            .filter_map(|table| Some((table.level, table.run, table.extent.intersection(&range)?)))
+            .collect();
+        for (level, run, part) in parts {
+            let is_newer = |other: &&Run| {
+                (other.level, std::cmp::Reverse(other.id)) < (level, std::cmp::Reverse(run))
+            };
+            let older = self.runs.iter().skip_while(is_newer);
+            let hit: Vec<TableRef> = older
+                .flat_map(|run| run.overlapping(part))
+                .cloned()
+                .collect();
+            for table in hit {
+                self.remove(table.key());
+                for rest in outside(&table, &part) {
+                    self.insert(rest);
+                }
+            }
+        }
+    }
+
+    /// The edit that makes `newer` of these levels.
+    pub fn edit_to(&self, newer: &Levels) -> Edit {
+        let is_in = |levels: &Levels, table: &TableRef| {
+            levels.tables().any(|other| {
+                other.key() == table.key()
+                    && other.extent == table.extent
+                    && (other.level, other.run) == (table.level, table.run)
+            })
+        };
+        Edit {
+            removed: self
+                .tables()
+                .filter(|table| !is_in(newer, table))
+                .map(TableRef::key)
+                .collect(),
+            added: newer
+                .tables()
+                .filter(|table| !is_in(self, table))
+                .cloned()
+                .collect(),
+        }
+    }
 }
 
 /// A table with its whole content as extent.
@@ -342,6 +391,38 @@ mod tests {
         });
         assert!(!levels.holds_file(4));
         assert_eq!(levels.runs().len(), 2);
+    }
+
+    #[test]
+    fn what_is_damaged_goes_with_what_is_older_and_nothing_else_does() {
+        let mut levels = Levels::new();
+        for (file_id, level, run) in [(4, 0, 4), (3, 0, 3), (2, 5, 2), (1, BOTTOM, 1)] {
+            levels.insert(whole(&info(file_id, 0, 99), level, run));
+        }
+        let before = levels.clone();
+        levels.cut(3, range(20, 29));
+        assert_eq!(ids(levels.candidates(Token(19))), [4, 3, 2, 1]);
+        assert_eq!(ids(levels.candidates(Token(20))), [4]);
+        assert_eq!(ids(levels.candidates(Token(29))), [4]);
+        assert_eq!(ids(levels.candidates(Token(30))), [4, 3, 2, 1]);
+
+        let edit = before.edit_to(&levels);
+        assert_eq!((edit.removed.len(), edit.added.len()), (3, 6));
+        let mut copy = before.clone();
+        copy.apply(&edit);
+        assert_eq!(copy, levels);
+
+        // A file that answers for two pieces goes from both, and older ones only there.
+        levels.cut(3, TokenRange::ALL);
+        assert_eq!(ids(levels.tables()), [4]);
+        let mut levels = before.clone();
+        levels.cut(3, range(90, 99));
+        levels.cut(2, TokenRange::ALL);
+        assert_eq!(ids(levels.candidates(Token(50))), [4, 3]);
+        assert_eq!(ids(levels.candidates(Token(95))), [4]);
+        let unchanged = levels.clone();
+        levels.cut(2, TokenRange::ALL);
+        assert_eq!(levels, unchanged);
     }
 
     #[test]

@@ -38,4 +38,4 @@ pub use options::{Fsync, Options};
 pub use purge::PurgeFloors;
 pub use record::{Entry, EntryRef, Kind, Record, ScanFrom};
 pub use stats::{Counts, Stats};
-pub use store::{Decision, Recovery, ScanLimits, ScanPage, Store, Ticket};
+pub use store::{Damage, Decision, Recovery, ScanLimits, ScanPage, ScrubReport, Store, Ticket};

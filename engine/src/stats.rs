@@ -27,8 +27,10 @@ pub struct Counts {
     pub table_reads: u64,
     /// Records returned by scans.
     pub scanned: u64,
-    /// Reads that met damage.
+    /// Parts of tables found damaged: blocks, and tables that cannot be opened. Each counts once.
     pub corrupt_blocks: u64,
+    /// Bytes of tables that scrubs have read through.
+    pub scrubbed_bytes: u64,
     /// Memtables turned into tables.
     pub flushes: u64,
     /// Bytes of tables written by flushes.

@@ -16,10 +16,13 @@
 //! - No `RefCell` borrow of the store's state lives across an `.await`.
 
 mod compact;
+mod damage;
 mod flush;
+mod load;
 mod memory;
 mod open;
 mod read;
+mod scrub;
 mod space;
 mod supply;
 mod tables;
@@ -41,9 +44,12 @@ use crate::signal::{Signal, Turn};
 use crate::stats::{Counts, Stats};
 
 use compact::ExpiryClock;
+pub use damage::Damage;
+use damage::Damages;
 use memory::Memory;
 pub use open::Recovery;
 pub use read::{ScanLimits, ScanPage};
+pub use scrub::ScrubReport;
 use supply::Supply;
 use tables::Tables;
 pub use write::{Decision, Ticket};
@@ -84,7 +90,10 @@ struct Inner<E: Env> {
     compaction: Signal,
     /// One compaction at a time.
     compacting: Turn,
+    /// The tree whose turn it was last.
+    compacted_last: Cell<Option<TreeId>>,
     clock: ExpiryClock,
+    damages: Damages,
     /// A background task has ended.
     stopped: Signal,
 }
@@ -210,6 +219,37 @@ impl<E: Env> Store<E> {
             return Ok(());
         }
         self.0.edit(&[Change::Suspect(false)]).await
+    }
+
+    /// The parts of tables that were found unreadable since the open and are still in use. Their keys
+    /// cannot be read or updated, and their trees are not compacted.
+    pub fn damages(&self) -> Vec<Damage> {
+        self.0.damages.all()
+    }
+
+    /// Whether [`Store::damages`] has any.
+    pub fn is_damaged(&self) -> bool {
+        !self.0.damages.is_empty()
+    }
+
+    /// Reads every table through, at about `bytes_per_s` of records, and verifies what it reads. What is
+    /// damaged is in [`Store::damages`] afterwards. Fills no cache.
+    ///
+    /// # Errors
+    /// When the device refuses, or the store is closed meanwhile.
+    pub async fn scrub(&self, bytes_per_s: u64) -> Result<ScrubReport, ReadError> {
+        self.0.scrub(bytes_per_s).await
+    }
+
+    /// Cuts out all known damage, durably, and returns it: its keys are absent from then on, unless
+    /// something newer of them can be read. From the same moment on every open reports
+    /// [`Recovery::amnesia`], until [`Store::forget_amnesia`]. For callers that can get the keys from
+    /// elsewhere, and that answer no reads until they have.
+    ///
+    /// # Errors
+    /// When the store is poisoned or closed.
+    pub async fn quarantine(&self) -> Result<Vec<Damage>, WriteError> {
+        self.0.quarantine().await
     }
 
     /// What the store holds and does, in plain numbers.

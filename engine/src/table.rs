@@ -34,7 +34,7 @@ pub use reader::{Found, Table};
 pub use writer::{TableOptions, TableWriter};
 
 /// What is known of a finished table: its footer, and its bounds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TableInfo {
     /// Names the file ([`table_path`]); never reused within a data directory.
     pub file_id: u64,

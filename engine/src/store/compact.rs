@@ -86,6 +86,7 @@ impl<E: Env> Inner<E> {
                 continue;
             };
             let result = self.compact_piece(tree, &plan).await;
+            self.compacted_last.set(Some(tree));
             drop(turn);
             match result {
                 Ok(()) => {}
@@ -99,12 +100,17 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    /// The most urgent compaction of the first tree that needs one; when none does, one that forgets
-    /// what may be purged.
+    /// The most urgent compaction of the next tree that needs one, in turn, so that a busy tree does
+    /// not keep the others from theirs; when none does, one that forgets what may be purged. A tree
+    /// with known damage waits until that is cut out.
     fn pick_compaction(&self) -> Option<(TreeId, Plan)> {
         let settings = Settings::from(&self.options);
         let tables = self.tables.borrow();
-        let trees = tables.tree_ids();
+        let mut trees = tables.tree_ids();
+        let last = self.compacted_last.get();
+        let next = trees.partition_point(|tree| Some(*tree) <= last);
+        trees.rotate_left(next);
+        trees.retain(|tree| !self.damages.is_in(*tree));
         let due = trees.iter().find_map(|tree| {
             let levels = tables.tree(*tree)?;
             Some((*tree, pick(&levels.levels, &settings)?))
@@ -160,6 +166,9 @@ impl<E: Env> Inner<E> {
             Ok(output) => output,
             Err(error) => {
                 self.count(|counts| counts.failed_compactions += 1);
+                if let JobError::Read(error) = &error {
+                    self.note_corrupt(error);
+                }
                 return Err(Failure::Job(error));
             }
         };

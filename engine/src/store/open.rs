@@ -1,14 +1,15 @@
 //! Opening a store: manifest, tables, log, in this order.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
-use torc_env::{Class, DirEntry, Disk, Env, Token, TokenRange, TreeId};
+use torc_env::{Class, DirEntry, Disk, Env, Token, TokenRange};
 
 use super::compact::ExpiryClock;
+use super::damage::Damages;
+use super::load::load_tables;
 use super::memory::Memory;
 use super::supply::{Live, Supply};
 use super::tables::Tables;
@@ -17,16 +18,12 @@ use crate::cache::RecordCache;
 use crate::compaction::Settings;
 use crate::error::OpenError;
 use crate::frame::Mark;
-use crate::levels::{Edit, TableRef};
 use crate::manifest::{Change, Manifest, State};
 use crate::options::{Options, WAL_SEGMENT_BYTES_MIN};
 use crate::record::EntryRef;
 use crate::signal::{Signal, Turn};
-use crate::table::{Table, table_id, table_path};
+use crate::table::{table_id, table_path};
 use crate::wal::{self, FLAG_CLOSED, FLAG_UNSYNCED, Log, Replayed, SegmentId};
-
-/// Tables opened at the same time.
-const OPENING_MAX: usize = 16;
 
 /// What an open found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,11 +38,13 @@ pub struct Recovery {
     pub records: u64,
     /// The store had been closed; nothing was in flight.
     pub clean: bool,
-    /// Acknowledged updates may be missing: the log was damaged, or a policy that acknowledges
+    /// Acknowledged updates may be missing: log or tables were damaged, or a policy that acknowledges
     /// before it syncs met a crash. Reported at every open until [`Store::forget_amnesia`].
     pub amnesia: bool,
     /// The first log frame that was durable once and cannot be read any more.
     pub damaged_from: Option<u64>,
+    /// Tables that cannot be opened any more, and were set aside: what they held is missing.
+    pub damaged_tables: usize,
 }
 
 pub(super) async fn open<E: Env>(
@@ -75,7 +74,8 @@ pub(super) async fn open<E: Env>(
         Settings::from(&options),
         next_file_id.max(state.file_id_floor),
     );
-    let seqno = load_tables(disk, &tables_dir, &state, &mut tables).await?;
+    let loaded = load_tables(disk, &tables_dir, &state, &mut tables).await?;
+    let seqno = loaded.seqno;
     let mut memory = Memory::new(
         TokenRange::of_shard(env.shard(), env.shard_count()),
         torc_env::map::hasher(&env),
@@ -109,14 +109,15 @@ pub(super) async fn open<E: Env>(
     let last = replayed.end.last;
     memory.replayed_through(last);
 
-    let recovery = judge(&state, &replayed, records);
-    let supply = settle_segments(
+    let recovery = judge(&state, &replayed, records, loaded.damaged.len());
+    let supply = settle(
         &manifest,
         &state,
         &files,
         &replayed,
         &recovery,
         oldest_seqno,
+        loaded.changes,
     )
     .await
     .map_err(|cause| OpenError::Io {
@@ -145,10 +146,16 @@ pub(super) async fn open<E: Env>(
         flush: Signal::default(),
         compaction: Signal::default(),
         compacting: Turn::default(),
+        compacted_last: Cell::new(None),
+        damages: Damages::default(),
         stopped: Signal::default(),
     });
     store.health.written.set(last.sequence);
     store.health.synced.set(last.sequence);
+    store.count(|counts| {
+        counts.corrupt_blocks = u64::try_from(loaded.damaged.len()).unwrap_or(u64::MAX);
+    });
+    store.set_aside(&loaded.damaged).await;
     remove_orphans(&store, &files, &state).await;
     store.look_at_space().await;
     start(&store, last, recovery.damaged_from.is_some());
@@ -240,52 +247,8 @@ impl Files {
     }
 }
 
-/// Opens every listed table; returns the highest sequence number in one.
-async fn load_tables<D: Disk>(
-    disk: &D,
-    dir: &Path,
-    state: &State,
-    tables: &mut Tables<D>,
-) -> Result<u64, OpenError> {
-    let file_ids: BTreeSet<u64> = state.tables.values().map(|table| table.file_id).collect();
-    let opened: Vec<Table<D>> = stream::iter(file_ids)
-        .map(|file_id| Table::open(disk, dir, file_id))
-        .buffered(OPENING_MAX)
-        .try_collect()
-        .await?;
-    let mut by_id = BTreeMap::new();
-    let mut seqno = 0;
-    for table in opened {
-        seqno = seqno.max(table.info().seqnos.max);
-        by_id.insert(table.info().file_id, (Rc::new(table.info().clone()), table));
-    }
-    let mut edits: BTreeMap<TreeId, (Edit, Vec<Table<D>>)> = BTreeMap::new();
-    for listed in state.tables.values() {
-        let (info, table) = &by_id[&listed.file_id];
-        if info.tree != listed.tree {
-            return Err(OpenError::Corrupt {
-                path: table.path().to_owned(),
-                offset: 0,
-                detail: format!("expected tree {}, found {}", listed.tree.0, info.tree.0),
-            });
-        }
-        let (edit, of_tree) = edits.entry(listed.tree).or_default();
-        edit.added.push(TableRef {
-            info: Rc::clone(info),
-            level: listed.level,
-            run: listed.run,
-            extent: listed.extent,
-        });
-        of_tree.push(table.clone());
-    }
-    for (tree, (edit, of_tree)) in edits {
-        tables.apply(tree, &edit, of_tree);
-    }
-    Ok(seqno)
-}
-
 /// What the replay says about the past.
-fn judge(state: &State, replayed: &Replayed, records: u64) -> Recovery {
+fn judge(state: &State, replayed: &Replayed, records: u64, damaged_tables: usize) -> Recovery {
     let end = &replayed.end;
     let clean = end.gap.is_none() && end.last_flags & FLAG_CLOSED != 0;
     let was_unsynced = end.last_flags & FLAG_UNSYNCED != 0 && !clean;
@@ -298,22 +261,23 @@ fn judge(state: &State, replayed: &Replayed, records: u64) -> Recovery {
         frames: replayed.frames,
         records,
         clean,
-        amnesia: state.suspect || end.gap.is_some() || was_unsynced,
+        amnesia: state.suspect || end.gap.is_some() || was_unsynced || damaged_tables > 0,
         damaged_from: end.gap.as_ref().map(|gap| gap.missing_from),
+        damaged_tables,
     }
 }
 
 /// Sorts the segments into those with frames and those to be recycled, and puts what the manifest
-/// must know into one edit.
-async fn settle_segments<E: Env>(
+/// must know, `changes` to tables included, into one edit.
+async fn settle<E: Env>(
     manifest: &Manifest<E>,
     state: &State,
     files: &Files,
     replayed: &Replayed,
     recovery: &Recovery,
     oldest_seqno: u64,
+    mut changes: Vec<Change>,
 ) -> Result<Supply<super::FileOf<E>>, Rc<str>> {
-    let mut changes = Vec::new();
     let mut live = VecDeque::new();
     let mut retired = Vec::new();
     let is_damaged = recovery.damaged_from.is_some();

@@ -139,15 +139,6 @@ impl<E: Env> Inner<E> {
         });
         Ok(page)
     }
-
-    /// Counts corruption on its way to the caller.
-    pub(super) fn count_corrupt<T>(&self, result: Result<T, ReadError>) -> Result<T, ReadError> {
-        if let Err(error @ ReadError::Corrupt { .. }) = &result {
-            self.count(|counts| counts.corrupt_blocks += 1);
-            tracing::error!(%error, "a table is damaged");
-        }
-        result
-    }
 }
 
 fn after(entry: &Entry) -> ScanFrom {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
 
-use torc_env::{Disk, TreeId};
+use torc_env::{Disk, TokenRange, TreeId};
 
 use super::Inner;
 use crate::compaction::{Settings, debt_bytes};
@@ -69,6 +69,15 @@ impl<D: Disk> Tables<D> {
     /// Says that memory is about to let go of records that are in tables now.
     pub(super) fn begin_generation(&mut self) {
         self.generation += 1;
+    }
+
+    /// The tree of a table in use, and the tokens that damage at `offset` of it makes unknown.
+    pub(super) fn damaged_range(&self, file_id: u64, offset: u64) -> Option<(TreeId, TokenRange)> {
+        let mut trees = self.trees.iter();
+        trees.find_map(|(id, tree)| {
+            let table = tree.open.get(&file_id)?;
+            Some((*id, table.damaged_range(offset)))
+        })
     }
 
     /// Ids for the files of one job.

@@ -5,7 +5,7 @@
 //! in Elias–Fano form. The writer only cuts blocks where the cut tokens differ, so a token maps to
 //! exactly one block and a get never reads two.
 
-use torc_env::Token;
+use torc_env::{Token, TokenRange};
 
 use super::elias_fano::EliasFano;
 use super::format::BLOCK_ALIGN;
@@ -130,6 +130,26 @@ impl Fences {
         }
     }
 
+    /// The block that begins at `offset`, if one does.
+    pub(crate) fn block_at(&self, offset: u64) -> Option<usize> {
+        let index = self.offsets.predecessor(u128::from(offset / BLOCK_ALIGN))?;
+        (index < self.len() && self.extent(index).offset == offset).then_some(index)
+    }
+
+    /// The tokens that only block `index` may hold.
+    pub(crate) fn range(&self, index: usize) -> TokenRange {
+        let first = |index| (self.tokens.get(index) + self.base) << self.shift;
+        let next = index + 1;
+        TokenRange {
+            first: Token(first(index)),
+            last: if next < self.len() {
+                Token(first(next) - 1)
+            } else {
+                Token::MAX
+            },
+        }
+    }
+
     /// Bytes in memory.
     pub(crate) fn memory_bytes(&self) -> usize {
         size_of::<Self>() + self.tokens.memory_bytes() + self.offsets.memory_bytes()
@@ -192,6 +212,13 @@ mod tests {
                     len: 3 * BLOCK_ALIGN,
                 };
                 prop_assert_eq!(fences.extent(block), expected);
+                prop_assert_eq!(fences.block_at(expected.offset), Some(block));
+                prop_assert_eq!(fences.block_at(expected.offset + BLOCK_ALIGN), None);
+                let range = fences.range(block);
+                for (index, token) in tokens.iter().enumerate() {
+                    let holds = starts.iter().rposition(|start| *start <= index) == Some(block);
+                    prop_assert_eq!(range.contains(Token(*token)), holds);
+                }
             }
         }
     }

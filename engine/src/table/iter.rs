@@ -37,6 +37,8 @@ pub struct TableIter<D: Disk> {
     ahead: ReadAhead,
     /// The block to decode next.
     next_block: usize,
+    /// The first block behind the range. What lies there is not touched: it may be unreadable.
+    end_block: usize,
     current: Option<Current>,
 }
 
@@ -78,6 +80,7 @@ impl<D: Disk> TableIter<D> {
             },
             ahead,
             next_block,
+            end_block: table.block_of(range.last) + 1,
             current: None,
             table,
         }
@@ -102,7 +105,7 @@ impl<D: Disk> TableIter<D> {
                 }
                 self.current = None;
             }
-            if self.next_block >= self.table.blocks() {
+            if self.next_block >= self.end_block {
                 return Ok(None);
             }
             self.enter_block().await?;
@@ -132,9 +135,8 @@ impl<D: Disk> TableIter<D> {
     /// Reads as many blocks from `first` on as fit the read-ahead, at least one.
     async fn read_window(&mut self, first: usize) -> Result<(), ReadError> {
         let start = self.table.extent(first).offset;
-        let last_wanted = self.table.block_of(self.range.last);
         let mut end = first + 1;
-        while end <= last_wanted && end < self.table.blocks() {
+        while end < self.end_block {
             let extent = self.table.extent(end);
             if extent.offset + extent.len - start > self.ahead.bytes() {
                 break;
@@ -153,6 +155,6 @@ impl<D: Disk> TableIter<D> {
 
     fn end(&mut self) {
         self.current = None;
-        self.next_block = self.table.blocks();
+        self.next_block = self.end_block;
     }
 }

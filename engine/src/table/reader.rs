@@ -199,13 +199,17 @@ impl<D: Disk> Table<D> {
         }))
     }
 
+    /// The tokens that cannot be told when what lies at `offset` is damaged: those of the block that
+    /// begins there, or all of them.
+    pub(crate) fn damaged_range(&self, offset: u64) -> TokenRange {
+        let fences = &self.0.fences;
+        let block = fences.block_at(offset);
+        block.map_or(TokenRange::ALL, |index| fences.range(index))
+    }
+
     /// The records from `from` on whose tokens lie in `range`.
     pub fn iter(&self, from: &ScanFrom, range: TokenRange, ahead: ReadAhead) -> TableIter<D> {
         TableIter::new(self.clone(), from, range, ahead)
-    }
-
-    pub(super) fn blocks(&self) -> usize {
-        self.0.fences.len()
     }
 
     pub(super) fn extent(&self, index: usize) -> Extent {

@@ -10,7 +10,7 @@ use torc_sim::{DiskOptions, HostId, SimEnv, Simulation};
 use crate::support::{get, options, put, scan_all, submit, tombstone, value};
 
 /// A world with one host, and its only shard.
-fn world(seed: u64, disk: DiskOptions) -> (Simulation, HostId) {
+pub fn world(seed: u64, disk: DiskOptions) -> (Simulation, HostId) {
     let options = torc_sim::Options {
         disk,
         ..torc_sim::Options::default()
@@ -20,7 +20,7 @@ fn world(seed: u64, disk: DiskOptions) -> (Simulation, HostId) {
     (simulation, host)
 }
 
-fn run<T: 'static, F: Future<Output = T> + 'static>(
+pub fn run<T: 'static, F: Future<Output = T> + 'static>(
     simulation: &Simulation,
     host: HostId,
     scenario: impl FnOnce(SimEnv) -> F,

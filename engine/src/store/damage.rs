@@ -1,0 +1,159 @@
+//! Damage in tables: noted where it is met, cut out when the caller says so.
+//!
+//! A block that cannot be read is an error to whoever asks for one of its keys, and to nobody else. It
+//! is noted by reads, compactions and scrubs alike; trees with noted damage are not compacted, since
+//! every attempt would fail at the same block. Cutting it out ([`Inner::quarantine`]) makes its keys
+//! absent, so it is for a caller that then asks replicas for them: the manifest says *suspect* in the
+//! same edit, until [`super::Store::forget_amnesia`].
+//!
+//! A file of which nothing is used any more stays on the disk under another name, for whoever wants to
+//! look at it.
+
+use std::cell::RefCell;
+
+use torc_env::{Disk, Env, TokenRange, TreeId};
+
+use super::Inner;
+use super::tables::changes_of;
+use crate::error::{ReadError, WriteError};
+use crate::levels::Levels;
+use crate::manifest::Change;
+use crate::table::{table_id, table_path};
+
+/// A part of a table that cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The tree.
+    pub tree: TreeId,
+    /// The table's file.
+    pub file_id: u64,
+    /// The tokens whose records are lost in it.
+    pub range: TokenRange,
+}
+
+/// What was noted and is still in use.
+#[derive(Default)]
+pub(super) struct Damages(RefCell<Vec<Damage>>);
+
+impl Damages {
+    pub(super) fn all(&self) -> Vec<Damage> {
+        self.0.borrow().clone()
+    }
+
+    pub(super) fn is_in(&self, tree: TreeId) -> bool {
+        self.0.borrow().iter().any(|damage| damage.tree == tree)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.borrow().is_empty()
+    }
+
+    /// Returns whether it was not known.
+    fn note(&self, damage: Damage) -> bool {
+        let mut noted = self.0.borrow_mut();
+        let is_new = !noted.contains(&damage);
+        if is_new {
+            noted.push(damage);
+        }
+        is_new
+    }
+
+    fn keep(&self, is_kept: impl FnMut(&Damage) -> bool) {
+        self.0.borrow_mut().retain(is_kept);
+    }
+}
+
+impl<E: Env> Inner<E> {
+    /// Notes corruption on its way to the caller.
+    pub(super) fn count_corrupt<T>(&self, result: Result<T, ReadError>) -> Result<T, ReadError> {
+        if let Err(error) = &result {
+            self.note_corrupt(error);
+        }
+        result
+    }
+
+    /// Notes what a corrupt read says of a table, once.
+    pub(super) fn note_corrupt(&self, error: &ReadError) {
+        let ReadError::Corrupt { path, offset, .. } = error else {
+            return;
+        };
+        let name = path.file_name().and_then(|name| name.to_str());
+        let Some(file_id) = name.and_then(table_id) else {
+            return;
+        };
+        // A table that was compacted away meanwhile is nobody's trouble any more.
+        let Some((tree, range)) = self.tables.borrow().damaged_range(file_id, *offset) else {
+            return;
+        };
+        let damage = Damage {
+            tree,
+            file_id,
+            range,
+        };
+        if self.damages.note(damage) {
+            tracing::error!(%error, "a table is damaged");
+            self.count(|counts| counts.corrupt_blocks += 1);
+        }
+    }
+
+    /// See [`super::Store::quarantine`].
+    pub(super) async fn quarantine(&self) -> Result<Vec<Damage>, WriteError> {
+        self.check_open()?;
+        // A compaction may hold what is damaged; none begins before this is over.
+        let _turn = self.compacting.take().await;
+        self.check_open()?;
+        let damages = self.damages.all();
+        let mut trees: Vec<TreeId> = damages.iter().map(|damage| damage.tree).collect();
+        trees.sort_unstable();
+        trees.dedup();
+        for tree in trees {
+            let mut planned = None;
+            self.edit_with(|_| {
+                let Some(levels) = self.tables.borrow().tree(tree) else {
+                    return Vec::new();
+                };
+                let edit = levels
+                    .levels
+                    .edit_to(&without(&levels.levels, tree, &damages));
+                let mut changes = changes_of(tree, &edit);
+                changes.push(Change::Suspect(true));
+                planned = Some(edit);
+                changes
+            })
+            .await?;
+            // Flushes only add; a drop of the tree takes everything, before or after.
+            if self.tables.borrow().tree(tree).is_some()
+                && let Some(edit) = planned
+            {
+                let gone = self.tables.borrow_mut().apply(tree, &edit, []);
+                self.tables.borrow_mut().begin_generation();
+                self.cache.clear();
+                self.set_aside(&gone).await;
+            }
+        }
+        self.damages.keep(|damage| !damages.contains(damage));
+        self.compaction.ring();
+        Ok(damages)
+    }
+
+    /// Takes files out of use for good, and keeps them.
+    pub(super) async fn set_aside(&self, file_ids: &[u64]) {
+        let disk = self.env.disk();
+        for file_id in file_ids {
+            let path = table_path(&self.tables_dir, *file_id);
+            let aside = path.with_extension("damaged");
+            if let Err(error) = disk.rename(&path, &aside).await {
+                tracing::warn!(%error, path = %path.display(), "a damaged table is not set aside");
+            }
+        }
+    }
+}
+
+/// `levels` with all damage of `tree` cut out.
+pub(super) fn without(levels: &Levels, tree: TreeId, damages: &[Damage]) -> Levels {
+    let mut left = levels.clone();
+    for damage in damages.iter().filter(|damage| damage.tree == tree) {
+        left.cut(damage.file_id, damage.range);
+    }
+    left
+}

@@ -1,0 +1,120 @@
+//! Opening the tables that the manifest lists, and doing without those that are damaged.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::rc::Rc;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use torc_env::{Disk, TokenRange, TreeId};
+
+use super::damage::{Damage, without};
+use super::tables::{Tables, changes_of};
+use crate::error::{OpenError, ReadError};
+use crate::levels::{Levels, TableRef};
+use crate::manifest::{Change, Listed, State};
+use crate::table::{Table, TableInfo, table_path};
+
+/// Tables opened at the same time.
+const OPENING_MAX: usize = 16;
+
+/// What came of the listed tables.
+pub(super) struct Loaded {
+    /// The highest sequence number in one.
+    pub(super) seqno: u64,
+    /// Files that cannot be opened for damage, ascending.
+    pub(super) damaged: Vec<u64>,
+    /// What the manifest must be told of them.
+    pub(super) changes: Vec<Change>,
+}
+
+/// Opens every listed table. One that is damaged is cut out, with what older ones say of its
+/// tokens: the rest of the store serves.
+pub(super) async fn load_tables<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    state: &State,
+    tables: &mut Tables<D>,
+) -> Result<Loaded, OpenError> {
+    let file_ids: BTreeSet<u64> = state.tables.values().map(|table| table.file_id).collect();
+    let opened: Vec<Result<Table<D>, u64>> = stream::iter(file_ids)
+        .map(|file_id| async move {
+            match Table::open(disk, dir, file_id).await {
+                Ok(table) => Ok(Ok(table)),
+                Err(error @ ReadError::Corrupt { .. }) => {
+                    tracing::error!(%error, "a table cannot be opened and is set aside");
+                    Ok(Err(file_id))
+                }
+                Err(error) => Err(OpenError::from(error)),
+            }
+        })
+        .buffered(OPENING_MAX)
+        .try_collect()
+        .await?;
+    let mut by_id = BTreeMap::new();
+    let mut loaded = Loaded {
+        seqno: 0,
+        damaged: Vec::new(),
+        changes: Vec::new(),
+    };
+    for table in opened {
+        match table {
+            Ok(table) => {
+                loaded.seqno = loaded.seqno.max(table.info().seqnos.max);
+                by_id.insert(table.info().file_id, (Rc::new(table.info().clone()), table));
+            }
+            Err(file_id) => loaded.damaged.push(file_id),
+        }
+    }
+    let mut trees: BTreeMap<TreeId, Levels> = BTreeMap::new();
+    for listed in state.tables.values() {
+        let info = match by_id.get(&listed.file_id) {
+            Some((info, _)) => Rc::clone(info),
+            None => Rc::new(stand_in(listed)),
+        };
+        if info.tree != listed.tree {
+            return Err(OpenError::Corrupt {
+                path: table_path(dir, listed.file_id),
+                offset: 0,
+                detail: format!("expected tree {}, found {}", listed.tree.0, info.tree.0),
+            });
+        }
+        trees.entry(listed.tree).or_default().insert(TableRef {
+            info,
+            level: listed.level,
+            run: listed.run,
+            extent: listed.extent,
+        });
+    }
+    for (tree, levels) in trees {
+        let damages: Vec<Damage> = loaded
+            .damaged
+            .iter()
+            .map(|file_id| Damage {
+                tree,
+                file_id: *file_id,
+                range: TokenRange::ALL,
+            })
+            .collect();
+        let left = without(&levels, tree, &damages);
+        loaded
+            .changes
+            .extend(changes_of(tree, &levels.edit_to(&left)));
+        let edit = Levels::new().edit_to(&left);
+        let in_use: BTreeSet<u64> = left.tables().map(|table| table.info.file_id).collect();
+        let of_tree = in_use.iter().filter_map(|file_id| by_id.get(file_id));
+        tables.apply(tree, &edit, of_tree.map(|(_, table)| table.clone()));
+    }
+    Ok(loaded)
+}
+
+/// What stands for a table that cannot be opened until it is cut out.
+fn stand_in(listed: &Listed) -> TableInfo {
+    TableInfo {
+        file_id: listed.file_id,
+        tree: listed.tree,
+        bytes: listed.bytes,
+        first_token: listed.extent.first,
+        last_token: listed.extent.last,
+        ..TableInfo::default()
+    }
+}

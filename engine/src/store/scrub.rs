@@ -1,0 +1,149 @@
+//! Scrub: reads every table through and verifies it, so that rot is found while other copies are good.
+//!
+//! Not on a request's path. Reads past the caches, at a bounded rate, and notes what it finds as
+//! reads do ([`super::damage`]). It looks at what is in use only: footers, filters, fences and the
+//! blocks within extents. The log is verified whenever it is replayed, and manifest edits are too.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use torc_env::{Disk, Env, Token, TokenRange, TreeId};
+
+use super::Inner;
+use crate::error::ReadError;
+use crate::record::ScanFrom;
+use crate::table::{ReadAhead, Table};
+
+/// What is read between two pauses, in bytes of keys and values.
+const STRIDE_BYTES: u64 = 1 << 20;
+/// The same for a record's place, which also bounds the pace of small records.
+const RECORD_BYTES: usize = 32;
+
+/// What a scrub has seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScrubReport {
+    /// Tables read.
+    pub tables: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Their bytes on the disk.
+    pub bytes: u64,
+    /// Parts of tables that are damaged.
+    pub damaged: u64,
+}
+
+impl<E: Env> Inner<E> {
+    /// See [`super::Store::scrub`].
+    pub(super) async fn scrub(&self, bytes_per_s: u64) -> Result<ScrubReport, ReadError> {
+        let mut report = ScrubReport::default();
+        let trees = self.tables.borrow().tree_ids();
+        for tree in trees {
+            let files = self.extents_by_file(tree);
+            for (file_id, extents) in files {
+                if self.health.closing.get() {
+                    return Err(ReadError::Closed);
+                }
+                self.scrub_file(tree, file_id, &extents, bytes_per_s, &mut report)
+                    .await?;
+            }
+        }
+        Ok(report)
+    }
+
+    fn extents_by_file(&self, tree: TreeId) -> BTreeMap<u64, Vec<TokenRange>> {
+        let mut files: BTreeMap<u64, Vec<TokenRange>> = BTreeMap::new();
+        if let Some(tree) = self.tables.borrow().tree(tree) {
+            for table in tree.levels.tables() {
+                let extents = files.entry(table.info.file_id).or_default();
+                extents.push(table.extent);
+            }
+        }
+        files
+    }
+
+    async fn scrub_file(
+        &self,
+        tree: TreeId,
+        file_id: u64,
+        extents: &[TokenRange],
+        bytes_per_s: u64,
+        report: &mut ScrubReport,
+    ) -> Result<(), ReadError> {
+        let is_in_use = || {
+            let tree = self.tables.borrow().tree(tree);
+            tree.is_some_and(|tree| tree.levels.holds_file(file_id))
+        };
+        // What the open one has in memory is no proof of what the disk has.
+        let opened = Table::open(self.env.disk(), &self.tables_dir, file_id).await;
+        // Compacted away since it was listed.
+        if !is_in_use() {
+            return Ok(());
+        }
+        let table = match opened {
+            Ok(table) => table,
+            Err(error @ ReadError::Corrupt { .. }) => {
+                self.note_corrupt(&error);
+                report.damaged += 1;
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        for extent in extents {
+            self.scrub_extent(&table, *extent, bytes_per_s, report)
+                .await?;
+        }
+        report.tables += 1;
+        report.bytes += table.info().bytes;
+        self.count(|counts| counts.scrubbed_bytes += table.info().bytes);
+        Ok(())
+    }
+
+    async fn scrub_extent(
+        &self,
+        table: &Table<E::Disk>,
+        extent: TokenRange,
+        bytes_per_s: u64,
+        report: &mut ScrubReport,
+    ) -> Result<(), ReadError> {
+        let mut rest = Some(extent);
+        let mut unpaid = 0;
+        while let Some(range) = rest.take() {
+            let from = ScanFrom::Token(range.first);
+            let mut records = table.iter(&from, range, ReadAhead::Background);
+            loop {
+                match records.next().await {
+                    Ok(None) => break,
+                    Ok(Some(entry)) => {
+                        report.records += 1;
+                        let bytes = entry.key.len() + entry.record.value.len() + RECORD_BYTES;
+                        unpaid += u64::try_from(bytes).unwrap_or(u64::MAX);
+                        if unpaid >= STRIDE_BYTES {
+                            self.env.sleep(pause(unpaid, bytes_per_s)).await;
+                            unpaid = 0;
+                        }
+                    }
+                    Err(ref error @ ReadError::Corrupt { offset, .. }) => {
+                        self.note_corrupt(error);
+                        report.damaged += 1;
+                        // On with the next block.
+                        let last = table.damaged_range(offset).last;
+                        rest = (last < range.last).then(|| TokenRange {
+                            first: Token(last.0 + 1),
+                            last: range.last,
+                        });
+                        break;
+                    }
+                    Err(error) => return Err(error),
+                }
+                self.env.disk().give_way().await;
+            }
+        }
+        self.env.sleep(pause(unpaid, bytes_per_s)).await;
+        Ok(())
+    }
+}
+
+fn pause(bytes: u64, bytes_per_s: u64) -> Duration {
+    let micros = u128::from(bytes) * 1_000_000 / u128::from(bytes_per_s.max(1));
+    Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,233 @@
+//! Tables that rot: found, reported, cut out, and everything else goes on.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use torc_engine::{Decision, ReadError, Store, WriteError};
+use torc_env::{Env, Token, TreeId};
+use torc_sim::{DiskOptions, HostId, SimEnv, Simulation};
+
+use crate::faults::{run, world};
+use crate::support::{TREE, get, options, put, scan_all, tombstone, value};
+
+fn key(number: u32) -> [u8; 4] {
+    number.to_be_bytes()
+}
+
+/// Three tables on level 0: everything in the first, even keys again in the second, every tenth key
+/// deleted in the third.
+async fn fill(store: &Store<SimEnv>) {
+    for number in 0..100 {
+        put(store, key(number), value(vec![1; 1000], 1))
+            .await
+            .unwrap();
+    }
+    store.flush().await.unwrap();
+    for number in (0..100).step_by(2) {
+        put(store, key(number), value(vec![2; 1000], 2))
+            .await
+            .unwrap();
+    }
+    store.flush().await.unwrap();
+    for number in (0..100).step_by(10) {
+        put(store, key(number), tombstone(3)).await.unwrap();
+    }
+    store.flush().await.unwrap();
+}
+
+fn filled(seed: u64) -> (Simulation, HostId) {
+    let (simulation, host) = world(seed, DiskOptions::default());
+    run(&simulation, host, |env| async move {
+        let (store, _) = Store::open(env, options()).await.unwrap();
+        fill(&store).await;
+        store.close().await.unwrap();
+    });
+    simulation.crash(host, 0);
+    simulation.restart(host, 1);
+    (simulation, host)
+}
+
+/// Table files, oldest first, with their lengths.
+fn tables(simulation: &Simulation, host: HostId) -> Vec<(PathBuf, u64)> {
+    let files = simulation.files(host).into_iter();
+    let is_table = |(path, _): &(PathBuf, u64)| path.extension().is_some_and(|ext| ext == "table");
+    let mut tables: Vec<_> = files.filter(is_table).collect();
+    tables.sort();
+    tables
+}
+
+async fn try_get(store: &Store<SimEnv>, number: u32) -> Result<bool, ReadError> {
+    let key = key(number);
+    let record = store.get(TREE, Token::of(TREE, &key), &key).await?;
+    Ok(record.is_some())
+}
+
+#[test]
+fn a_table_that_cannot_be_opened_is_set_aside_and_the_rest_serves() {
+    let (simulation, host) = filled(1);
+    let (path, len) = tables(&simulation, host)[1].clone();
+    assert!(simulation.flip_bits(host, &path, len - 4096 + 40, 1));
+    run(&simulation, host, |env| async move {
+        let (store, recovery) = Store::open(env, options()).await.unwrap();
+        assert_eq!((recovery.tables, recovery.damaged_tables), (3, 1));
+        assert!(recovery.amnesia);
+        assert_eq!(store.stats().counts.corrupt_blocks, 1);
+        // What is older than the damage may have been replaced or deleted in it: no key shows an
+        // old state. What is newer is there.
+        for number in (0..100).step_by(2) {
+            let is_there = try_get(&store, number).await.unwrap();
+            assert_eq!(is_there, number % 10 == 0, "{number}");
+        }
+        put(&store, key(2), value("again", 4)).await.unwrap();
+        store.compact().await.unwrap();
+        store.close().await.unwrap();
+    });
+    assert!(
+        simulation
+            .files(host)
+            .iter()
+            .any(|(found, _)| *found == path.with_extension("damaged"))
+    );
+    simulation.crash(host, 0);
+    simulation.restart(host, 1);
+    run(&simulation, host, |env| async move {
+        let (store, recovery) = Store::open(env, options()).await.unwrap();
+        assert_eq!(recovery.damaged_tables, 0);
+        assert!(recovery.amnesia, "nobody has made up for it yet");
+        assert_eq!(get(&store, key(2)).await.unwrap(), "again");
+    });
+}
+
+#[test]
+fn a_damaged_block_costs_its_own_keys_only_and_stops_no_other_tree() {
+    let (simulation, host) = filled(2);
+    let (path, _) = tables(&simulation, host)[1].clone();
+    assert!(simulation.flip_bits(host, &path, 200, 1));
+    run(&simulation, host, |env| async move {
+        let (store, recovery) = Store::open(env.clone(), options()).await.unwrap();
+        assert!(!recovery.amnesia);
+        let mut unreadable = Vec::new();
+        for number in 0..100 {
+            match try_get(&store, number).await {
+                Ok(is_there) => assert!(is_there, "{number}"),
+                Err(error) => {
+                    assert!(matches!(error, ReadError::Corrupt { .. }));
+                    unreadable.push(number);
+                }
+            }
+        }
+        assert!((1..30).contains(&unreadable.len()), "{unreadable:?}");
+        assert_eq!(store.damages().len(), 1);
+        assert_eq!(
+            store.stats().counts.corrupt_blocks,
+            1,
+            "one block, found often"
+        );
+
+        // A fourth run makes both trees due.
+        let other = TreeId(2);
+        for round in 0..4u64 {
+            put(&store, "more", value("v", 10 + round)).await.unwrap();
+            let token = Token::of(other, b"k");
+            let decide = |_: Option<&_>| Decision::Write(value("w", round), ());
+            let (_, ticket) = store.update(other, token, b"k", decide).await.unwrap();
+            ticket.wait().await.unwrap();
+            store.flush().await.unwrap();
+        }
+        env.sleep(Duration::from_secs(10)).await;
+        let stats = store.stats();
+        assert_eq!(
+            stats.counts.failed_compactions, 0,
+            "damage is not run into again"
+        );
+        assert_eq!(stats.counts.compactions, 1, "the other tree is compacted");
+        let refused = put(&store, key(unreadable[0]), value("w", 9))
+            .await
+            .unwrap_err();
+        assert!(matches!(refused, WriteError::Read(_)));
+
+        let cut = store.quarantine().await.unwrap();
+        let lost = cut[0].range;
+        assert!(!store.is_damaged());
+        for number in 0..100 {
+            let is_there = try_get(&store, number).await.unwrap();
+            if unreadable.contains(&number) {
+                assert!(!is_there, "{number}");
+            } else if !lost.contains(Token::of(TREE, &key(number))) {
+                assert!(is_there, "{number}");
+            }
+        }
+        env.sleep(Duration::from_secs(10)).await;
+        assert_eq!(store.stats().level0_runs, 0, "compaction goes on");
+        put(&store, key(unreadable[0]), value("w", 9))
+            .await
+            .unwrap();
+        store.close().await.unwrap();
+    });
+    simulation.crash(host, 0);
+    simulation.restart(host, 1);
+    run(&simulation, host, |env| async move {
+        let (store, recovery) = Store::open(env, options()).await.unwrap();
+        assert!(recovery.amnesia, "what was cut out is still missing");
+        store.forget_amnesia().await.unwrap();
+        assert!(scan_all(&store, 100).await.len() > 70);
+    });
+}
+
+#[test]
+fn damage_that_a_compaction_meets_is_noted_and_not_met_again() {
+    let (simulation, host) = filled(3);
+    let (path, _) = tables(&simulation, host)[0].clone();
+    assert!(simulation.flip_bits(host, &path, 200, 1));
+    run(&simulation, host, |env| async move {
+        let (store, _) = Store::open(env.clone(), options()).await.unwrap();
+        for round in 0..4u64 {
+            put(&store, "more", value("v", 10 + round)).await.unwrap();
+            store.flush().await.unwrap();
+        }
+        env.sleep(Duration::from_secs(30)).await;
+        assert_eq!(store.stats().counts.failed_compactions, 1);
+        assert_eq!(store.damages().len(), 1);
+        store.quarantine().await.unwrap();
+        env.sleep(Duration::from_secs(30)).await;
+        assert_eq!(store.stats().counts.failed_compactions, 1);
+        assert_eq!(store.stats().level0_runs, 0);
+    });
+}
+
+#[test]
+fn a_scrub_finds_every_damaged_part_and_nothing_else() {
+    let (simulation, host) = filled(4);
+    let tables = tables(&simulation, host);
+    // A block that no get asks for, the first one of another table, and a footer.
+    assert!(simulation.flip_bits(host, &tables[0].0, 200, 1));
+    assert!(simulation.flip_bits(host, &tables[1].0, 20, 1));
+    let harness = simulation.clone();
+    run(&simulation, host, move |env| async move {
+        let (store, _) = Store::open(env.clone(), options()).await.unwrap();
+        let begun = env.now();
+        let report = store.scrub(100_000).await.unwrap();
+        assert_eq!((report.tables, report.damaged), (3, 2));
+        assert!((100..160).contains(&report.records), "{}", report.records);
+        assert!(
+            env.now().since(begun) > Duration::from_secs(1),
+            "it takes its time"
+        );
+        assert_eq!(store.damages().len(), 2);
+        assert_eq!(store.stats().counts.corrupt_blocks, 2);
+        assert_eq!(store.stats().cache.entries, 0);
+
+        // The open table knows its fences; the disk no longer does.
+        let (path, len) = &tables[2];
+        assert!(harness.flip_bits(host, path, len - 4000, 1));
+        assert_eq!(store.scrub(1 << 30).await.unwrap().damaged, 3);
+        assert_eq!(store.quarantine().await.unwrap().len(), 3);
+        let report = store.scrub(1 << 30).await.unwrap();
+        assert_eq!(report.damaged, 0);
+        assert!(
+            report.records > 0,
+            "what lay beside the extent of the last one"
+        );
+        store.close().await.unwrap();
+    });
+}
