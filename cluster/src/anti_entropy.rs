@@ -19,14 +19,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::lock::Mutex;
-use torc_engine::{PurgeFloors, ScanFrom, ScanLimits};
+use torc_engine::{Entry, PurgeFloors, ScanFrom, ScanLimits};
 use torc_env::{Class, Env, ShardId, Token, TokenRange, TreeId};
 
 use crate::api::{Failure, FailureCode, RepairReport};
 use crate::coordinator::spread::call_failure;
 use crate::core::Core;
 use crate::membership::View;
+use crate::merkle::Sums;
 use crate::message::{ArchivedAnswer, Body, Request, Response, failure_of};
 use crate::metrics::Counter;
 use crate::replica::read_failure;
@@ -267,30 +269,42 @@ async fn build_sums<E: Env>(core: &Core<E>, tree: TreeId) -> Result<(), Failure>
         records: 256,
         bytes: 1 << 20,
     };
-    let done = core.sums.borrow_mut().build_from(tree);
-    let mut from = match done {
-        None => ScanFrom::Token(Token(0)),
-        Some((token, key)) => ScanFrom::After(token, key),
-    };
+    let mut done = core.sums.borrow_mut().build_from(tree);
     loop {
+        let from = match done.clone() {
+            None => ScanFrom::Token(Token(0)),
+            Some((token, key)) => ScanFrom::After(token, key),
+        };
         let page = core
             .store
             .scan(tree, from, Token::MAX, limits)
             .await
             .map_err(|error| read_failure(&error))?;
-        for entry in &page.entries {
-            core.sums
-                .borrow_mut()
-                .build(tree, entry.token, &entry.key, &entry.record);
-        }
-        match page.next {
-            Some(next) => from = next,
-            None => break,
+        done = take_in(&mut core.sums.borrow_mut(), tree, &page.entries, done)?;
+        if page.next.is_none() {
+            break;
         }
         core.env.give_way().await;
     }
     core.sums.borrow_mut().built(tree);
     Ok(())
+}
+
+/// Sums the next records up that the store has behind `done`; returns how far it came.
+fn take_in(
+    sums: &mut Sums,
+    tree: TreeId,
+    entries: &[Entry],
+    done: Option<(Token, Bytes)>,
+) -> Result<Option<(Token, Bytes)>, Failure> {
+    if sums.is_built(tree) || sums.build_from(tree) != done {
+        let why = "the sums were begun anew, or by somebody else";
+        return Err(Failure::refused(FailureCode::NotReady, why));
+    }
+    for entry in entries {
+        sums.build(tree, entry.token, &entry.key, &entry.record);
+    }
+    Ok(sums.build_from(tree))
 }
 
 /// Repairs everything that this shard holds, once, now.

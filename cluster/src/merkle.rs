@@ -221,6 +221,11 @@ impl Sums {
         self.trees.remove(&tree);
     }
 
+    /// Records are gone that were not replaced: every tree is to be summed up again.
+    pub(crate) fn forget_all(&mut self) {
+        self.trees.clear();
+    }
+
     /// The sum of the leaves `first..=last`, without what is dead before `floor_hour`. `None` while
     /// the sums are being built.
     pub(crate) fn sum(&self, tree: TreeId, first: u32, last: u32, floor_hour: u32) -> Option<u128> {

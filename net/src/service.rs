@@ -123,6 +123,7 @@ impl Service {
         let counts = &stats.counts;
         let counters = [
             ("corrupt_blocks", counts.corrupt_blocks),
+            ("scrubbed_bytes", counts.scrubbed_bytes),
             ("store_updates", counts.updates),
             ("store_updates_refused_full", counts.refused_full),
             ("store_updates_refused_overload", counts.refused_overload),

@@ -1,5 +1,5 @@
-//! Brings a shard that lacks data up to date before it answers reads: one of a node that joins, and
-//! one that may have lost what it had acknowledged.
+//! Brings a shard that lacks data up to date before it answers reads: one of a node that joins, one
+//! that may have lost what it had acknowledged, and one whose tables rot.
 //!
 //! Not on a request's path, but it holds the gate: while [`Core::is_whole`] is false this shard
 //! takes merges, and neither answers reads nor mints dots.
@@ -91,6 +91,9 @@ async fn step<E: Env>(core: &Rc<Core<E>>, pulled: &mut Option<Epoch>) -> Result<
         core.membership.pulled(pull.epoch).await;
         return Ok(());
     }
+    if core.store.is_damaged() {
+        give_up_damage(core, &view).await?;
+    }
     if core.is_whole.get() || !view.in_ring() {
         return Ok(());
     }
@@ -102,6 +105,35 @@ async fn step<E: Env>(core: &Rc<Core<E>>, pulled: &mut Option<Epoch>) -> Result<
         .map_err(|error| write_failure(&error))?;
     core.is_whole.set(true);
     tracing::info!(shard = %core.env.shard(), "this shard has all its data");
+    Ok(())
+}
+
+/// Cuts what the store cannot read any more out of it, once all who have the keys too can be asked for
+/// them; until then only those keys are unknown. The store remembers durably that it lacks something.
+async fn give_up_damage<E: Env>(core: &Rc<Core<E>>, view: &View) -> Result<(), Failure> {
+    let mut others = view
+        .topology
+        .indexed()
+        .filter(|(member, _)| Some(*member) != view.me)
+        .peekable();
+    if others.peek().is_none() || !others.all(|(member, _)| view.is_up(member)) {
+        return Ok(());
+    }
+    core.is_whole.set(false);
+    // What was minted under the old name may be in what is lost.
+    let renewed = core.options.identity.renewed(core.env.random());
+    core.actor.set(renewed.actor());
+    let lost = core
+        .store
+        .quarantine()
+        .await
+        .map_err(|error| write_failure(&error))?;
+    core.sums.borrow_mut().forget_all();
+    tracing::warn!(
+        shard = %core.env.shard(),
+        parts = lost.len(),
+        "damaged parts of tables are cut out and fetched from the replicas"
+    );
     Ok(())
 }
 

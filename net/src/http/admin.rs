@@ -25,6 +25,9 @@ const SPREAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often it looks.
 const SPREAD_INTERVAL: Duration = Duration::from_millis(5);
 
+/// How fast a scrub reads on each shard: slow enough for the disk to serve requests meanwhile.
+const SCRUB_BYTES_PER_S: u64 = 64 << 20;
+
 /// `/ready`: 200 once every shard of this node is in the ring and serves.
 ///
 /// # Errors
@@ -117,7 +120,12 @@ pub async fn handle(
             let detach = query.boolean("detach")?.unwrap_or(false);
             run(&service, detach, repair(Rc::clone(&service))).await
         }
-        Admin::Scrub | Admin::Decommission(_) => {
+        Admin::Scrub => {
+            only(&request, &[Method::Post], "POST")?;
+            let detach = query.boolean("detach")?.unwrap_or(false);
+            run(&service, detach, scrub(Rc::clone(&service))).await
+        }
+        Admin::Decommission(_) => {
             only(&request, &[Method::Post], "POST")?;
             Err(Problem::new(
                 501,
@@ -189,6 +197,32 @@ async fn compact(service: Rc<Service>) -> Result<Value, Problem> {
         bytes += shard_bytes;
     }
     Ok(json!({ "tables": tables, "table_bytes": bytes }))
+}
+
+/// Reads every table of this node through. What is damaged is then fetched from the replicas.
+async fn scrub(service: Rc<Service>) -> Result<Value, Problem> {
+    let outcomes = on_every_shard(&service.handle, |service: Rc<Service>| async move {
+        let report = service.store.scrub(SCRUB_BYTES_PER_S).await;
+        report.map_err(|error| error.to_string())
+    });
+    let (mut tables, mut records, mut bytes, mut damaged) = (0, 0, 0, 0);
+    for outcome in outcomes.await {
+        let outcome = outcome.unwrap_or_else(|| Err("a shard has ended".into()));
+        let report = outcome.map_err(|error| Problem {
+            retryable: true,
+            ..Problem::new(500, "internal", format!("scrub failed: {error}"))
+        })?;
+        tables += report.tables;
+        records += report.records;
+        bytes += report.bytes;
+        damaged += report.damaged;
+    }
+    Ok(json!({
+        "tables": tables,
+        "records": records,
+        "table_bytes": bytes,
+        "damaged": damaged,
+    }))
 }
 
 /// Compares everything that this node holds with its other replicas.
