@@ -101,6 +101,8 @@ pub struct Description {
     pub http: SocketAddr,
     /// Where binary clients reach it.
     pub client: SocketAddr,
+    /// Where Redis clients reach it.
+    pub resp: SocketAddr,
     /// Datacenter; the outermost level of placement.
     pub datacenter: String,
     /// Availability zone.

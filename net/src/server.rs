@@ -332,6 +332,7 @@ fn describe(
         internode: usable(internode),
         http: usable(addresses.http),
         client: usable(addresses.client),
+        resp: usable(addresses.resp),
         datacenter: config.node.datacenter.clone(),
         zone: config.node.zone.clone(),
         rack: config.node.rack.clone(),

@@ -56,6 +56,7 @@ impl World {
                 internode: address,
                 http: address,
                 client: address,
+                resp: address,
                 datacenter: String::new(),
                 zone: String::new(),
                 rack: String::new(),

@@ -268,6 +268,7 @@ impl Topology {
             internode: description.internode,
             http: description.http,
             client: description.client,
+            resp: description.resp,
             shards: description.shards,
             ..known.clone()
         };
@@ -432,6 +433,7 @@ fn absent(seed: SocketAddr) -> Description {
         internode: seed,
         http: seed,
         client: seed,
+        resp: seed,
         datacenter: String::new(),
         zone: String::new(),
         rack: String::new(),

@@ -182,6 +182,7 @@ impl Writer {
         self.address(description.internode);
         self.address(description.http);
         self.address(description.client);
+        self.address(description.resp);
         self.text(&description.name);
         self.text(&description.datacenter);
         self.text(&description.zone);
@@ -336,6 +337,7 @@ impl Reader<'_> {
             internode: self.address()?,
             http: self.address()?,
             client: self.address()?,
+            resp: self.address()?,
             name: self.text()?,
             datacenter: self.text()?,
             zone: self.text()?,

@@ -22,6 +22,7 @@ fn description(last: u8) -> Description {
         internode: address(last),
         http: address(last),
         client: address(last),
+        resp: address(last),
         datacenter: "d".to_owned(),
         zone: "z".to_owned(),
         rack: format!("r{last}"),

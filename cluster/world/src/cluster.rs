@@ -197,6 +197,7 @@ impl Cluster {
                 internode: address,
                 http: address,
                 client: address,
+                resp: address,
                 datacenter: String::new(),
                 zone: String::new(),
                 rack: String::new(),

@@ -296,6 +296,7 @@ fn member_json(view: &View, index: MemberIndex, member: &Member) -> Value {
         "internode": own.internode.to_string(),
         "http": own.http.to_string(),
         "client": own.client.to_string(),
+        "resp": own.resp.to_string(),
         "vnodes": member.vnodes.len(),
     })
 }
