@@ -7,7 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -200,13 +200,12 @@ impl<E: Env> Core<E> {
     }
 
     /// `work`, or `None` when the deadline comes first. Costs no timer when the work is done at
-    /// once.
-    pub(crate) async fn until<T>(
+    /// once. The caller pins the work: an async function's argument takes its space twice.
+    pub(crate) async fn until<F: Future>(
         &self,
         deadline: Instant,
-        work: impl Future<Output = T>,
-    ) -> Option<T> {
-        let mut work = pin!(work);
+        mut work: Pin<&mut F>,
+    ) -> Option<F::Output> {
         if let std::task::Poll::Ready(output) = futures_util::poll!(work.as_mut()) {
             return Some(output);
         }

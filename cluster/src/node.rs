@@ -11,7 +11,6 @@
 
 mod admin;
 
-use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ use torc_engine::Store;
 use torc_env::{Class, Env, Origin};
 
 pub use crate::admission::AdmissionLimits;
+use crate::admission::Permit;
 pub use crate::anti_entropy::RepairOptions;
 use crate::anti_entropy::{self, catch_up};
 use crate::api::{
@@ -154,21 +154,20 @@ impl<E: Env> Node<E> {
     /// Never in doubt; see [`FailureCode`].
     pub async fn get(&self, request: GetRequest) -> Result<GetAnswer, Failure> {
         let core = &self.0;
-        let result = self
-            .admitted(async {
-                loop {
-                    let epoch = core.epoch();
-                    match self.try_get(&request).await {
-                        Err(failure) if failure.code == FailureCode::TopologyChanging => {
-                            if !core.outlives(epoch, request.deadline).await {
-                                return Err(failure);
-                            }
+        let result = match self.admit() {
+            Ok(_place) => loop {
+                let epoch = core.epoch();
+                match self.try_get(&request).await {
+                    Err(failure) if failure.code == FailureCode::TopologyChanging => {
+                        if !core.outlives(epoch, request.deadline).await {
+                            break Err(failure);
                         }
-                        result => return result,
                     }
+                    result => break result,
                 }
-            })
-            .await;
+            },
+            Err(failure) => Err(failure),
+        };
         core.count(match result {
             Ok(_) => Counter::Reads,
             Err(_) => Counter::ReadFailures,
@@ -258,8 +257,11 @@ impl<E: Env> Node<E> {
             is_forwarded: false,
             id: self.0.next_request(),
         };
-        let work = write_named(&self.0, &request.keyspace, &operation);
-        self.count_write(self.admitted(work).await)
+        let result = match self.admit() {
+            Ok(_place) => write_named(&self.0, &request.keyspace, &operation).await,
+            Err(failure) => Err(failure),
+        };
+        self.count_write(result)
     }
 
     /// Deletes a key, whether or not it exists.
@@ -267,8 +269,11 @@ impl<E: Env> Node<E> {
     /// # Errors
     /// As for [`Node::put`].
     pub async fn delete(&self, request: DeleteRequest) -> Result<Written, Failure> {
-        let work = delete::delete(&self.0, request);
-        self.count_write(self.admitted(work).await)
+        let result = match self.admit() {
+            Ok(_place) => delete::delete(&self.0, request).await,
+            Err(failure) => Err(failure),
+        };
+        self.count_write(result)
     }
 
     /// Lists one page of keys.
@@ -276,7 +281,8 @@ impl<E: Env> Node<E> {
     /// # Errors
     /// Never in doubt.
     pub async fn scan(&self, request: ScanRequest) -> Result<ScanAnswer, Failure> {
-        self.admitted(scan::scan(&self.0, &request)).await
+        let _place = self.admit()?;
+        scan::scan(&self.0, &request).await
     }
 
     /// Runs many operations; each has its own outcome, in order.
@@ -314,17 +320,11 @@ impl<E: Env> Node<E> {
         }
     }
 
-    async fn admitted<T>(
-        &self,
-        work: impl Future<Output = Result<T, Failure>>,
-    ) -> Result<T, Failure> {
-        match self.0.admission.enter(Class::Foreground) {
-            Ok(_permit) => work.await,
-            Err(failure) => {
-                self.0.count(Counter::Overloads);
-                Err(failure)
-            }
-        }
+    /// A place among the requests of clients. (A guard rather than a wrapper around the work: an
+    /// async function's argument takes its space twice.)
+    fn admit(&self) -> Result<Permit, Failure> {
+        let place = self.0.admission.enter(Class::Foreground);
+        place.inspect_err(|_| self.0.count(Counter::Overloads))
     }
 
     fn count_write(&self, result: Result<Written, Failure>) -> Result<Written, Failure> {

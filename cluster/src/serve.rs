@@ -6,6 +6,7 @@
 //! Invariants: what belongs to another range epoch, or cannot be finished in time, is refused before
 //! anything is done; a message that is not valid never panics.
 
+use std::pin::pin;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -108,7 +109,7 @@ async fn dispatch<E: Env>(
             let conflict = target.keyspace().conflict;
             let merge =
                 replica::merge_durably(core, target.tree(), target.token, key, &state, conflict);
-            match core.until(deadline, merge).await {
+            match core.until(deadline, pin!(merge)).await {
                 Some(Ok(())) => {
                     core.check_current(&target)?;
                     Ok(respond(core, Answer::Acked))
@@ -140,7 +141,7 @@ async fn dispatch<E: Env>(
                     epoch: place.view.topology.epoch,
                 },
             );
-            match core.until(deadline, kept).await {
+            match core.until(deadline, pin!(kept)).await {
                 Some(Ok(())) => Ok(respond(core, Answer::Acked)),
                 Some(Err(failure)) => Err(failure),
                 None => Err(deadline_passed("the hint was durable").in_doubt()),
@@ -286,7 +287,7 @@ async fn read_here<E: Env>(
     deadline: Instant,
 ) -> Result<Bytes, Failure> {
     let stored = replica::read(core, target.tree(), target.token, key);
-    let Some(state) = core.until(deadline, stored).await else {
+    let Some(state) = core.until(deadline, pin!(stored)).await else {
         return Err(deadline_passed("the store answered"));
     };
     let state = state?;

@@ -16,7 +16,7 @@
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::net::Shutdown;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -127,8 +127,26 @@ pub trait Protocol: 'static {
 
 /// Requests under way and their answers.
 enum Running<A> {
-    Ordered(FuturesOrdered<LocalBoxFuture<'static, (Touches, A)>>),
-    Unordered(FuturesUnordered<LocalBoxFuture<'static, (Touches, A)>>),
+    Ordered(FuturesOrdered<Request<A>>),
+    Unordered(FuturesUnordered<Request<A>>),
+}
+
+/// A request under way.
+struct Request<A> {
+    touches: Touches,
+    answer: LocalBoxFuture<'static, A>,
+}
+
+impl<A> Future for Request<A> {
+    type Output = (Touches, A);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<(Touches, A)> {
+        let touches = self.touches;
+        self.answer
+            .as_mut()
+            .poll(cx)
+            .map(|answer| (touches, answer))
+    }
 }
 
 impl<A: 'static> Running<A> {
@@ -140,11 +158,11 @@ impl<A: 'static> Running<A> {
         }
     }
 
-    fn push(&mut self, touches: Touches, answer: impl Future<Output = A> + 'static) {
-        let answer = answer.map(move |answer| (touches, answer)).boxed_local();
+    fn push(&mut self, touches: Touches, answer: LocalBoxFuture<'static, A>) {
+        let request = Request { touches, answer };
         match self {
-            Running::Ordered(running) => running.push_back(answer),
-            Running::Unordered(running) => running.push(answer),
+            Running::Ordered(running) => running.push_back(request),
+            Running::Unordered(running) => running.push(request),
         }
     }
 
@@ -340,8 +358,8 @@ impl<P: Protocol> Connection<P> {
                             break false;
                         }
                     } else {
-                        self.running
-                            .push(Touches::Nothing, std::future::ready(answer));
+                        let answer = std::future::ready(answer).boxed_local();
+                        self.running.push(Touches::Nothing, answer);
                         self.touched.push(Touches::Nothing);
                     }
                 }

@@ -12,9 +12,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use hdrhistogram::Histogram;
 use torc_env::{Class, Env, ShardId};
-use torc_runtime::{
-    Background, ListenOptions, Runtime, RuntimeConfig, ShardHandle, TcpListener, TcpStream,
-};
+use torc_runtime::{Background, Runtime, RuntimeConfig, TcpStream};
 
 /// A kind of load.
 #[derive(Clone, Copy)]
@@ -102,7 +100,7 @@ fn torc() -> Server {
     let (sender, address) = std::sync::mpsc::channel();
     let runtime = Runtime::start(&config(&dir, 0), move |shard| {
         let sender = sender.clone();
-        async move { torc_accept(shard, sender).await }
+        async move { torc_benches::echo(shard, sender).await }
     })
     .expect("the runtime starts");
     let asked = runtime.handle();
@@ -119,31 +117,6 @@ fn torc() -> Server {
             cpu.recv().expect("the shard answers")
         }),
         _alive: Box::new((runtime, dir)),
-    }
-}
-
-async fn torc_accept(shard: ShardHandle, address: std::sync::mpsc::Sender<SocketAddr>) {
-    let env = shard.env();
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let listener = TcpListener::bind(env, any, ListenOptions::default()).expect("a listener");
-    let bound = listener.local_addr().expect("an address");
-    address.send(bound).expect("somebody waits");
-    while let Ok(stream) = listener.accept().await {
-        stream.set_nodelay(true).expect("a TCP socket");
-        env.spawn(Class::Foreground, async move {
-            let mut buffer = BytesMut::with_capacity(32 << 10);
-            loop {
-                let (received, filled) = stream.recv(buffer).await;
-                if !received.is_ok_and(|count| count > 0) {
-                    return;
-                }
-                let (sent, empty) = stream.send_buffer(filled).await;
-                if sent.is_err() {
-                    return;
-                }
-                buffer = empty;
-            }
-        });
     }
 }
 

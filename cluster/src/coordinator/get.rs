@@ -9,6 +9,7 @@
 //!
 //! It runs on any node: only writes need a replica to coordinate them.
 
+use std::pin::pin;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -47,7 +48,7 @@ pub(crate) async fn read<E: Env>(core: &Rc<Core<E>>, read: &Read<'_>) -> Result<
     if local.is_some() && matches!(read.r, Level::One | Level::Count(1)) {
         let tree = read.target.tree();
         let here = replica::read(core, tree, read.target.token, read.key);
-        match core.until(read.deadline, here).await {
+        match core.until(read.deadline, pin!(here)).await {
             Some(Ok(state)) => return Ok(state),
             Some(Err(_)) => {} // Unknown here; perhaps another replica knows.
             None => return Err(deadline_passed("this node's store answered")),
@@ -184,7 +185,7 @@ impl<E: Env> Round<'_, E> {
             self.ask(member);
         }
         let core = Rc::clone(self.core);
-        let waited = core.until(self.read.deadline, self.wait()).await;
+        let waited = core.until(self.read.deadline, pin!(self.wait())).await;
         match waited.unwrap_or_else(|| self.tracker.verdict_at_deadline()) {
             Verdict::Done => self.conclude(requirement).await,
             Verdict::Waiting | Verdict::Unmet { .. } => Err(match waited {

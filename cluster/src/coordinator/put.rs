@@ -10,6 +10,7 @@
 //!
 //! It knows no HTTP and no value format.
 
+use std::pin::pin;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -180,7 +181,11 @@ impl<E: Env> Attempt<'_, E> {
         let mint = replica::update(self.core, tree, token, &self.operation.key, |stored| {
             self.mint(stored, known.as_ref())
         });
-        let Some(minted) = self.core.until(self.operation.options.deadline, mint).await else {
+        let Some(minted) = self
+            .core
+            .until(self.operation.options.deadline, pin!(mint))
+            .await
+        else {
             // The store decides and writes in one step; whether it came to it is not known.
             return Err(Refused::Everywhere(
                 deadline_passed("this node's store took the write").in_doubt(),
@@ -200,7 +205,7 @@ impl<E: Env> Attempt<'_, E> {
                 // What the refusal was decided by may still be on its way to the disk.
                 let durable = self
                     .core
-                    .until(self.operation.options.deadline, ticket.wait())
+                    .until(self.operation.options.deadline, pin!(ticket.wait()))
                     .await;
                 return Err(match durable {
                     Some(Ok(())) => Refused::Everywhere(failure),
@@ -347,7 +352,9 @@ impl<E: Env> Attempt<'_, E> {
         let depends = options.condition != Condition::None
             || options.read_context_first
             || options.idempotency.is_some();
-        if !depends {
+        let is_alone = self.order.as_slice() == [self.me];
+        if !depends || is_alone {
+            // An only replica is its own quorum, and the mint reads its newest state.
             return Ok(None);
         }
         let first = Read {
@@ -357,7 +364,8 @@ impl<E: Env> Attempt<'_, E> {
             id: self.operation.id,
             deadline: options.deadline,
         };
-        let state = read(self.core, &first).await?;
+        // Boxed: most writes do not read first.
+        let state = Box::pin(read(self.core, &first)).await?;
         if state.is_empty() {
             return Ok(Some(State::default()));
         }

@@ -10,6 +10,7 @@
 //! It repairs nothing, and promises nothing about keys written while the scan runs.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::rc::Rc;
 
 use base64::Engine as _;
@@ -236,7 +237,7 @@ impl<E: Env> Scan<'_, E> {
                 }
             }
         };
-        match self.core.until(self.request.deadline, work).await {
+        match self.core.until(self.request.deadline, pin!(work)).await {
             Some(Verdict::Done) => Ok(pages),
             Some(_) => Err(refusal.unwrap_or_else(|| {
                 Failure::refused(

@@ -1,8 +1,8 @@
 //! Spreads one state over the replicas of its key and says when enough of them hold it.
 //!
 //! On the path: a put has minted and spreads the new state; a read has found its replicas to
-//! differ and spreads the merged state before it answers. The state is encoded once, in one
-//! message whose bytes all replicas share.
+//! differ and spreads the merged state before it answers. The state is encoded once, when
+//! the first replica is to get it, in one message whose bytes all replicas share.
 //!
 //! Invariants: a replica that is down is not waited for; a node that may have got the state counts
 //! as doubt until it is known; what a replica missed becomes a hint.
@@ -10,6 +10,7 @@
 //! It never changes the state, and forwards nothing.
 
 use std::cell::Cell;
+use std::pin::pin;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -60,7 +61,8 @@ pub(crate) struct Spread<E: Env> {
     target: Target,
     key: Bytes,
     state: Bytes,
-    message: Bytes,
+    /// The state as a message; `None` until a replica is to get it.
+    message: Option<Bytes>,
     class: Class,
     id: u64,
     deadline: Instant,
@@ -91,22 +93,12 @@ impl<E: Env> Spread<E> {
         id: u64,
         deadline: Instant,
     ) -> Self {
-        let message = core.encode(
-            target,
-            id,
-            deadline,
-            Body::Merge {
-                tree: target.tree().0,
-                key,
-                state: &state,
-            },
-        );
         Self {
             core: Rc::clone(core),
             target: target.clone(),
             key: key.clone(),
             state,
-            message,
+            message: None,
             class: Class::Replication,
             id,
             deadline,
@@ -150,10 +142,11 @@ impl<E: Env> Spread<E> {
         match address.filter(|_| self.target.is_up(member)) {
             Some(address) => {
                 self.tracker.sent(member);
-                let call =
-                    self.core
-                        .env
-                        .call(address, self.class, self.message.clone(), self.deadline);
+                let message = self.message();
+                let call = self
+                    .core
+                    .env
+                    .call(address, self.class, message, self.deadline);
                 self.events.push(
                     call.map(move |answer| Event::Replica(member, answer))
                         .boxed_local(),
@@ -164,6 +157,19 @@ impl<E: Env> Spread<E> {
                 self.hint_elsewhere(member);
             }
         }
+    }
+
+    fn message(&mut self) -> Bytes {
+        let message = self.message.get_or_insert_with(|| {
+            let merge = Body::Merge {
+                tree: self.target.tree().0,
+                key: &self.key,
+                state: &self.state,
+            };
+            self.core
+                .encode(&self.target, self.id, self.deadline, merge)
+        });
+        message.clone()
     }
 
     fn write_here(&mut self, member: MemberIndex) {
@@ -195,7 +201,9 @@ impl<E: Env> Spread<E> {
         if self.missed == Missed::Sloppy {
             // A replica that keeps the writer waiting is as good as down.
             let patience = core.env.now() + core.hedge.give_up();
-            verdict = core.until(patience.min(deadline), self.collect()).await;
+            verdict = core
+                .until(patience.min(deadline), pin!(self.collect()))
+                .await;
             if verdict.is_none() {
                 let replicas = self.target.replicas;
                 for member in replicas.as_slice().iter().copied() {
@@ -206,7 +214,7 @@ impl<E: Env> Spread<E> {
             }
         }
         if verdict.is_none() {
-            verdict = core.until(deadline, self.collect()).await;
+            verdict = core.until(deadline, pin!(self.collect())).await;
         }
         let is_late = verdict.is_none();
         match verdict.unwrap_or_else(|| self.tracker.verdict_at_deadline()) {

@@ -1,6 +1,7 @@
 //! A record as the memtable holds it: key and value in one run of reference-counted memory.
 
 use std::cmp::Ordering;
+use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 use torc_env::Token;
@@ -76,18 +77,32 @@ impl Packed {
     }
 }
 
-/// Chunks of memory from which entries are cut. A chunk is freed when the last entry in it is.
+/// Chunks of memory from which entries are cut. A chunk is used again when the last entry in it is
+/// gone: memory fresh from the kernel would have to be zeroed first, which costs as much as the copy.
 #[derive(Default)]
 pub(crate) struct Arena {
     chunk: BytesMut,
+    /// Chunks that are full, oldest first.
+    full: VecDeque<BytesMut>,
+    full_max: usize,
 }
 
 /// Large enough that the chunk's own allocation does not count, small enough that a few long-lived
 /// entries do not pin much.
 const CHUNK_BYTES: usize = 256 << 10;
+/// Full chunks that are looked at before a new one is allocated.
+const LOOKS: usize = 4;
 
 impl Arena {
-    /// Copies key and value next to each other. Allocates once a chunk.
+    /// An arena that keeps up to `bytes` of memory for new entries after old ones are gone.
+    pub(crate) fn keeping(bytes: usize) -> Arena {
+        Arena {
+            full_max: bytes / CHUNK_BYTES,
+            ..Arena::default()
+        }
+    }
+
+    /// Copies key and value next to each other. Allocates at most once a chunk.
     pub(crate) fn pack(&mut self, entry: &EntryRef<'_>) -> Packed {
         let (key, value) = (entry.key, entry.value);
         let len = key.len() + value.len();
@@ -96,7 +111,7 @@ impl Arena {
             Self::fill(&mut own, key, value)
         } else {
             if self.chunk.capacity() < len {
-                self.chunk = BytesMut::with_capacity(CHUNK_BYTES);
+                self.next_chunk();
             }
             Self::fill(&mut self.chunk, key, value)
         };
@@ -109,6 +124,23 @@ impl Arena {
             key_len: u32::try_from(key.len()).expect("the key was held against its limit"),
             kind: entry.kind,
         }
+    }
+
+    fn next_chunk(&mut self) {
+        if self.full.len() < self.full_max {
+            self.full.push_back(std::mem::take(&mut self.chunk));
+        }
+        for _ in 0..LOOKS.min(self.full.len()) {
+            let Some(mut oldest) = self.full.pop_front() else {
+                break;
+            };
+            if oldest.try_reclaim(CHUNK_BYTES) {
+                self.chunk = oldest;
+                return;
+            }
+            self.full.push_back(oldest);
+        }
+        self.chunk = BytesMut::with_capacity(CHUNK_BYTES);
     }
 
     fn fill(chunk: &mut BytesMut, key: &[u8], value: &[u8]) -> Bytes {
@@ -138,5 +170,33 @@ mod tests {
             assert_eq!(packed.entry().as_ref(), packed.as_entry_ref());
         }
         assert_eq!(size_of::<Packed>(), 80);
+    }
+
+    #[test]
+    fn a_chunk_is_used_again_only_when_no_entry_in_it_is_left() {
+        let mut arena = Arena::keeping(4 * CHUNK_BYTES);
+        let mut seqno = 0;
+        let mut pack = |fill: u8| {
+            seqno += 1;
+            let record = Record {
+                kind: Kind::Value,
+                stamp: 0,
+                expires_at_ms: 0,
+                value: Bytes::from(vec![fill; CHUNK_BYTES / 8 - 3]),
+            };
+            arena.pack(&record.at(Token(1), b"key", seqno))
+        };
+        let kept = pack(1);
+        let first_chunk = kept.body.as_ptr();
+        let others: Vec<Packed> = (0..7).map(|_| pack(2)).collect();
+        let second = pack(3);
+        drop(others);
+        (0..7).for_each(|_| drop(pack(4)));
+        assert_ne!(pack(5).body.as_ptr(), first_chunk);
+        assert!(kept.value().iter().all(|byte| *byte == 1));
+        assert!(second.value().iter().all(|byte| *byte == 3));
+        drop(kept);
+        let reused = (0..32).any(|_| pack(6).body.as_ptr() == first_chunk);
+        assert!(reused, "the first chunk is free");
     }
 }

@@ -63,10 +63,11 @@ impl Memory {
         through: Mark,
         seqno: u64,
         dropped: BTreeMap<TreeId, u64>,
+        memtable_bytes: usize,
     ) -> Self {
         Self {
             range,
-            arena: Arena::default(),
+            arena: Arena::keeping(memtable_bytes),
             gather: Gather::default(),
             pending: Pending::new(hasher),
             active: Memtable::new(range),

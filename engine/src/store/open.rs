@@ -82,6 +82,7 @@ pub(super) async fn open<E: Env>(
         state.flushed,
         seqno.max(state.seqno_floor),
         state.dropped.clone(),
+        options.memtable_bytes,
     );
     let mut records = 0;
     let mut oldest_seqno = u64::MAX;

@@ -73,7 +73,8 @@ impl<E: Env> Inner<E> {
             }
             reads += 1;
             self.count(|counts| counts.table_reads += 1);
-            let found = table.get(token, key).await;
+            // Boxed: every request's future has room for a read, few come to the device.
+            let found = Box::pin(table.get(token, key)).await;
             if let Some(found) = self.count_corrupt(found)? {
                 return Ok((Some(found.record), reads));
             }

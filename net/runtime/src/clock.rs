@@ -1,18 +1,15 @@
 //! The two clocks of the host.
 
-use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use torc_env::{Instant, WallTime};
 
-/// All shards measure from here, so that an [`Instant`] means the same on each of them.
-static START: OnceLock<std::time::Instant> = OnceLock::new();
+use crate::sys;
 
-/// Monotonic time since the first call in this process, plus one second, so that "a moment before
-/// now" never saturates at zero.
+/// The host's monotonic time, the same for all shards. Read several times a request, so it is the
+/// kernel's number as it is.
 pub(crate) fn now() -> Instant {
-    let start = START.get_or_init(std::time::Instant::now);
-    Instant(nanos(start.elapsed()).saturating_add(1_000_000_000))
+    Instant(sys::monotonic_nanos())
 }
 
 /// Civil time; 1970 when the host's clock stands before that.
