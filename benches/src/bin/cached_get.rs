@@ -41,12 +41,11 @@ struct Subject {
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    let mut number = |default: f64, what: &str| {
-        let given = arguments.next();
-        given.map_or(default, |text| text.parse().expect(what))
-    };
-    let duration = Duration::from_secs_f64(number(2.0, "seconds"));
-    let runs = number(5.0, "a number of runs").max(1.0) as usize;
+    let seconds = arguments.next();
+    let seconds = seconds.map_or(2.0, |text| text.parse().expect("seconds"));
+    let duration = Duration::from_secs_f64(seconds);
+    let runs = arguments.next();
+    let runs: usize = runs.map_or(5, |text| text.parse().expect("a number of runs, from 1"));
     let cores = core_affinity::get_core_ids().expect("cores");
     core_affinity::set_for_current(*cores.last().expect("a core"));
 
@@ -68,7 +67,8 @@ fn main() {
             let [low, median, high] = summary(&runs.cpu_us);
             let spread = format!("{low:.2}-{high:.2}");
             let [_, rate, _] = summary(&runs.rate);
-            let bar = "#".repeat((median / most * 30.0) as usize);
+            let bar = (0..30).filter(|cell| f64::from(*cell) < median / most * 30.0);
+            let bar: String = bar.map(|_| '#').collect();
             println!(
                 "{outstanding:<12} {:<5} {rate:>10.0} {median:>11.2} {spread:>13}  {bar}",
                 subject.name
