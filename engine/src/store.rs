@@ -33,7 +33,7 @@ use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use torc_env::{Disk, Env, Token, TreeId};
+use torc_env::{Class, Disk, Env, Token, TreeId};
 
 use crate::cache::RecordCache;
 use crate::error::{OpenError, ReadError, WriteError};
@@ -94,7 +94,9 @@ struct Inner<E: Env> {
     compacted_last: Cell<Option<TreeId>>,
     clock: ExpiryClock,
     damages: Damages,
-    /// A background task has ended.
+    /// Tasks that write files or edit the manifest.
+    writing_tasks: Cell<usize>,
+    /// One of them has ended, or the log is closed.
     stopped: Signal,
 }
 
@@ -266,19 +268,20 @@ impl<E: Env> Store<E> {
         let inner = &self.0;
         inner.health.closing.set(true);
         inner.ring_all();
-        // A compaction under way still edits the manifest and removes files: whoever opens the store
-        // next must not meet it.
-        let _turn = inner.compacting.take().await;
+        // A flush or compaction under way still edits the manifest and removes files: whoever opens the
+        // store next must not meet it.
+        drop(inner.compacting.take().await);
         inner
             .stopped
-            .until(|| match inner.poison() {
-                Some(cause) => Some(Err(WriteError::Poisoned {
-                    cause,
-                    in_doubt: true,
-                })),
-                None => inner.health.closed.get().then_some(Ok(())),
-            })
-            .await
+            .until(|| (inner.writing_tasks.get() == 0).then_some(()))
+            .await;
+        match inner.poison() {
+            Some(cause) => Err(WriteError::Poisoned {
+                cause,
+                in_doubt: true,
+            }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -342,6 +345,17 @@ impl<E: Env> Inner<E> {
                 })
             }
         }
+    }
+
+    /// Starts a task that [`Store::close`] waits for.
+    fn spawn(self: &Rc<Self>, class: Class, task: impl Future<Output = ()> + 'static) {
+        self.writing_tasks.set(self.writing_tasks.get() + 1);
+        let inner = Rc::clone(self);
+        self.env.spawn(class, async move {
+            task.await;
+            inner.writing_tasks.set(inner.writing_tasks.get() - 1);
+            inner.stopped.ring();
+        });
     }
 
     fn count(&self, count: impl FnOnce(&mut Counts)) {

@@ -81,6 +81,9 @@ impl<E: Env> Inner<E> {
                 return;
             }
             let turn = self.compacting.take().await;
+            if self.is_stopping() {
+                return;
+            }
             // Another compaction may have had the turn before.
             let Some((tree, plan)) = self.pick_compaction() else {
                 continue;

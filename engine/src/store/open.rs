@@ -149,6 +149,7 @@ pub(super) async fn open<E: Env>(
         compacting: Turn::default(),
         compacted_last: Cell::new(None),
         damages: Damages::default(),
+        writing_tasks: Cell::new(0),
         stopped: Signal::default(),
     });
     store.health.written.set(last.sequence);
@@ -174,16 +175,16 @@ fn start<E: Env>(store: &Rc<Inner<E>>, last: Mark, is_damaged: bool) {
     if is_full || is_damaged {
         store.memory.borrow_mut().seal();
     }
-    env.spawn(
+    store.spawn(
         Class::Foreground,
         Rc::clone(store).run_commits(Log::new(last)),
     );
-    env.spawn(Class::Foreground, Rc::clone(store).run_supply());
+    store.spawn(Class::Foreground, Rc::clone(store).run_supply());
     if !store.options.fsync.is_synced() {
-        env.spawn(Class::Foreground, Rc::clone(store).run_syncs());
+        store.spawn(Class::Foreground, Rc::clone(store).run_syncs());
     }
-    env.spawn(Class::Flush, Rc::clone(store).run_flushes());
-    env.spawn(Class::Flush, Rc::clone(store).run_compactions());
+    store.spawn(Class::Flush, Rc::clone(store).run_flushes());
+    store.spawn(Class::Flush, Rc::clone(store).run_compactions());
     env.spawn(Class::Control, Rc::clone(store).run_space_watch());
 }
 

@@ -147,7 +147,7 @@ impl<E: Env> Inner<E> {
         }
         if let Some(prewrite) = log.prewrite_due() {
             let inner = Rc::clone(self);
-            self.env.spawn(Class::Flush, async move {
+            self.spawn(Class::Flush, async move {
                 prewrite.run().await;
                 inner.segments.ring();
             });

@@ -1,6 +1,7 @@
 //! What a store promises as long as nothing breaks.
 
 use std::cell::Cell;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use bytes::Bytes;
 use torc_engine::{
     Decision, Fsync, Options, PurgeFloors, Record, ScanFrom, ScanLimits, Store, WriteError,
 };
-use torc_env::{Class, Env, Token, TreeId};
+use torc_env::{Class, Disk, Env, Token, TreeId};
 
 use crate::support::{TREE, get, options, put, scan_all, submit, tombstone, value};
 
@@ -407,4 +408,40 @@ fn expired_records_are_purged_below_the_floor() {
         store.compact().await.unwrap();
         assert_eq!(scan_all(&store, 10).await, []);
     });
+}
+
+#[test]
+fn after_close_nothing_touches_the_files_any_more() {
+    let mut flushing = 0;
+    for seed in 0..20 {
+        flushing += torc_sim::run(seed, |env| async move {
+            let (store, _) = Store::open(env.clone(), options()).await.unwrap();
+            let mut last = None;
+            for number in 0..60u32 {
+                let bytes = vec![7; 10_000];
+                last = Some(submit(&store, number.to_be_bytes(), value(bytes, 1)).await);
+            }
+            last.unwrap().unwrap().wait().await.unwrap();
+            let sealed = store.stats().sealed_memtables;
+            store.close().await.unwrap();
+            let files = async || {
+                let mut found = Vec::new();
+                for dir in ["shard-00", "shard-00/wal", "shard-00/tables"] {
+                    found.extend(env.disk().list(Path::new(dir)).await.unwrap());
+                }
+                found
+            };
+            let before = files().await;
+            env.sleep(Duration::from_secs(5)).await;
+            assert_eq!(files().await, before, "seed {seed}");
+            for _ in 0..2 {
+                let (store, recovery) = Store::open(env.clone(), options()).await.unwrap();
+                assert!(recovery.clean);
+                assert_eq!(scan_all(&store, 100).await.len(), 60);
+                store.close().await.unwrap();
+            }
+            sealed
+        });
+    }
+    assert!(flushing > 0, "no flush was under way at any close");
 }
