@@ -16,6 +16,7 @@ pub mod compaction;
 mod dump;
 pub mod error;
 mod frame;
+pub mod inspect;
 pub mod jobs;
 mod le;
 pub mod levels;

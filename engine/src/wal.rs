@@ -23,7 +23,7 @@ mod segment;
 use crate::frame::Format;
 
 pub(crate) use log::{FrameMeta, Log};
-pub(crate) use payload::{encode, encoded_bytes};
+pub(crate) use payload::{decode, encode, encoded_bytes};
 pub(crate) use replay::{Replayed, replay};
 pub(crate) use segment::{Segment, SegmentId};
 

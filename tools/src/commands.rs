@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod dev;
+pub mod inspect;
 pub mod kv;
 pub mod server;
 pub mod sim;

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{admin, dev, kv, server, sim, tune};
+use commands::{admin, dev, inspect, kv, server, sim, tune};
 use failure::Failure;
 
 #[global_allocator]
@@ -61,6 +61,8 @@ enum Command {
     Compact(admin::Maintenance),
     /// Verify every checksum on the endpoint's node
     Scrub(admin::Maintenance),
+    /// Print what tables, log segments and manifest files hold, and verify them
+    Inspect(inspect::Inspect),
     /// Put load on a cluster, measure it and verify what it answers
     Load(Box<load::Load>),
     /// Simulate a cluster under faults, reproducibly
@@ -96,6 +98,7 @@ fn run(command: &Command) -> Result<ExitCode, Failure> {
         Command::Repair(args) => admin::maintenance("repair", args)?,
         Command::Compact(args) => admin::maintenance("compact", args)?,
         Command::Scrub(args) => admin::maintenance("scrub", args)?,
+        Command::Inspect(args) => inspect::run(args)?,
         Command::Load(args) => load::load(args)?,
         Command::Sim(args) => sim::sim(args)?,
         Command::Tune(args) => tune::tune(args)?,

@@ -11,12 +11,12 @@ use crate::error::OpenError;
 use crate::frame::{Damage, Format, HEADER_BYTES, Header, Mark, frame_bytes};
 
 /// Frames of the manifest's log.
-pub(super) const LOG_FORMAT: Format = Format {
+pub(crate) const LOG_FORMAT: Format = Format {
     magic: u32::from_le_bytes(*b"TMAN"),
     version: 1,
 };
 /// Frames of the root.
-pub(super) const ROOT_FORMAT: Format = Format {
+pub(crate) const ROOT_FORMAT: Format = Format {
     magic: u32::from_le_bytes(*b"TROT"),
     version: 1,
 };
@@ -42,6 +42,12 @@ pub(super) fn root_path(dir: &Path) -> PathBuf {
 /// Path of a log.
 pub(super) fn log_path(dir: &Path, id: u64) -> PathBuf {
     dir.join(format!("manifest-{id:016x}.log"))
+}
+
+/// The id in the name of a log, if it is one.
+pub(crate) fn log_id(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("manifest-")?.strip_suffix(".log")?;
+    (digits.len() == 16).then(|| u64::from_str_radix(digits, 16).ok())?
 }
 
 /// Removes every log but `current`: what a crash between two steps of a rotation leaves.

@@ -1,8 +1,9 @@
 //! Tables that rot: found, reported, cut out, and everything else goes on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use torc_engine::inspect::inspect;
 use torc_engine::{Decision, ReadError, Store, WriteError};
 use torc_env::{Env, Token, TreeId};
 use torc_sim::{DiskOptions, HostId, SimEnv, Simulation};
@@ -229,5 +230,63 @@ fn a_scrub_finds_every_damaged_part_and_nothing_else() {
             "what lay beside the extent of the last one"
         );
         store.close().await.unwrap();
+    });
+}
+
+async fn inspected(env: &SimEnv, path: &Path) -> (u64, String) {
+    let mut text = String::new();
+    let mut print = |line: String| text.push_str(&(line + "\n"));
+    let damaged = inspect(env.disk(), path, true, &mut print).await.unwrap();
+    (damaged, text)
+}
+
+#[test]
+fn every_file_of_a_store_is_told_in_words_and_its_damage_too() {
+    let (simulation, host) = filled(5);
+    let harness = simulation.clone();
+    run(&simulation, host, move |env| async move {
+        let mut kinds = Vec::new();
+        for (path, _) in harness.files(host) {
+            let (damaged, text) = inspected(&env, &path).await;
+            assert_eq!(damaged, 0, "{}: {text}", path.display());
+            let kind = path.extension().unwrap().to_string_lossy().into_owned();
+            // Within a block, within a frame that others follow, within the only valid slot.
+            let offset = match kind.as_str() {
+                "table" => {
+                    assert!(text.contains("0 damaged blocks"), "{text}");
+                    assert!(text.contains(", seqno "), "{text}");
+                    20
+                }
+                // A spare one.
+                "wal" if !text.contains("frame") => continue,
+                "wal" => {
+                    assert!(text.contains("frame 1 at 0: 1 records"), "{text}");
+                    assert!(text.contains("closed"), "{text}");
+                    4096 + 80
+                }
+                "log" => {
+                    assert!(text.contains("AddTable(Listed { tree: TreeId(1)"), "{text}");
+                    4096 + 70
+                }
+                _ => {
+                    assert!(text.contains("slot at"), "{text}");
+                    let slots = text.matches("slot at").count();
+                    kinds.push(kind);
+                    assert_eq!(slots, 1, "{text}");
+                    continue;
+                }
+            };
+            assert!(harness.flip_bits(host, &path, offset, 1));
+            let (damaged, text) = inspected(&env, &path).await;
+            assert_eq!(damaged, 1, "{}: {text}", path.display());
+            assert!(text.contains("DAMAGED"));
+            kinds.push(kind);
+        }
+        kinds.sort();
+        kinds.dedup();
+        assert_eq!(kinds, ["log", "root", "table", "wal"]);
+        let mut print = |_| {};
+        let refused = inspect(env.disk(), Path::new("shard-00/other"), true, &mut print).await;
+        assert!(refused.is_err());
     });
 }

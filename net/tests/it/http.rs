@@ -573,6 +573,12 @@ fn operators_see_status_ring_metrics_and_keyspaces() {
 
     let compacted = node.http("POST", "/admin/compact", &[], b"");
     assert_eq!(compacted.status, 200, "{compacted:?}");
+    let scrubbed = node.http("POST", "/admin/scrub", &[], b"");
+    assert_eq!(scrubbed.status, 200, "{scrubbed:?}");
+    let report = scrubbed.json();
+    assert!(report["records"].is_u64(), "{report}");
+    assert_eq!(report["damaged"], 0, "{report}");
+    assert_eq!(node.http("GET", "/admin/scrub", &[], b"").status, 405);
     assert_eq!(node.http("POST", "/admin/repair", &[], b"").status, 200);
     assert_eq!(
         node.http("POST", "/admin/compact?detach=true", &[], b"")

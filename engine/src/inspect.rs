@@ -1,0 +1,333 @@
+//! Prints the files of a store in words, and verifies them: tables, log segments, manifest.
+//!
+//! Not on a request's path: for whoever looks at a data directory, also that of a node that is down.
+//! Reads only. A damaged part is a line that begins with `DAMAGED`, and whatever can be read is printed
+//! all the same. What it says about one file is not what an open of the store would conclude: that
+//! looks at all of them together.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use torc_env::{AlignedBuf, Disk, File, OpenMode, SECTOR_BYTES, Token, TokenRange};
+
+use crate::error::ReadError;
+use crate::frame::{Format, Header};
+use crate::manifest::{self, Change};
+use crate::record::{Entry, ScanFrom};
+use crate::table::{ReadAhead, Table, table_id};
+use crate::wal::{self, FLAG_CLOSED, FLAG_UNSYNCED, SegmentId};
+
+/// Why a file cannot be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// Its name is not that of a table, log segment or manifest file.
+    #[error("{}: neither a table, a log segment nor a part of a manifest, by its name", .0.display())]
+    Unknown(PathBuf),
+    /// The device refused.
+    #[error("{}: cannot read", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the device said.
+        source: io::Error,
+    },
+}
+
+/// A frame as it lies in a file.
+struct Frame<'a> {
+    at: usize,
+    header: Header,
+    payload: &'a [u8],
+    hash: u64,
+}
+
+/// Prints what the file at `path` holds, record by record if `with_records`, a line at a time. Returns
+/// the number of damaged parts.
+///
+/// # Errors
+/// When the file is of no known kind, or cannot be read at all.
+pub async fn inspect<D: Disk>(
+    disk: &D,
+    path: &Path,
+    with_records: bool,
+    print: &mut dyn FnMut(String),
+) -> Result<u64, InspectError> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let name = name.unwrap_or_default();
+    if let Some(file_id) = table_id(name) {
+        let dir = path.parent().unwrap_or(Path::new(""));
+        return table(disk, dir, file_id, with_records, print).await;
+    }
+    if let Some(id) = SegmentId::from_name(name) {
+        let bytes = content(disk, path).await?;
+        return Ok(segment(&bytes, id, with_records, print));
+    }
+    if let Some(id) = manifest::log_id(name) {
+        let bytes = content(disk, path).await?;
+        return Ok(manifest_log(&bytes, id, print));
+    }
+    if name == "manifest.root" {
+        let bytes = content(disk, path).await?;
+        return Ok(root(&bytes, print));
+    }
+    Err(InspectError::Unknown(path.to_owned()))
+}
+
+async fn content<D: Disk>(disk: &D, path: &Path) -> Result<AlignedBuf, InspectError> {
+    let failed = |source| InspectError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let file = disk.open(path, OpenMode::Read).await.map_err(failed)?;
+    let len = file.len().await.map_err(failed)?;
+    let len = usize::try_from(len).map_err(|error| failed(io::Error::other(error)))?;
+    let whole = AlignedBuf::zeroed(len.next_multiple_of(SECTOR_BYTES));
+    let (result, mut bytes) = file.read_at(0, whole).await;
+    bytes.set_len(result.map_err(failed)?);
+    Ok(bytes)
+}
+
+async fn table<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    file_id: u64,
+    with_records: bool,
+    print: &mut dyn FnMut(String),
+) -> Result<u64, InspectError> {
+    let table = match Table::open(disk, dir, file_id).await {
+        Ok(table) => table,
+        Err(ReadError::Io { path, source, .. }) => return Err(InspectError::Io { path, source }),
+        Err(error) => {
+            print(format!("DAMAGED: {error}"));
+            return Ok(1);
+        }
+    };
+    let info = table.info();
+    print(format!(
+        "table {file_id:016x} of tree {}, {} bytes",
+        info.tree.0, info.bytes
+    ));
+    print(format!(
+        "{} records in {} blocks: {} tombstones, {} with an expiry; {} bytes of keys, {} of values",
+        info.entries, info.blocks, info.tombstones, info.expiring, info.key_bytes, info.value_bytes
+    ));
+    print(format!(
+        "seqnos {} to {}, stamps {} to {}, expiries {} to {} ms, purgeable stamps {} to {}",
+        info.seqnos.min,
+        info.seqnos.max,
+        info.stamps.min,
+        info.stamps.max,
+        info.expiries_ms.min,
+        info.expiries_ms.max,
+        info.purgeable_stamps.min,
+        info.purgeable_stamps.max,
+    ));
+    print(format!(
+        "tokens {:032x} to {:032x}, keys \"{}\" to \"{}\"",
+        info.first_token.0,
+        info.last_token.0,
+        info.first_key.escape_ascii(),
+        info.last_key.escape_ascii(),
+    ));
+    let (records, damaged) = blocks(&table, with_records, print).await?;
+    print(format!(
+        "{records} records verified, {damaged} damaged blocks"
+    ));
+    if damaged == 0 && records != info.entries {
+        print(format!("DAMAGED: the footer says {} records", info.entries));
+        return Ok(1);
+    }
+    Ok(damaged)
+}
+
+/// Reads every block; returns the records read and the blocks that cannot be.
+async fn blocks<D: Disk>(
+    table: &Table<D>,
+    with_records: bool,
+    print: &mut dyn FnMut(String),
+) -> Result<(u64, u64), InspectError> {
+    let (mut records, mut damaged) = (0, 0);
+    let mut rest = Some(TokenRange::ALL);
+    while let Some(range) = rest.take() {
+        let from = ScanFrom::Token(range.first);
+        let mut iter = table.iter(&from, range, ReadAhead::Background);
+        loop {
+            match iter.next().await {
+                Ok(None) => break,
+                Ok(Some(entry)) => {
+                    records += 1;
+                    if with_records {
+                        print(entry_line(&entry));
+                    }
+                }
+                Err(ReadError::Io { path, source, .. }) => {
+                    return Err(InspectError::Io { path, source });
+                }
+                Err(error) => {
+                    damaged += 1;
+                    print(format!("DAMAGED: {error}"));
+                    if let ReadError::Corrupt { offset, .. } = error {
+                        let last = table.damaged_range(offset).last;
+                        rest = (last < range.last).then(|| TokenRange {
+                            first: Token(last.0 + 1),
+                            last: range.last,
+                        });
+                    }
+                    break;
+                }
+            }
+        }
+    }
+    Ok((records, damaged))
+}
+
+fn entry_line(entry: &Entry) -> String {
+    format!(
+        "  {:032x} \"{}\" {:?}, seqno {}, stamp {}, expires {}, {} bytes",
+        entry.token.0,
+        entry.key.escape_ascii(),
+        entry.record.kind,
+        entry.seqno,
+        entry.record.stamp,
+        entry.record.expires_at_ms,
+        entry.record.value.len(),
+    )
+}
+
+fn segment(bytes: &[u8], id: SegmentId, with_records: bool, print: &mut dyn FnMut(String)) -> u64 {
+    print(format!("log segment {id}, {} bytes", bytes.len()));
+    let frames = frames(bytes, wal::FORMAT, Some(id.0));
+    let mut damaged = chain_damage(&frames, print);
+    for frame in &frames {
+        let header = &frame.header;
+        let mut line = frame_line(frame, "records");
+        line.push_str(&format!(
+            ", seqnos from {}, durable through {}",
+            header.first_seqno, header.durable_through
+        ));
+        for (flag, word) in [(FLAG_UNSYNCED, ", unsynced"), (FLAG_CLOSED, ", closed")] {
+            if header.flags & flag != 0 {
+                line.push_str(word);
+            }
+        }
+        print(line);
+        match wal::decode(frame.payload, header.record_count) {
+            None => {
+                damaged += 1;
+                print(format!("DAMAGED: malformed records at offset {}", frame.at));
+            }
+            Some(records) if with_records => {
+                for record in records {
+                    print(format!(
+                        "  tree {} \"{}\" {:?}, stamp {}, expires {}, {} bytes",
+                        record.tree.0,
+                        record.key.escape_ascii(),
+                        record.kind,
+                        record.stamp,
+                        record.expires_at_ms,
+                        record.value.len(),
+                    ));
+                }
+            }
+            Some(_) => {}
+        }
+    }
+    damaged
+}
+
+fn manifest_log(bytes: &[u8], id: u64, print: &mut dyn FnMut(String)) -> u64 {
+    print(format!("manifest log {id:016x}, {} bytes", bytes.len()));
+    let frames = frames(bytes, manifest::LOG_FORMAT, Some(id));
+    let mut damaged = chain_damage(&frames, print);
+    if frames.first().is_none_or(|first| first.at > 0) {
+        damaged += 1;
+        print("DAMAGED: there is no snapshot at the beginning".to_owned());
+    }
+    for frame in &frames {
+        print(frame_line(frame, "changes"));
+        match Change::decode_edit(frame.payload, frame.header.record_count) {
+            None => {
+                damaged += 1;
+                print(format!("DAMAGED: malformed changes at offset {}", frame.at));
+            }
+            Some(changes) => {
+                for change in changes {
+                    print(format!("  {change:?}"));
+                }
+            }
+        }
+    }
+    damaged
+}
+
+fn root(bytes: &[u8], print: &mut dyn FnMut(String)) -> u64 {
+    print("manifest root".to_owned());
+    let mut valid = 0;
+    for frame in frames(bytes, manifest::ROOT_FORMAT, None) {
+        valid += 1;
+        let log = frame.payload.get(..8).and_then(|id| id.try_into().ok());
+        print(format!(
+            "slot at {}: generation {}, log {:016x}",
+            frame.at,
+            frame.header.sequence,
+            log.map_or(0, u64::from_le_bytes),
+        ));
+    }
+    if valid == 0 {
+        print("DAMAGED: no valid slot".to_owned());
+        return 1;
+    }
+    0
+}
+
+fn frame_line(frame: &Frame<'_>, what: &str) -> String {
+    format!(
+        "frame {} at {}: {} {what}, {} bytes",
+        frame.header.sequence, frame.at, frame.header.record_count, frame.header.payload_len,
+    )
+}
+
+/// The valid frames of a file, of `log` if that is given.
+fn frames(bytes: &[u8], format: Format, log: Option<u64>) -> Vec<Frame<'_>> {
+    let mut frames = Vec::new();
+    let mut at = 0;
+    while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+        let parsed = Header::parse(format, rest).ok();
+        let header = parsed.filter(|header| log.is_none_or(|log| header.log == log));
+        let verified = header.and_then(|header| {
+            let (payload, hash) = header.verify(rest).ok()?;
+            Some((header, payload, hash))
+        });
+        match verified {
+            Some((header, payload, hash)) => {
+                frames.push(Frame {
+                    at,
+                    header,
+                    payload,
+                    hash,
+                });
+                at += header.frame_bytes();
+            }
+            None => at += SECTOR_BYTES,
+        }
+    }
+    frames
+}
+
+/// Reports frames that do not continue the one before: something between them is gone.
+fn chain_damage(frames: &[Frame<'_>], print: &mut dyn FnMut(String)) -> u64 {
+    let mut damaged = 0;
+    for pair in frames.windows(2) {
+        let (before, after) = (&pair[0], &pair[1]);
+        let continues = after.header.sequence == before.header.sequence + 1
+            && after.header.previous == before.hash;
+        if !continues {
+            damaged += 1;
+            print(format!(
+                "DAMAGED: frame {} at {} does not continue frame {}",
+                after.header.sequence, after.at, before.header.sequence
+            ));
+        }
+    }
+    damaged
+}

@@ -1,0 +1,65 @@
+//! `torc inspect`: what a file of a store holds, in words, and whether it is whole.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use torc_engine::inspect::inspect;
+use torc_env::Env;
+use torc_runtime::{Runtime, RuntimeConfig};
+
+use crate::failure::Failure;
+
+/// `torc inspect`
+#[derive(Args, Debug)]
+pub struct Inspect {
+    /// Tables (.table), log segments (.wal), manifest files (manifest.root, manifest-….log)
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+    /// Print every record too
+    #[arg(long)]
+    pub records: bool,
+}
+
+/// Prints each file, a line at a time, reading only. Fails when one is damaged or of no known kind.
+pub fn run(args: &Inspect) -> Result<(), Failure> {
+    let mut damaged = 0;
+    for file in &args.files {
+        println!("{}", file.display());
+        damaged += one(file, args.records)?;
+    }
+    match damaged {
+        0 => Ok(()),
+        1 => Err(Failure::new("1 part is damaged")),
+        _ => Err(Failure::new(format!("{damaged} parts are damaged"))),
+    }
+}
+
+fn one(file: &Path, with_records: bool) -> Result<u64, Failure> {
+    let failed =
+        |error: &dyn std::fmt::Display| Failure::new(format!("{}: {error}", file.display()));
+    let whole = file.canonicalize().map_err(|error| failed(&error))?;
+    let (Some(dir), Some(name)) = (whole.parent(), whole.file_name()) else {
+        return Err(failed(&"not a file"));
+    };
+    let name = PathBuf::from(name);
+    Runtime::block_on(&RuntimeConfig::new(dir), move |handle| {
+        let (env, name) = (handle.env().clone(), name.clone());
+        async move {
+            let mut print = |line: String| println!("  {line}");
+            inspect(env.disk(), &name, with_records, &mut print).await
+        }
+    })
+    .map_err(|error| failed(&error))?
+    .map_err(|error| failed(&describe(&error)))
+}
+
+/// An error and what led to it.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}
