@@ -3,6 +3,9 @@
 
     benches/peers/run.py etcd  [--runs 5] [--seconds 10]   three nodes, N=3, W=2, R=2, beside etcd
     benches/peers/run.py redis [--runs 5] [--seconds 10]   one node, SET over RESP, beside Redis
+    benches/peers/run.py all   [--runs 5] [--seconds 10] [--rate 2000] [--out DIR]
+                               Redis, memcached and three nodes of Torc, open loop, YCSB B, into one
+                               report with plots (`torc load compare`)
 
 Installs the peer from Debian when it is missing (needs root for that), starts it on loopback in a
 temporary directory, and stops it at the end. Every system gets the same file system, the same
@@ -37,10 +40,11 @@ def sh(*words, **options):
     return subprocess.run([str(word) for word in words], check=True, **options)
 
 
-def build():
+def build(peer):
     sh("cargo", "build", "--release", "--quiet", "-p", "torc", cwd=ROOT)
-    sh("cargo", "build", "--release", "--quiet", "-p", "torc-benches", "--features", "peers",
-       "--bin", "etcd_load", cwd=ROOT)
+    if peer == "etcd":
+        sh("cargo", "build", "--release", "--quiet", "-p", "torc-benches", "--features", "peers",
+           "--bin", "etcd_load", cwd=ROOT)
 
 
 def install(program, package):
@@ -237,23 +241,44 @@ def compare_redis(args, directory, log):
           f"({min(ratios):.2f}-{max(ratios):.2f})")
 
 
+def compare_all(args, directory, log):
+    install("redis-server", "redis-server")
+    install("memcached", "memcached")
+    with processes() as running:
+        base = torc(running, directory / "torc", 3, log)
+        redis_port = redis(running, directory / "redis", log, "everysec")
+        (memcached_port,) = free_ports(1)
+        running.append(subprocess.Popen(["memcached", "-u", "root", "-l", "127.0.0.1", "-p",
+                                         str(memcached_port)], stdout=log, stderr=log))
+        wait_for(lambda: socket.create_connection(("127.0.0.1", memcached_port), 1), "memcached")
+        sh(TARGET / "release" / "torc", "load", "compare",
+           "--run", f"redis=--protocol resp --address 127.0.0.1:{redis_port}",
+           "--run", f"memcached=--protocol memcached --address 127.0.0.1:{memcached_port}",
+           "--run", f"torc=--endpoint http://127.0.0.1:{base + 80}",
+           "--repeats", args.runs, "--out", args.out, "--", "--workload", "b", "--rate", args.rate,
+           "--duration", f"{args.seconds}s", "--warmup", "2s", "--no-settle", "--live", "off")
+    print(f"{args.out}/report.html")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("peer", choices=["etcd", "redis"])
+    parser.add_argument("peer", choices=["etcd", "redis", "all"])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=10)
     parser.add_argument("--reads", type=int, default=50, help="percent of reads beside etcd")
+    parser.add_argument("--rate", type=int, default=2000, help="operations a second of `all`")
+    parser.add_argument("--out", default="load-report", help="directory for the report of `all`")
     parser.add_argument("--dir", help="where the systems keep their data [default: a temporary "
                                       "directory beside the build]")
     args = parser.parse_args()
-    build()
+    build(args.peer)
     # Not /tmp: it may be in memory, and then nobody's sync costs anything.
     parent = pathlib.Path(args.dir) if args.dir else TARGET
     with tempfile.TemporaryDirectory(prefix="torc-peers-", dir=parent) as directory:
         directory = pathlib.Path(directory)
         with open(directory / "log", "w") as log:
-            {"etcd": compare_etcd, "redis": compare_redis}[args.peer](args, directory, log)
+            {"etcd": compare_etcd, "redis": compare_redis, "all": compare_all}[args.peer](args, directory, log)
 
 
 if __name__ == "__main__":

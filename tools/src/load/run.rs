@@ -44,6 +44,8 @@ pub struct Bench {
     /// Shown while it runs.
     view: View,
     part: Part,
+    /// Measurements so far.
+    runs: u64,
     /// Machines that make the load in place of this one.
     agents: Option<Agents>,
 }
@@ -129,6 +131,7 @@ impl Bench {
             seed,
             servers,
             part,
+            runs: 0,
             agents: match &options.agents[..] {
                 [] => None,
                 addresses => {
@@ -281,7 +284,9 @@ impl Bench {
     pub fn run(&mut self) -> Result<Run, Failure> {
         self.mix();
         let mut phase = self.phase(self.pace(), self.options.duration);
-        phase.seed ^= 2 << 32;
+        // Repeats must not all have the same arrivals.
+        self.runs += 1;
+        phase.seed ^= (self.runs + 1) << 32;
         self.measure(&phase, "run")
     }
 

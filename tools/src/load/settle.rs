@@ -12,7 +12,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Looks in a row that must find rest.
 const CALM_LOOKS: u32 = 2;
 /// Longest wait.
-const WAIT_MAX: Duration = Duration::from_secs(120);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 /// A disk that works less than this share of the time is calm.
 const DISK_CALM: f64 = 0.05;
 

@@ -227,12 +227,8 @@ impl<'a, W: World> Worker<'a, W> {
             self.waited += now - before;
             for slot in ready.drain(..) {
                 self.receive(slot);
-                if self
-                    .settings
-                    .schedule
-                    .next_due()
-                    .is_some_and(|due| due <= now)
-                {
+                // Taking an answer takes time, in which more may have become due.
+                if !matches!(self.settings.schedule, Schedule::Closed) {
                     now = self.world.now();
                 }
                 self.send_due(now);
