@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """`torc tune disk` beside fio: the same rows on the same file, taking turns.
 
-    benches/peers/disk.py [--dir DIR] [--file-mib 1024] [--pass 4] [--rounds 3] [--torc PATH]
+    benches/peers/disk.py [--dir DIR] [--file-mib 1024] [--pass 4] [--rounds 5]
+                          [--work random-read,durable-write] [--torc PATH]
 
 For each row: torc, fio, fio, torc, torc, fio … The ratio is that of the medians; `agrees` means within
 ten percent. The spread beside it is how far each tool's own rounds lie apart: where the device
@@ -70,7 +71,9 @@ def main():
     parser.add_argument("--dir", default=str(TARGET), help="directory on the disk")
     parser.add_argument("--file-mib", type=int, default=1024)
     parser.add_argument("--pass", dest="seconds", type=int, default=4, help="seconds of a round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--work", default=",".join(dict.fromkeys(row[0] for row in ROWS)),
+                        help="kinds of work, by commas")
     parser.add_argument("--torc", default=str(TARGET / "release/torc"))
     parser.add_argument("--json", help="write the rounds here")
     args = parser.parse_args()
@@ -88,6 +91,8 @@ def main():
         print(f"{'work':<17}{'depth':>6}{'torc/s':>10}{'fio/s':>10}{'ratio':>7}"
               f"{'p50 us':>9}{'fio':>7}{'ratio':>7}{'spread':>14}")
         for work, depth, options in ROWS:
+            if work not in args.work.split(","):
+                continue
             ours, theirs = [], []
             for number in range(args.rounds):
                 turns = [lambda: ours.append(with_torc(args.torc, file.name, work, depth, args.seconds)),

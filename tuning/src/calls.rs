@@ -4,7 +4,8 @@
 //! - `ethtool/<nic>/{adaptive-rx,rx-usecs,rx-frames,tx-usecs}`: interrupt coalescing, writable;
 //! - `ethtool/<nic>/{channels,rss}`: queues in use and at most; the indirection table;
 //! - `io_uring/{features,operations,setup}`: what this kernel's ring can do, probed, never inferred;
-//! - `process/allowed`: the CPUs that this process may use.
+//! - `process/allowed`: the CPUs on which this process runs; `process/reachable`: those that it may ask
+//!   for, which is more where CPUs are isolated.
 
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -71,6 +72,7 @@ pub(crate) fn read(path: &str) -> io::Result<Vec<u8>> {
         ("io_uring", "operations", "") => operations()?.join(" "),
         ("io_uring", "setup", "") => setup_flags()?.join(" "),
         ("process", "allowed", "") => allowed()?.to_string(),
+        ("process", "reachable", "") => reachable()?.to_string(),
         _ => return Err(absent()),
     };
     Ok(format!("{text}\n").into_bytes())
@@ -206,8 +208,30 @@ fn allowed() -> io::Result<CpuSet> {
     Ok(cpus.filter_map(|cpu| u32::try_from(cpu).ok()).collect())
 }
 
+/// What the kernel grants to a thread that asks for every CPU.
+fn reachable() -> io::Result<CpuSet> {
+    let asked = std::thread::spawn(|| {
+        let mut all = rustix::thread::CpuSet::new();
+        (0..rustix::thread::CpuSet::MAX_CPU).for_each(|cpu| all.set(cpu));
+        rustix::thread::sched_setaffinity(None, &all)?;
+        allowed()
+    });
+    asked
+        .join()
+        .unwrap_or_else(|_| Err(io::Error::other("the thread that asks broke off")))
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn what_is_allowed_can_be_asked_for() {
+        assert!(
+            super::allowed()
+                .unwrap()
+                .within(&super::reachable().unwrap())
+        );
+    }
+
     #[test]
     fn this_process_may_use_some_cpu() {
         assert!(!super::allowed().unwrap().is_empty());

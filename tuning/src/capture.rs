@@ -85,6 +85,7 @@ const WANTED: &[&str] = &[
     "/torc/io_uring/operations",
     "/torc/io_uring/setup",
     "/torc/process/allowed",
+    "/torc/process/reachable",
 ];
 
 /// Takes a host.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
 use crate::host::{Host, Unavailable};
-use crate::plan::Layout;
+use crate::plan::{Layout, near};
 
 pub use completions::{Completions, Watch};
 
@@ -173,7 +173,13 @@ fn interrupts(before: &Host, after: &Host, layout: &Layout) -> Vec<Proof> {
             let mut places = layout.shards.iter();
             let owner = places.position(|place| place.network.get(&nic.name) == Some(&queue.index));
             let planned = owner.map_or_else(
-                || layout.housekeeping.clone(),
+                || {
+                    if layout.isolates {
+                        near(after, &layout.housekeeping, nic.node)
+                    } else {
+                        after.usable()
+                    }
+                },
                 |shard| CpuSet::of(layout.shards[shard].cpu),
             );
             let what = format!("{} rx{}", nic.name, queue.index);

@@ -111,7 +111,11 @@ pub(super) fn read(kernel: &impl Kernel, unavailable: &mut Vec<Unavailable>) -> 
     let list = |path: &str| CpuSet::parse_list(&kernel.text(path)?).ok();
     let online = list(&format!("{CPU}/online"))?;
     let present = list(&format!("{CPU}/present")).unwrap_or_else(|| online.clone());
+    let isolated = list(&format!("{CPU}/isolated")).unwrap_or_default();
+    // Nobody runs on isolated CPUs who does not ask for them, and shards ask.
+    let reachable = list("/torc/process/reachable").unwrap_or_default();
     let allowed = list("/torc/process/allowed").unwrap_or_else(|| online.clone());
+    let allowed = allowed.or(&isolated.and(&reachable));
     let nodes = read_nodes(kernel);
     if nodes.is_empty() {
         unavailable.push(Unavailable {
@@ -169,7 +173,7 @@ pub(super) fn read(kernel: &impl Kernel, unavailable: &mut Vec<Unavailable>) -> 
         nodes,
         present,
         allowed,
-        isolated: list(&format!("{CPU}/isolated")).unwrap_or_default(),
+        isolated,
         tickless: list(&format!("{CPU}/nohz_full")).unwrap_or_default(),
         smt: kernel.text(&format!("{CPU}/smt/control")),
         online,

@@ -144,7 +144,7 @@ fn queue_file(nic: &Nic, file: &str) -> Target {
 }
 
 /// Those of `cpus` that are on the device's node; all of them where none is or the node is unknown.
-fn near(host: &Host, cpus: &CpuSet, node: Option<u32>) -> CpuSet {
+pub(crate) fn near(host: &Host, cpus: &CpuSet, node: Option<u32>) -> CpuSet {
     let mut nodes = host.cpus.nodes.iter();
     let node = nodes.find(|known| Some(known.id) == node);
     let near = node.map_or_else(CpuSet::new, |node| cpus.and(&node.cpus));

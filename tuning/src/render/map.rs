@@ -108,14 +108,14 @@ pub fn map(host: &Host, layout: Option<&Layout>) -> String {
         grid(&mut out, cells.collect());
     }
     if layout.is_some() {
-        out.push_str("sN shard, hk housekeeping, -- spare, e slow core; ");
+        out.push_str("sN shard, hk housekeeping, -- spare, e slow core\n");
     }
     out.push_str("q0:1 a queue and its CPUs, rx0:1 a queue and the CPU that it interrupts now\n");
     out
 }
 
 /// Name and node of a device, and how its queues interrupt.
-fn device(
+pub(super) fn device(
     out: &mut String,
     host: &Host,
     (name, node): (&str, Option<u32>),

@@ -1,24 +1,24 @@
 //! The layout map as a picture, without scripts or outside files.
 
 use super::line;
-use super::map::{groups, role_name};
+use super::map::{device, groups, role_name};
 use crate::host::Host;
-use crate::plan::{Layout, Role};
+use crate::plan::{Layout, Role, near};
 
-const CELL: usize = 44;
+const CELL: usize = 60;
 const GAP: usize = 6;
 const CORES_A_LINE: usize = 16;
-const WIDTH: usize = 2 * GAP + CORES_A_LINE * (CELL + GAP) + 140;
+const WIDTH: usize = 3 * GAP + CORES_A_LINE * (CELL + GAP);
 
 /// A queue's name and the CPU that it serves.
 type Served = (String, Option<u32>);
 
 fn colour(layout: Option<&Layout>, cpu: u32) -> &'static str {
     match layout.and_then(|layout| layout.role(cpu)) {
-        Some(Role::Shard(_)) => "#3b7dd8",
-        Some(Role::Housekeeping) => "#d88a3b",
-        Some(Role::Spare) => "#b8c0c8",
-        None => "#e6e9ec",
+        Some(Role::Shard(_)) => "#9cc3f5",
+        Some(Role::Housekeeping) => "#f2b36b",
+        Some(Role::Spare) => "#cfd5da",
+        None => "#ffffff",
     }
 }
 
@@ -80,6 +80,9 @@ pub fn svg(host: &Host, layout: Option<&Layout>) -> String {
     }
     let mut devices: Vec<(String, Vec<Served>)> = Vec::new();
     for block in &host.blocks {
+        let mut title = String::new();
+        let interrupts = block.queues.iter().map(|queue| queue.interrupt);
+        device(&mut title, host, (&block.name, block.node), interrupts);
         // The shard that owns the queue, else any CPU of it.
         let cpu_of = |queue: &crate::host::HardwareQueue| {
             let shards = layout.map(Layout::shard_cpus).unwrap_or_default();
@@ -87,41 +90,55 @@ pub fn svg(host: &Host, layout: Option<&Layout>) -> String {
         };
         let queues = block.queues.iter();
         let queues = queues.map(|queue| (format!("q{}", queue.index), cpu_of(queue)));
-        devices.push((block.name.clone(), queues.collect()));
+        devices.push((title, queues.collect()));
     }
     for nic in &host.nics {
+        let mut title = String::new();
+        let interrupts = nic.receive.iter().map(|queue| queue.interrupt);
+        device(&mut title, host, (&nic.name, nic.node), interrupts);
         let owner = |index: u32| {
-            let mut places = layout?.shards.iter();
+            let layout = layout?;
+            let mut places = layout.shards.iter();
             let place = places.find(|place| place.network.get(&nic.name) == Some(&index));
-            place
-                .map(|place| place.cpu)
-                .or(layout?.housekeeping.first())
+            let housekeeping = near(host, &layout.housekeeping, nic.node);
+            place.map(|place| place.cpu).or(housekeeping.first())
         };
         let queues = nic.receive.iter();
         let queues = queues.map(|queue| (format!("rx{}", queue.index), owner(queue.index)));
-        devices.push((nic.name.clone(), queues.collect()));
+        devices.push((title, queues.collect()));
     }
-    for (name, queues) in devices {
-        text(&mut body, GAP, y + 12, &name);
+    for (title, queues) in devices {
+        text(&mut body, GAP, y + 12, title.trim_end());
         y += 18;
         for row in queues.chunks(CORES_A_LINE) {
             for (at, (queue, cpu)) in row.iter().enumerate() {
                 let x = 2 * GAP + at * (CELL + GAP);
                 let fill = cpu.map_or("#ffffff", |cpu| colour(layout, cpu));
-                let words = cpu.map_or_else(|| queue.clone(), |cpu| format!("{queue} {cpu}"));
+                let words = cpu.map_or_else(|| queue.clone(), |cpu| format!("{queue} → {cpu}"));
                 cell(&mut body, x, y, 20, fill, &words);
             }
             y += 22 + GAP;
         }
     }
+    let legend = [
+        ("#9cc3f5", "shard"),
+        ("#f2b36b", "housekeeping"),
+        ("#cfd5da", "spare"),
+    ];
+    for (at, (fill, words)) in legend.into_iter().enumerate() {
+        let x = 2 * GAP + at * 2 * (CELL + GAP);
+        cell(&mut body, x, y, 20, fill, "");
+        text(&mut body, x + CELL + GAP, y + 14, words);
+    }
+    let x = 2 * GAP + 6 * (CELL + GAP);
     text(
         &mut body,
-        GAP,
-        y + 12,
-        "blue: shard, orange: housekeeping and its interrupts, grey: spare; a queue shows the CPU that it serves",
+        x,
+        y + 14,
+        "q1 → 2: a queue and the CPU that it serves",
     );
-    y += 24;
+    y += 28;
     format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{y}\" font-family=\"monospace\" font-size=\"10\">\n<rect width=\"{WIDTH}\" height=\"{y}\" fill=\"#ffffff\"/>\n{body}</svg>\n"
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{y}\" font-family=\"monospace\" font-size=\"11\">\n<title>Shards, interrupts and queues</title>\n<rect width=\"{WIDTH}\" height=\"{y}\" fill=\"#ffffff\"/>\n{body}</svg>\n"
     )
 }

@@ -104,7 +104,8 @@ pub fn host(host: &Host) -> String {
         fact(
             &block.name,
             format!(
-                "scheduler {} nomerges {} wbt {} rq_affinity {} requests {} cache {} poll {} node {}",
+                "node {}, scheduler {}, nomerges {}, rq_affinity {}, wbt {} us, {} requests, {}, poll {}",
+                or_unknown(block.node),
                 or_unknown(
                     block
                         .scheduler
@@ -112,12 +113,11 @@ pub fn host(host: &Host) -> String {
                         .map(|choice| choice.current.clone())
                 ),
                 or_unknown(block.nomerges),
-                or_unknown(block.throttle_us),
                 or_unknown(block.completion_affinity),
+                or_unknown(block.throttle_us),
                 or_unknown(block.requests),
                 or_unknown(block.write_cache.clone()),
                 or_unknown(block.poll),
-                or_unknown(block.node)
             ),
         );
         for queue in &block.queues {
@@ -136,11 +136,17 @@ pub fn host(host: &Host) -> String {
         fact(
             &nic.name,
             format!(
-                "driver {} state {} speed {} node {} channels {} RSS queues {} napi_defer_hard_irqs {} gro_flush_timeout {}",
+                "driver {}, {}, speed {}, node {}",
                 or_unknown(nic.driver.clone()),
                 or_unknown(nic.state.clone()),
                 or_unknown(nic.speed_mbps),
                 or_unknown(nic.node),
+            ),
+        );
+        fact(
+            "",
+            format!(
+                "channels {}; RSS over {} queues; napi_defer_hard_irqs {}, gro_flush_timeout {} ns",
                 or_unknown(nic.channels.clone()),
                 or_unknown(nic.rss_queues),
                 or_unknown(nic.napi_defer_hard_irqs),
