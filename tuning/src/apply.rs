@@ -13,6 +13,8 @@ use crate::change::{Change, Syntax, Target};
 use crate::host::InterruptNumbers;
 use crate::journal::{JOURNAL_SCHEMA, Journal, JournalError, Lock, Record, Saved};
 use crate::kernel::{Kernel, Refusal};
+use crate::plan::Plan;
+use crate::server::PLAN_FILE;
 
 /// Why changes were not made, or could not be undone.
 #[derive(Debug, Error)]
@@ -65,11 +67,19 @@ pub enum ApplyError {
     )]
     Unconfirmed,
     /// There is no transaction to confirm or to undo.
-    #[error("no changes of `torc tune` are in force")]
-    NoneInForce,
+    #[error("no changes of `torc tune` are in force{}", undone(.last_undone))]
+    NoneInForce {
+        /// Why the newest ones were undone, if there were any.
+        last_undone: Option<String>,
+    },
     /// The journal failed.
     #[error(transparent)]
     Journal(#[from] JournalError),
+}
+
+fn undone(reason: &Option<String>) -> String {
+    let words = |reason| format!(": the last ones were undone, as {reason}");
+    reason.as_ref().map_or_else(String::new, words)
 }
 
 fn list(left: &[String]) -> String {
@@ -269,7 +279,20 @@ fn undo(kernel: &impl Kernel, journal: &mut Journal, reason: &str) -> Result<(),
     journal.append(Record::RolledBack {
         reason: reason.to_owned(),
     })?;
+    forget_plan(journal);
     Ok(())
+}
+
+/// The server follows the plan that lies beside the journal, so that goes with its changes. A plan that
+/// another transaction left stays.
+fn forget_plan(journal: &Journal) {
+    let path = journal.path().with_file_name(PLAN_FILE);
+    let text = std::fs::read_to_string(&path).unwrap_or_default();
+    let plan = serde_json::from_str::<Plan>(&text);
+    if plan.is_ok_and(|plan| plan.id == journal.plan()) {
+        // Left behind, it is a layout without its settings: slower, not wrong.
+        drop(std::fs::remove_file(path));
+    }
 }
 
 fn restore(kernel: &impl Kernel, numbers: &InterruptNumbers, saved: &Saved) -> Result<(), String> {
@@ -337,7 +360,7 @@ fn recover_locked(
 pub fn confirm(kernel: &impl Kernel, directory: &Path, now_s: u64) -> Result<(), ApplyError> {
     let _lock = Lock::take(directory)?;
     recover_locked(kernel, directory, now_s)?;
-    let mut journal = Journal::newest(directory)?.ok_or(ApplyError::NoneInForce)?;
+    let mut journal = newest(directory)?;
     if !journal.is_confirmed() {
         journal.append(Record::Confirmed)?;
     }
@@ -350,9 +373,9 @@ pub fn rollback(kernel: &impl Kernel, directory: &Path, now_s: u64) -> Result<us
     if let Recovered::Undone(_) = recover_locked(kernel, directory, now_s)? {
         return Ok(0);
     }
-    let mut journal = Journal::newest(directory)?.ok_or(ApplyError::NoneInForce)?;
+    let mut journal = newest(directory)?;
     let files = journal.begun().1.len();
-    undo(kernel, &mut journal, "asked for")?;
+    undo(kernel, &mut journal, "somebody asked for it")?;
     Ok(files)
 }
 
@@ -388,8 +411,17 @@ pub fn verify(kernel: &impl Kernel, changes: &[Change]) -> Vec<Drift> {
     changes.iter().filter_map(drift).collect()
 }
 
+fn newest(directory: &Path) -> Result<Journal, ApplyError> {
+    match Journal::newest(directory)? {
+        Some(journal) => Ok(journal),
+        None => Err(ApplyError::NoneInForce {
+            last_undone: Journal::last_undone(directory)?,
+        }),
+    }
+}
+
 /// The changes in force: those of the newest transaction.
 pub fn in_force(directory: &Path) -> Result<Vec<Change>, ApplyError> {
-    let journal = Journal::newest(directory)?.ok_or(ApplyError::NoneInForce)?;
+    let journal = newest(directory)?;
     Ok(journal.begun().0.to_vec())
 }

@@ -117,6 +117,18 @@ impl Journal {
         Ok(None)
     }
 
+    /// Why the newest transaction was undone; `None` when it was not, or there is none.
+    pub fn last_undone(directory: &Path) -> Result<Option<String>, JournalError> {
+        let Some(number) = numbers(directory)?.pop() else {
+            return Ok(None);
+        };
+        let journal = Self::open(&directory.join(name(number)))?;
+        Ok(journal.records.into_iter().find_map(|record| match record {
+            Record::RolledBack { reason } => Some(reason),
+            _ => None,
+        }))
+    }
+
     /// A new transaction; its first record is durable on return, and so is the file's name.
     pub fn begin(directory: &Path, first: Record) -> Result<Self, JournalError> {
         let number = numbers(directory)?.last().map_or(1, |last| last + 1);

@@ -183,8 +183,9 @@ fn an_apply_that_nobody_confirms_is_undone_by_its_guard() {
         assert!(begun.elapsed() < UNDONE_WITHIN, "the guard did not undo it");
         std::thread::sleep(Duration::from_millis(50));
     }
+    assert!(!device.dir.path().join("state/plan.json").exists());
     let message = fails(&device.tune(&["confirm"]));
-    assert!(message.contains("no changes"), "{message}");
+    assert!(message.contains("nobody confirmed it in time"), "{message}");
 }
 
 #[test]

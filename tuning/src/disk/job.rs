@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, opcode, squeue, types};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use serde::{Deserialize, Serialize};
 
 use super::{DiskError, LARGE, PAGE};
@@ -77,30 +78,56 @@ impl Pass {
     }
 }
 
-/// Buffers for direct I/O: each begins at a multiple of [`PAGE`]. Touched by the kernel only.
+/// Buffers for direct I/O, of small pages: as those of the background jobs that move most of the data,
+/// and of other tools. A huge page needs fewer descriptors and would look like a faster disk. Touched by
+/// the kernel only, once they are filled.
 struct Buffers {
-    /// Keeps the memory; everything else goes through `first`.
-    _memory: Vec<u8>,
-    first: *mut u8,
+    first: *mut libc::c_void,
     each: usize,
+    bytes: usize,
 }
 
 impl Buffers {
-    fn new(count: usize, each: usize) -> Self {
-        let page = usize::try_from(PAGE).unwrap_or(1);
-        let mut memory = vec![0x5a_u8; count * each + page];
-        let offset = memory.as_ptr().align_offset(page);
-        let first = memory[offset..].as_mut_ptr();
-        Self {
-            _memory: memory,
-            first,
-            each,
+    fn new(count: usize, each: usize) -> io::Result<Self> {
+        let bytes = count * each;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no other memory.
+        let first =
+            unsafe { mmap_anonymous(std::ptr::null_mut(), bytes, protection, MapFlags::PRIVATE)? };
+        let buffers = Self { first, each, bytes };
+        // SAFETY: the range is the mapping just made; the advice changes none of its contents.
+        let advised = unsafe { madvise(first, bytes, Advice::LinuxNoHugepage) };
+        // Refused where the kernel has no huge pages, and then there is nothing to avoid.
+        advised.ok();
+        // SAFETY: the mapping is `bytes` long, writable, and nobody else knows of it yet.
+        let contents = unsafe { std::slice::from_raw_parts_mut(first.cast::<u8>(), bytes) };
+        let mut random = Random::new(1);
+        for word in contents.chunks_mut(8) {
+            let bits = random.bits().to_le_bytes();
+            word.copy_from_slice(&bits[..word.len()]);
         }
+        Ok(buffers)
     }
 
     fn pointer(&self, index: usize) -> *mut u8 {
-        self.first.wrapping_add(index * self.each)
+        self.first.cast::<u8>().wrapping_add(index * self.each)
     }
+}
+
+impl Drop for Buffers {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's own, and `run` drops it only when no request is in flight.
+        let unmapped = unsafe { munmap(self.first, self.bytes) };
+        // Refused only for what is no mapping.
+        unmapped.ok();
+    }
+}
+
+/// A ring as the server sets its own up, where the kernel can.
+fn ring(entries: u32) -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder.setup_single_issuer().setup_defer_taskrun();
+    builder.build(entries).or_else(|_| IoUring::new(entries))
 }
 
 struct Slot {
@@ -141,10 +168,10 @@ pub(super) fn run(
     duration: Duration,
     seed: u64,
 ) -> Result<Pass, DiskError> {
-    let mut ring = IoUring::new(depth.next_power_of_two()).map_err(DiskError::Ring)?;
+    let mut ring = ring(depth.next_power_of_two()).map_err(DiskError::Ring)?;
     let slots_count = usize::try_from(depth).unwrap_or(1);
     let each = usize::try_from(work.bytes()).unwrap_or(0);
-    let buffers = Buffers::new(slots_count, each);
+    let buffers = Buffers::new(slots_count, each).map_err(DiskError::Request)?;
     let mut requests = Requests {
         work,
         random: Random::new(seed),
@@ -173,6 +200,7 @@ pub(super) fn run(
         busy: 0.0,
         latencies_ns: Vec::new(),
     };
+    let mut done: Vec<(usize, i32)> = Vec::with_capacity(slots_count);
     // Whatever happens, every request is waited for: the kernel writes into the buffers until then.
     while in_flight > 0 {
         match ring.submit_and_wait(1) {
@@ -180,17 +208,12 @@ pub(super) fn run(
             Err(error) => failure = failure.or(Some(error)),
             Ok(_) => {}
         }
-        let done: Vec<(usize, i32)> = ring
-            .completion()
-            .map(|completion| {
-                (
-                    usize::try_from(completion.user_data()).unwrap_or(0),
-                    completion.result(),
-                )
-            })
-            .collect();
+        done.extend(ring.completion().map(|completion| {
+            let slot = usize::try_from(completion.user_data()).unwrap_or(0);
+            (slot, completion.result())
+        }));
         let now = Instant::now();
-        for (slot, result) in done {
+        for (slot, result) in done.drain(..) {
             in_flight -= 1;
             if usize::try_from(result).unwrap_or(0) != each {
                 let errno = if result < 0 { -result } else { libc::EIO };

@@ -5,7 +5,7 @@ use super::map::{device, groups, role_name};
 use crate::host::Host;
 use crate::plan::{Layout, Role, near};
 
-const CELL: usize = 60;
+const CELL: usize = 72;
 const GAP: usize = 6;
 const CORES_A_LINE: usize = 16;
 const WIDTH: usize = 3 * GAP + CORES_A_LINE * (CELL + GAP);
@@ -126,11 +126,11 @@ pub fn svg(host: &Host, layout: Option<&Layout>) -> String {
         ("#cfd5da", "spare"),
     ];
     for (at, (fill, words)) in legend.into_iter().enumerate() {
-        let x = 2 * GAP + at * 2 * (CELL + GAP);
+        let x = 2 * GAP + at * 3 * (CELL + GAP);
         cell(&mut body, x, y, 20, fill, "");
         text(&mut body, x + CELL + GAP, y + 14, words);
     }
-    let x = 2 * GAP + 6 * (CELL + GAP);
+    let x = 2 * GAP + 9 * (CELL + GAP);
     text(
         &mut body,
         x,

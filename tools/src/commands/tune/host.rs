@@ -1,5 +1,6 @@
 //! Reading hosts: `inspect`, `map`, `check`, `plan`, `capture`.
 
+use std::io::Write as _;
 use std::path::Path;
 
 use serde::Serialize;
@@ -33,8 +34,15 @@ pub(super) fn read(root: Option<&Path>) -> Result<Host, Failure> {
 pub(super) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text =
         serde_json::to_string_pretty(value).map_err(|error| Failure::new(error.to_string()))?;
-    println!("{text}");
-    Ok(())
+    show(&(text + "\n"))
+}
+
+/// Prints a whole screen. A reader that has seen enough (`| head`) is no failure.
+pub(super) fn show(text: &str) -> Result<(), Failure> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 pub(super) fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
@@ -47,8 +55,7 @@ pub(super) fn inspect(root: Option<&Path>, json: bool) -> Result<(), Failure> {
     if json {
         return print_json(&host);
     }
-    print!("{}\n{}", render::host(&host), render::map(&host, None));
-    Ok(())
+    show(&(render::host(&host) + "\n" + &render::map(&host, None)))
 }
 
 pub(super) fn map(root: Option<&Path>, args: &MapArgs) -> Result<(), Failure> {
@@ -56,10 +63,7 @@ pub(super) fn map(root: Option<&Path>, args: &MapArgs) -> Result<(), Failure> {
     let layout = Plan::of(&host, args.profile.into()).layout;
     match &args.svg {
         Some(path) => write(path, render::svg(&host, Some(&layout))),
-        None => {
-            print!("{}", render::map(&host, Some(&layout)));
-            Ok(())
-        }
+        None => show(&render::map(&host, Some(&layout))),
     }
 }
 
@@ -69,7 +73,7 @@ pub(super) fn check(root: Option<&Path>, json: bool) -> Result<(), Failure> {
     if json {
         print_json(&findings)?;
     } else {
-        print!("{}", render::findings(&findings));
+        show(&render::findings(&findings))?;
     }
     let serious = findings
         .iter()
@@ -92,12 +96,8 @@ pub(super) fn plan(root: Option<&Path>, args: &PlanArgs) -> Result<(), Failure> 
     if args.json {
         return print_json(&plan);
     }
-    print!(
-        "{}\n{}",
-        render::plan(&plan, args.all),
-        render::map(&host, Some(&plan.layout))
-    );
-    Ok(())
+    let map = render::map(&host, Some(&plan.layout));
+    show(&(render::plan(&plan, args.all) + "\n" + &map))
 }
 
 pub(super) fn capture(args: &CaptureArgs) -> Result<(), Failure> {

@@ -49,13 +49,13 @@ pub(super) fn irqproof(state: &Path, args: &IrqproofArgs) -> Result<(), Failure>
     if args.json {
         host::print_json(&outcome)?;
     } else {
-        println!(
-            "plan {} for {}, counted for {:?}",
+        let heading = format!(
+            "plan {} for {}, counted for {:?}\n",
             plan.id,
             plan.profile.name(),
             args.duration
         );
-        print!("{}", render::irqproof(&outcome));
+        host::show(&(heading + &render::irqproof(&outcome)))?;
     }
     if outcome.has_strays() {
         let mover = if after.irqbalance.running {
@@ -91,7 +91,7 @@ pub(super) fn disk(args: &DiskArgs) -> Result<(), Failure> {
     if args.json {
         host::print_json(&properties)?;
     } else {
-        print!("{}", render::disk(&properties));
+        host::show(&render::disk(&properties))?;
     }
     let Some(path) = &args.output else {
         return Ok(());
@@ -125,8 +125,7 @@ pub(super) fn jitter(args: &JitterArgs) -> Result<(), Failure> {
     if args.json {
         return host::print_json(&outcome);
     }
-    print!("{}", render::jitter(&outcome));
-    Ok(())
+    host::show(&render::jitter(&outcome))
 }
 
 /// Arrivals of each shard's sockets by CPU since the server started, as it publishes them.

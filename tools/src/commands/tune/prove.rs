@@ -69,8 +69,7 @@ pub(super) fn prove(state: &Path, args: &ProveArgs) -> Result<(), Failure> {
     if args.json {
         return host::print_json(&proofs);
     }
-    print!("{}", render::proofs(&proofs));
-    Ok(())
+    host::show(&render::proofs(&proofs))
 }
 
 fn groups(args: &ProveArgs, plan: &Plan) -> Result<Vec<Group>, Failure> {
