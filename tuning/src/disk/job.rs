@@ -123,13 +123,6 @@ impl Drop for Buffers {
     }
 }
 
-/// A ring as the server sets its own up, where the kernel can.
-fn ring(entries: u32) -> io::Result<IoUring> {
-    let mut builder = IoUring::builder();
-    builder.setup_single_issuer().setup_defer_taskrun();
-    builder.build(entries).or_else(|_| IoUring::new(entries))
-}
-
 struct Slot {
     begun: Instant,
 }
@@ -168,7 +161,7 @@ pub(super) fn run(
     duration: Duration,
     seed: u64,
 ) -> Result<Pass, DiskError> {
-    let mut ring = ring(depth.next_power_of_two()).map_err(DiskError::Ring)?;
+    let mut ring = IoUring::new(depth.next_power_of_two()).map_err(DiskError::Ring)?;
     let slots_count = usize::try_from(depth).unwrap_or(1);
     let each = usize::try_from(work.bytes()).unwrap_or(0);
     let buffers = Buffers::new(slots_count, each).map_err(DiskError::Request)?;
@@ -200,37 +193,43 @@ pub(super) fn run(
         busy: 0.0,
         latencies_ns: Vec::new(),
     };
-    let mut done: Vec<(usize, i32)> = Vec::with_capacity(slots_count);
     // Whatever happens, every request is waited for: the kernel writes into the buffers until then.
     while in_flight > 0 {
-        match ring.submit_and_wait(1) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => failure = failure.or(Some(error)),
-            Ok(_) => {}
-        }
-        done.extend(ring.completion().map(|completion| {
-            let slot = usize::try_from(completion.user_data()).unwrap_or(0);
-            (slot, completion.result())
-        }));
-        let now = Instant::now();
-        for (slot, result) in done.drain(..) {
-            in_flight -= 1;
-            if usize::try_from(result).unwrap_or(0) != each {
-                let errno = if result < 0 { -result } else { libc::EIO };
-                failure = failure.or(Some(io::Error::from_raw_os_error(errno)));
-                continue;
+        let Some(completion) = ring.completion().next() else {
+            match ring.submit_and_wait(1) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => failure = failure.or(Some(error)),
+                Ok(_) => {}
             }
-            let latency = now - slots[slot].begun;
-            pass.requests += 1;
-            pass.latencies_ns
-                .push(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
-            if failure.is_none() && now - begun < duration {
-                slots[slot].begun = Instant::now();
-                let entry = entry(fd, buffers.pointer(slot), work, requests.draw(), slot);
-                match push(&mut ring, &entry) {
-                    Ok(()) => in_flight += 1,
-                    Err(error) => failure = failure.or(Some(error)),
+            continue;
+        };
+        let now = Instant::now();
+        in_flight -= 1;
+        let slot = usize::try_from(completion.user_data()).unwrap_or(0);
+        let result = completion.result();
+        if usize::try_from(result).unwrap_or(0) != each {
+            let errno = if result < 0 { -result } else { libc::EIO };
+            failure = failure.or(Some(io::Error::from_raw_os_error(errno)));
+            continue;
+        }
+        let latency = now - slots[slot].begun;
+        pass.requests += 1;
+        pass.latencies_ns
+            .push(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
+        if failure.is_none() && now - begun < duration {
+            slots[slot].begun = now;
+            let entry = entry(fd, buffers.pointer(slot), work, requests.draw(), slot);
+            // At once, so that the device never has less to do than the depth says.
+            match push(&mut ring, &entry) {
+                Ok(()) => in_flight += 1,
+                Err(error) => failure = failure.or(Some(error)),
+            }
+            // One that the kernel does not take now goes with the next wait.
+            match ring.submit() {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                    failure = failure.or(Some(error));
                 }
+                _ => {}
             }
         }
     }
