@@ -90,7 +90,12 @@ async fn dispatch<E: Env>(
             known,
             is_repair,
         } => {
-            let Some(target) = own_target(core, request, tree.to_native(), key)? else {
+            let target = if *is_repair {
+                agreed_target(core, request, tree.to_native(), key)?
+            } else {
+                own_target(core, request, tree.to_native(), key)?
+            };
+            let Some(target) = target else {
                 return Ok(other_owners(core));
             };
             if !is_repair {
@@ -258,7 +263,8 @@ async fn dispatch<E: Env>(
     }
 }
 
-/// Whether this shard holds the run, with the owners that the sender knows.
+/// Whether the run lies in this shard's slice, with the owners that the sender knows. It need not be
+/// one of them: a former owner tells what it has.
 fn has_run<E: Env>(
     core: &Core<E>,
     request: &ArchivedRequest<'_>,
@@ -273,7 +279,6 @@ fn has_run<E: Env>(
     let run = Run::at(&view, tree, n, range.first);
     let is_here = range.first.shard(core.env.shard_count()) == core.env.shard();
     Ok(is_here
-        && view.me.is_some_and(|me| run.replicas.contains(me))
         && run.owners == request.owners.to_native()
         && range.first <= range.last
         && range.last <= run.range.last)
@@ -367,9 +372,24 @@ fn own_target<E: Env>(
     tree: u32,
     key: &[u8],
 ) -> Result<Option<Target>, Failure> {
-    let target = Target::in_tree(core.view()?, TreeId(tree), key)?;
-    if target.owners() != request.owners.to_native() || target.me().is_none() {
+    let agreed = agreed_target(core, request, tree, key)?;
+    let own = agreed.filter(|target| target.me().is_some());
+    if own.is_none() {
         core.count(Counter::OtherOwners);
+    }
+    Ok(own)
+}
+
+/// The place of a key about whose owners the sender and this shard agree, whether it is one of them
+/// or not.
+fn agreed_target<E: Env>(
+    core: &Core<E>,
+    request: &ArchivedRequest<'_>,
+    tree: u32,
+    key: &[u8],
+) -> Result<Option<Target>, Failure> {
+    let target = Target::in_tree(core.view()?, TreeId(tree), key)?;
+    if target.owners() != request.owners.to_native() {
         return Ok(None);
     }
     check_shard(core, &target)?;

@@ -8,7 +8,8 @@
 //! ([`Membership::to_pull`]). What is written between that pull and the epoch that puts the node into
 //! the ring goes to the old owners only; so once in the ring it compares its ranges with all their
 //! other owners again, and only then becomes whole. A write that W = a majority of the old owners
-//! acknowledged is on one of those that remain.
+//! acknowledged is on one of those that remain; where there is one copy only, on nobody that remains,
+//! so the former owner is asked too.
 //!
 //! Invariant: that a shard is not whole is durable before anything depends on it, so a crash in
 //! between does not make it forget.
@@ -20,7 +21,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use torc_engine::{Decision, Kind, ReadError, Record, Store};
-use torc_env::{Env, ShardId, Token, TokenRange};
+use torc_env::{Env, ShardId, Token, TokenRange, mutation};
 
 use super::compare::{Comparison, Direction};
 use super::{build_missing_sums, own_runs};
@@ -97,7 +98,9 @@ async fn step<E: Env>(core: &Rc<Core<E>>, pulled: &mut Option<Epoch>) -> Result<
     if core.is_whole.get() || !view.in_ring() {
         return Ok(());
     }
-    compare_with_all(core, &view).await?;
+    if !mutation::on("joiner_does_not_catch_up") {
+        compare_with_all(core, &view).await?;
+    }
     set_mark(core, false).await?;
     core.store
         .forget_amnesia()
@@ -227,12 +230,44 @@ async fn compare_with_all<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>) -> Result
                 .run()
                 .await?;
         }
+        if run.replicas.as_slice().len() == 1 {
+            pull_from_predecessors(core, view, &run).await?;
+        }
     }
     let is_current = core.view()?.topology.epoch == view.topology.epoch;
     if is_current {
         Ok(())
     } else {
         Err(not_yet("the topology has changed"))
+    }
+}
+
+/// Fetches what the former owners of a run with one copy took between the pull and the epoch that put
+/// this node into the ring. Whoever is next in the preference list was the owner without this node.
+async fn pull_from_predecessors<E: Env>(
+    core: &Rc<Core<E>>,
+    view: &Rc<View>,
+    run: &Run,
+) -> Result<(), Failure> {
+    let mut first = run.range.first;
+    loop {
+        let wide = Run::at(view, run.tree, 2, first);
+        let last = wide.range.last.min(run.range.last);
+        let piece = Run {
+            range: TokenRange { first, last },
+            ..*run
+        };
+        let mut others = wide.replicas.as_slice().iter();
+        let predecessor = others.find(|member| Some(**member) != view.me);
+        if let Some(address) = predecessor.and_then(|member| piece.address(view, *member)) {
+            Comparison::new(core, view, piece, address, Direction::Pull)
+                .run()
+                .await?;
+        }
+        if last >= run.range.last {
+            return Ok(());
+        }
+        first = Token(last.0 + 1);
     }
 }
 

@@ -53,6 +53,27 @@ fn writes_go_on_while_a_node_joins_and_none_is_lost() {
 }
 
 #[test]
+fn with_one_copy_a_joining_node_gets_what_the_former_owner_took_last() {
+    let world = World::growing(39, 3, 4, 1, |config| {
+        config.hints.bytes_max = 0;
+        config.repair.automatic = false;
+    });
+    world.keyspace("single", |keyspace| keyspace.n = 1);
+    world.boot(3);
+    let mut written = Vec::new();
+    while !(world.is_ready(3) && world.is_whole(3)) {
+        let key = format!("key {}", written.len());
+        if world.put_in(written.len() % 3, "single", &key, "v").is_ok() {
+            written.push(key);
+        }
+    }
+    assert!(written.len() > 50, "{} writes", written.len());
+    for (index, key) in written.iter().enumerate() {
+        assert_eq!(world.values_in(index % 4, "single", key), ["v"], "{key}");
+    }
+}
+
+#[test]
 fn two_nodes_may_join_at_once_and_no_write_is_lost() {
     let world = World::growing(35, 3, 5, 1, |config| {
         config.hints.bytes_max = 0;
