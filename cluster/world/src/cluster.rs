@@ -91,6 +91,18 @@ impl Cluster {
         }
     }
 
+    /// Starts a host unless it was started before.
+    pub(crate) fn start_first(self: &Rc<Self>, host: HostId) {
+        if self.boots.borrow()[usize::from(host.0)] == 0 {
+            self.start(host);
+        }
+    }
+
+    /// The hosts of the nodes that found the cluster.
+    pub(crate) fn founders(&self) -> &[HostId] {
+        &self.hosts[..usize::from(self.config.founders())]
+    }
+
     /// Starts a host that is down, or has never started.
     pub(crate) fn start(self: &Rc<Self>, host: HostId) {
         let index = usize::from(host.0);
@@ -191,7 +203,7 @@ impl Cluster {
         let index = usize::from(host.0);
         MembershipConfig {
             cluster_name: "world".to_owned(),
-            seeds: self.hosts.iter().map(|host| host.address()).collect(),
+            seeds: self.founders().iter().map(|host| host.address()).collect(),
             own: Description {
                 name: format!("n{}", host.0),
                 internode: address,
@@ -220,26 +232,23 @@ impl Cluster {
         Some((chosen.env.clone(), chosen.node.clone()))
     }
 
-    /// Whether every shard of every node serves, all know the clients' keyspace, and each has heard
-    /// every other.
-    pub(crate) fn is_ready(&self) -> bool {
-        let expected: usize = self
-            .config
-            .shards
-            .iter()
-            .map(|shards| usize::from(*shards))
-            .sum();
+    /// Whether every shard of these hosts, and of no other, serves, all know the clients' keyspace, and
+    /// each has heard every other.
+    pub(crate) fn is_ready(&self, hosts: &[HostId]) -> bool {
+        let shards = |host: &HostId| usize::from(self.config.shards[usize::from(host.0)]);
+        let expected: usize = hosts.iter().map(shards).sum();
         let living = self.living();
         living.len() == expected
             && living.iter().all(|running| {
                 let view = running.node.membership().view();
-                running.node.ready() && view.is_some_and(|view| self.is_complete(&view))
+                let is_complete = |view: &View| self.is_complete(view, hosts.len());
+                running.node.ready() && view.is_some_and(|view| is_complete(&view))
             })
     }
 
-    fn is_complete(&self, view: &View) -> bool {
+    fn is_complete(&self, view: &View, members: usize) -> bool {
         view.liveness.iter().all(|seen| seen.health == Health::Up)
-            && view.topology.ring_member_count() == self.hosts.len()
+            && view.topology.ring_member_count() == members
             && view.topology.keyspace(self.keyspace_name()).is_some()
     }
 

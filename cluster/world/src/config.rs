@@ -240,6 +240,8 @@ pub struct Config {
     pub fault_every_ms: u64,
     /// Whether hours pass after the load.
     pub idle: Option<Idle>,
+    /// Whether the last node is no founder and joins during the load.
+    pub joins: bool,
     /// The world below.
     pub sim: SimOptions,
 }
@@ -274,16 +276,31 @@ impl Config {
             faults,
             fault_every_ms: rng.log_within(50..=2_000),
             idle: rng.chance(0.25).then(|| Idle::draw(rng, nodes)),
+            joins: false,
             sim,
         };
         config.aim(rng);
+        // While owners change, only what a majority of them acknowledged is promised to stay.
+        config.joins = nodes > 3 && config.idle.is_none() && rng.chance(0.3);
+        if config.joins {
+            config.n = config.n.min(u8::try_from(nodes - 1).unwrap_or(3));
+            config.load.mixed_levels = false;
+            config.load.sloppy = 0.0;
+            config.repair.automatic = true;
+        }
         config
     }
 
-    /// What two promises need to be tried at all: hints on nodes that are no replicas, while
+    /// What some promises need to be tried at all: tables that are read; hints on nodes that are no replicas, while
     /// nothing else brings replicas what they missed; and deletions that wait for such a hint of a
     /// node that is away, and for nothing else.
     fn aim(&mut self, rng: &mut Rng) {
+        if self.faults.read_errors {
+            // Reads that reach the disk.
+            self.faults.compact = true;
+            self.stores.cache_bytes = 0;
+            self.stores.memtable_bytes = self.stores.memtable_bytes.min(64 << 10);
+        }
         let is_absent = self.idle.is_some_and(|idle| idle.absent.is_some());
         if self.repair.automatic && !is_absent {
             return;
@@ -298,6 +315,11 @@ impl Config {
             self.repair.hint_interval_ms = 10_000;
             self.repair.automatic = true;
         }
+    }
+
+    /// How many nodes found the cluster.
+    pub fn founders(&self) -> u16 {
+        self.nodes() - u16::from(self.joins)
     }
 
     /// How many nodes there are.

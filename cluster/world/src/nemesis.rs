@@ -87,6 +87,11 @@ pub enum Fault {
         /// Which.
         host: HostId,
     },
+    /// No fault: a node starts for the first time and joins.
+    Join {
+        /// Its host.
+        host: HostId,
+    },
     /// Lets some reads of the disks of these hosts fail.
     ReadErrors {
         /// Whose.
@@ -138,6 +143,15 @@ pub fn plan(config: &Config, length: Duration) -> Vec<Planned> {
             at: length.mul_f64(0.9 + 0.1 * rng.fraction()),
             lasts: Duration::ZERO,
             fault: Fault::Absent { host },
+        });
+    }
+    if config.joins {
+        planned.push(Planned {
+            at: length.mul_f64(0.6 * rng.fraction()),
+            lasts: Duration::ZERO,
+            fault: Fault::Join {
+                host: HostId(config.founders()),
+            },
         });
     }
     let mut at = Duration::ZERO;
@@ -328,7 +342,7 @@ impl Nemesis {
                 self.change_disk(host, |disk| disk.capacity_bytes = used + free_bytes);
             }
             // The cluster's to do.
-            Fault::Compact { .. } => {}
+            Fault::Compact { .. } | Fault::Join { .. } => {}
         }
     }
 
@@ -380,7 +394,8 @@ impl Nemesis {
             | Fault::Blackout { .. }
             | Fault::BreakLink { .. }
             | Fault::Clock { .. }
-            | Fault::Compact { .. } => {}
+            | Fault::Compact { .. }
+            | Fault::Join { .. } => {}
         }
     }
 
@@ -454,8 +469,8 @@ mod tests {
             let config = Config::draw(seed);
             let planned = plan(&config, length);
             assert_eq!(planned, plan(&config, length));
-            let is_calm =
-                !config.faults.any() && config.idle.and_then(|idle| idle.absent).is_none();
+            let is_absent = config.idle.is_some_and(|idle| idle.absent.is_some());
+            let is_calm = !config.faults.any() && !is_absent && !config.joins;
             assert_eq!(planned.is_empty(), is_calm, "seed {seed}");
             for entry in &planned {
                 assert!(entry.at < length);

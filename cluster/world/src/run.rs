@@ -237,7 +237,7 @@ impl World {
         if self.config.idle.is_some() {
             self.simulation().pass_civil_time(BEFORE_THE_HOUR);
         }
-        for host in self.cluster.hosts() {
+        for host in self.cluster.founders() {
             self.cluster.start(*host);
         }
         self.found().await?;
@@ -259,12 +259,13 @@ impl World {
             let created = self.cluster.create_keyspace().await;
             created.map_err(|error| other("liveness", &format!("no keyspace: {error}")))?;
         }
-        self.wait_until_ready("founding").await
+        self.wait_until_ready("founding", self.cluster.founders())
+            .await
     }
 
-    async fn wait_until_ready(&self, when: &str) -> Result<(), Violation> {
+    async fn wait_until_ready(&self, when: &str, hosts: &[HostId]) -> Result<(), Violation> {
         let limit = self.simulation().now() + READY_MAX;
-        while !self.cluster.is_ready() {
+        while !self.cluster.is_ready(hosts) {
             self.start_dead();
             if self.simulation().now() > limit {
                 let what = format!("not every node is ready {READY_MAX:?} after {when}");
@@ -303,8 +304,10 @@ impl World {
             let fault = &self.planned[index].fault;
             if begins {
                 nemesis.begin(fault);
-                if let Fault::Compact { host } = fault {
-                    self.cluster.compact(*host);
+                match fault {
+                    Fault::Compact { host } => self.cluster.compact(*host),
+                    Fault::Join { host } => self.cluster.start_first(*host),
+                    _ => {}
                 }
             } else {
                 nemesis.end(fault);
@@ -365,7 +368,7 @@ impl World {
         self.start_dead();
         // What is still under way arrives, or is given up.
         self.simulation().sleep(STRAGGLERS).await;
-        self.wait_until_ready("healing").await
+        self.wait_until_ready("healing", self.cluster.hosts()).await
     }
 
     async fn converge(&self, end: &mut End) -> Result<(), Violation> {

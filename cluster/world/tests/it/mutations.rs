@@ -37,6 +37,7 @@ found!(
     hint_counts_as_replica,
     hint_deleted_before_ack,
     hints_count_always,
+    joiner_does_not_catch_up,
     late_is_refused,
     merge_brings_back_superseded,
     purge_tombstone_early,
@@ -48,5 +49,4 @@ found!(
     recovery_stops_early,
     reuse_actor_after_crash,
     timeout_reported_as_success,
-    unreadable_is_absent,
 );
