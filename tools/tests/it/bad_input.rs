@@ -2,6 +2,8 @@
 
 use std::net::TcpListener;
 
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+
 use crate::cluster::{port_base, run, scratch, text};
 
 fn fails_with(args: &[&str], status: i32, words: &[&str]) {
@@ -79,4 +81,55 @@ fn an_endpoint_where_nobody_listens_is_named() {
         1,
         &["expected http://HOST:PORT"],
     );
+}
+
+/// Runs `torc server` where `io_uring_setup` fails with `errno`. The filter binds the thread that sets it
+/// and the processes that it starts.
+fn server_without_io_uring(errno: i32) -> std::process::Output {
+    std::thread::spawn(move || {
+        let filter = SeccompFilter::new(
+            [(libc::SYS_io_uring_setup, Vec::new())]
+                .into_iter()
+                .collect(),
+            SeccompAction::Allow,
+            SeccompAction::Errno(errno.cast_unsigned()),
+            std::env::consts::ARCH.try_into().unwrap(),
+        );
+        let program: BpfProgram = filter.unwrap().try_into().unwrap();
+        seccompiler::apply_filter(&program).unwrap();
+        let dir = scratch();
+        let data_dir = format!("node.data_dir={}", dir.path().join("data").display());
+        let base = port_base(1);
+        let listen = |what, port: u16| format!("listen.{what}=127.0.0.1:{}", base + port);
+        run(&[
+            "server",
+            "--set",
+            &data_dir,
+            "--set",
+            &listen("client", 0),
+            "--set",
+            &listen("internode", 1),
+            "--set",
+            &listen("resp", 79),
+            "--set",
+            &listen("http", 80),
+        ])
+    })
+    .join()
+    .unwrap()
+}
+
+#[test]
+fn a_host_without_io_uring_is_told_what_to_change() {
+    let forbidden = ["io_uring is forbidden", "kernel.io_uring_disabled"];
+    let missing = ["io_uring is missing", "Linux 6.1"];
+    for (errno, words) in [(libc::EPERM, forbidden), (libc::ENOSYS, missing)] {
+        let output = server_without_io_uring(errno);
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        let last = message.lines().last().unwrap();
+        for word in words {
+            assert!(last.contains(word), "{word:?} is not in {last:?}");
+        }
+    }
 }
