@@ -75,8 +75,9 @@ pub struct Options {
     /// Number of keys
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000), help_heading = "Workload")]
     pub keys: u64,
-    /// Keys: uniform, sequential, zipf[:EXPONENT], scrambled (YCSB's zipfian), latest[:EXPONENT],
-    /// hotspot[:KEYS:OPERATIONS], exponential[:PERCENT:FRACTION] [default: uniform]
+    /// Keys: uniform, sequential, `zipf[:EXPONENT]`, scrambled (YCSB's zipfian),
+    /// `latest[:EXPONENT]`, `hotspot[:KEYS:OPERATIONS]`, `exponential[:PERCENT:FRACTION]`
+    /// (default: uniform)
     #[arg(long, value_name = "SPEC", help_heading = "Workload")]
     pub distribution: Option<Distribution>,
     /// Share of the hot keys that are replaced by others each minute, 0 to 1 (zipf, hotspot)

@@ -2,7 +2,7 @@
 //!
 //! An open schedule is a function of the seed alone: it does not look at answers, so a stalled
 //! server receives no fewer requests than a fast one. Nothing is queued; an operation that is late
-//! keeps the time it was due, and [`Schedule::backlog`] counts what was never taken.
+//! keeps the time it was due, and what was never taken is counted.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
