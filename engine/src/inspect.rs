@@ -66,7 +66,7 @@ pub async fn inspect<D: Disk>(
         let bytes = content(disk, path).await?;
         return Ok(manifest_log(&bytes, id, print));
     }
-    if name == "manifest.root" {
+    if name == manifest::ROOT_NAME {
         let bytes = content(disk, path).await?;
         return Ok(root(&bytes, print));
     }
@@ -147,34 +147,24 @@ async fn blocks<D: Disk>(
     print: &mut dyn FnMut(String),
 ) -> Result<(u64, u64), InspectError> {
     let (mut records, mut damaged) = (0, 0);
-    let mut rest = Some(TokenRange::ALL);
-    while let Some(range) = rest.take() {
-        let from = ScanFrom::Token(range.first);
-        let mut iter = table.iter(&from, range, ReadAhead::Background);
-        loop {
-            match iter.next().await {
-                Ok(None) => break,
-                Ok(Some(entry)) => {
-                    records += 1;
-                    if with_records {
-                        print(entry_line(&entry));
-                    }
+    let from = ScanFrom::Token(Token(0));
+    let mut iter = table.iter(&from, TokenRange::ALL, ReadAhead::Background);
+    loop {
+        match iter.next().await {
+            Ok(None) => break,
+            Ok(Some(entry)) => {
+                records += 1;
+                if with_records {
+                    print(entry_line(&entry));
                 }
-                Err(ReadError::Io { path, source, .. }) => {
-                    return Err(InspectError::Io { path, source });
-                }
-                Err(error) => {
-                    damaged += 1;
-                    print(format!("DAMAGED: {error}"));
-                    if let ReadError::Corrupt { offset, .. } = error {
-                        let last = table.damaged_range(offset).last;
-                        rest = (last < range.last).then(|| TokenRange {
-                            first: Token(last.0 + 1),
-                            last: range.last,
-                        });
-                    }
-                    break;
-                }
+            }
+            Err(ReadError::Io { path, source, .. }) => {
+                return Err(InspectError::Io { path, source });
+            }
+            Err(error) => {
+                damaged += 1;
+                print(format!("DAMAGED: {error}"));
+                iter.skip_block();
             }
         }
     }
@@ -196,7 +186,7 @@ fn entry_line(entry: &Entry) -> String {
 
 fn segment(bytes: &[u8], id: SegmentId, with_records: bool, print: &mut dyn FnMut(String)) -> u64 {
     print(format!("log segment {id}, {} bytes", bytes.len()));
-    let frames = frames(bytes, wal::FORMAT, Some(id.0));
+    let frames = frames(bytes, wal::FORMAT, id.0);
     let mut damaged = chain_damage(&frames, print);
     for frame in &frames {
         let header = &frame.header;
@@ -237,7 +227,7 @@ fn segment(bytes: &[u8], id: SegmentId, with_records: bool, print: &mut dyn FnMu
 
 fn manifest_log(bytes: &[u8], id: u64, print: &mut dyn FnMut(String)) -> u64 {
     print(format!("manifest log {id:016x}, {} bytes", bytes.len()));
-    let frames = frames(bytes, manifest::LOG_FORMAT, Some(id));
+    let frames = frames(bytes, manifest::LOG_FORMAT, id);
     let mut damaged = chain_damage(&frames, print);
     if frames.first().is_none_or(|first| first.at > 0) {
         damaged += 1;
@@ -263,15 +253,15 @@ fn manifest_log(bytes: &[u8], id: u64, print: &mut dyn FnMut(String)) -> u64 {
 fn root(bytes: &[u8], print: &mut dyn FnMut(String)) -> u64 {
     print("manifest root".to_owned());
     let mut valid = 0;
-    for frame in frames(bytes, manifest::ROOT_FORMAT, None) {
-        valid += 1;
-        let log = frame.payload.get(..8).and_then(|id| id.try_into().ok());
-        print(format!(
-            "slot at {}: generation {}, log {:016x}",
-            frame.at,
-            frame.header.sequence,
-            log.map_or(0, u64::from_le_bytes),
-        ));
+    for (slot, bytes) in bytes.chunks(SECTOR_BYTES).enumerate() {
+        if let Ok((generation, pointer)) = manifest::parse_slot(bytes) {
+            valid += 1;
+            let at = slot * SECTOR_BYTES;
+            let log = pointer.log;
+            print(format!(
+                "slot at {at}: generation {generation}, log {log:016x}"
+            ));
+        }
     }
     if valid == 0 {
         print("DAMAGED: no valid slot".to_owned());
@@ -287,13 +277,13 @@ fn frame_line(frame: &Frame<'_>, what: &str) -> String {
     )
 }
 
-/// The valid frames of a file, of `log` if that is given.
-fn frames(bytes: &[u8], format: Format, log: Option<u64>) -> Vec<Frame<'_>> {
+/// The valid frames of a log's file.
+fn frames(bytes: &[u8], format: Format, log: u64) -> Vec<Frame<'_>> {
     let mut frames = Vec::new();
     let mut at = 0;
     while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
         let parsed = Header::parse(format, rest).ok();
-        let header = parsed.filter(|header| log.is_none_or(|log| header.log == log));
+        let header = parsed.filter(|header| header.log == log);
         let verified = header.and_then(|header| {
             let (payload, hash) = header.verify(rest).ok()?;
             Some((header, payload, hash))

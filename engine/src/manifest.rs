@@ -24,7 +24,7 @@ use std::time::Duration;
 use torc_env::{Disk, Env};
 
 pub(crate) use change::{Change, Listed, State};
-pub(crate) use files::{LOG_FORMAT, ROOT_FORMAT, log_id};
+pub(crate) use files::{LOG_FORMAT, ROOT_NAME, log_id, parse_slot};
 use files::{LogFile, RootFile};
 
 use crate::error::OpenError;

@@ -16,7 +16,7 @@ pub(crate) const LOG_FORMAT: Format = Format {
     version: 1,
 };
 /// Frames of the root.
-pub(crate) const ROOT_FORMAT: Format = Format {
+pub(super) const ROOT_FORMAT: Format = Format {
     magic: u32::from_le_bytes(*b"TROT"),
     version: 1,
 };
@@ -29,14 +29,17 @@ const POINTER_BYTES: usize = 16;
 
 /// What a root slot says: a log, and the hash of its first frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Pointer {
-    pub(super) log: u64,
+pub(crate) struct Pointer {
+    pub(crate) log: u64,
     pub(super) first_hash: u64,
 }
 
+/// The root's file name.
+pub(crate) const ROOT_NAME: &str = "manifest.root";
+
 /// Path of the root.
 pub(super) fn root_path(dir: &Path) -> PathBuf {
-    dir.join("manifest.root")
+    dir.join(ROOT_NAME)
 }
 
 /// Path of a log.
@@ -164,7 +167,8 @@ impl MaxByGeneration for Option<(u64, Pointer)> {
     }
 }
 
-fn parse_slot(slot: &[u8]) -> Result<(u64, Pointer), Damage> {
+/// The generation of a root's slot, and what it says.
+pub(crate) fn parse_slot(slot: &[u8]) -> Result<(u64, Pointer), Damage> {
     let header = Header::parse(ROOT_FORMAT, slot)?;
     let (payload, _) = header.verify(slot)?;
     let mut fields = Reader::new(payload);

@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use torc_env::{Disk, Env, Token, TokenRange, TreeId};
+use torc_env::{Disk, Env, TokenRange, TreeId};
 
 use super::Inner;
 use crate::error::ReadError;
+use crate::le::len64;
 use crate::record::ScanFrom;
 use crate::table::{ReadAhead, Table};
 
@@ -105,38 +106,28 @@ impl<E: Env> Inner<E> {
         bytes_per_s: u64,
         report: &mut ScrubReport,
     ) -> Result<(), ReadError> {
-        let mut rest = Some(extent);
+        let from = ScanFrom::Token(extent.first);
+        let mut records = table.iter(&from, extent, ReadAhead::Background);
         let mut unpaid = 0;
-        while let Some(range) = rest.take() {
-            let from = ScanFrom::Token(range.first);
-            let mut records = table.iter(&from, range, ReadAhead::Background);
-            loop {
-                match records.next().await {
-                    Ok(None) => break,
-                    Ok(Some(entry)) => {
-                        report.records += 1;
-                        let bytes = entry.key.len() + entry.record.value.len() + RECORD_BYTES;
-                        unpaid += u64::try_from(bytes).unwrap_or(u64::MAX);
-                        if unpaid >= STRIDE_BYTES {
-                            self.env.sleep(pause(unpaid, bytes_per_s)).await;
-                            unpaid = 0;
-                        }
+        loop {
+            match records.next().await {
+                Ok(None) => break,
+                Ok(Some(entry)) => {
+                    report.records += 1;
+                    unpaid += len64(entry.key.len() + entry.record.value.len() + RECORD_BYTES);
+                    if unpaid >= STRIDE_BYTES {
+                        self.env.sleep(pause(unpaid, bytes_per_s)).await;
+                        unpaid = 0;
                     }
-                    Err(ref error @ ReadError::Corrupt { offset, .. }) => {
-                        self.note_corrupt(error);
-                        report.damaged += 1;
-                        // On with the next block.
-                        let last = table.damaged_range(offset).last;
-                        rest = (last < range.last).then(|| TokenRange {
-                            first: Token(last.0 + 1),
-                            last: range.last,
-                        });
-                        break;
-                    }
-                    Err(error) => return Err(error),
                 }
-                self.env.disk().give_way().await;
+                Err(error @ ReadError::Corrupt { .. }) => {
+                    self.note_corrupt(&error);
+                    report.damaged += 1;
+                    records.skip_block();
+                }
+                Err(error) => return Err(error),
             }
+            self.env.disk().give_way().await;
         }
         self.env.sleep(pause(unpaid, bytes_per_s)).await;
         Ok(())

@@ -112,6 +112,14 @@ impl<D: Disk> TableIter<D> {
         }
     }
 
+    /// Goes on behind the block that [`TableIter::next`] found damaged.
+    pub(crate) fn skip_block(&mut self) {
+        // A block that was entered is behind `next_block` already.
+        if self.current.take().is_none() {
+            self.next_block += 1;
+        }
+    }
+
     /// Decodes the next block, reading a new window when it is not in memory.
     async fn enter_block(&mut self) -> Result<(), ReadError> {
         let index = self.next_block;
