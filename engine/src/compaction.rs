@@ -22,8 +22,6 @@
 
 mod piece;
 
-use std::rc::Rc;
-
 use torc_env::{Token, TokenRange};
 
 use crate::levels::{BOTTOM, Edit, Levels, Run, TableKey, TableRef, whole};
@@ -173,7 +171,7 @@ impl Plan {
                 file_id: table.info.file_id,
                 first: table.extent.first,
             });
-            edit.added.extend(outside(table, &self.range));
+            edit.added.extend(table.outside(&self.range));
         }
         let new_run = outputs.iter().map(|info| info.file_id).min().unwrap_or(0);
         let run = self.output_run.unwrap_or(new_run);
@@ -183,27 +181,6 @@ impl Plan {
         edit.added.extend(added);
         edit
     }
-}
-
-/// What is left of a table on both sides of `range`.
-pub(crate) fn outside<'a>(
-    table: &'a TableRef,
-    range: &TokenRange,
-) -> impl Iterator<Item = TableRef> + 'a {
-    let extent = table.extent;
-    let left = (extent.first < range.first).then(|| TokenRange {
-        first: extent.first,
-        last: Token(range.first.0 - 1),
-    });
-    let right = (extent.last > range.last).then(|| TokenRange {
-        first: Token(range.last.0 + 1),
-        last: extent.last,
-    });
-    [left, right].into_iter().flatten().map(|extent| TableRef {
-        info: Rc::clone(&table.info),
-        extent,
-        ..*table
-    })
 }
 
 /// Whether a run outside the inputs is older than one of them and may hold keys of the range.

@@ -15,7 +15,6 @@ use std::rc::Rc;
 
 use torc_env::{Token, TokenRange};
 
-use crate::compaction::outside;
 use crate::table::TableInfo;
 
 /// The last level. Levels between 0 and it are used from its end, as many as the data needs.
@@ -35,6 +34,24 @@ pub struct TableRef {
 }
 
 impl TableRef {
+    /// What is left of it on both sides of `range`.
+    pub(crate) fn outside(&self, range: &TokenRange) -> impl Iterator<Item = TableRef> {
+        let extent = self.extent;
+        let left = (extent.first < range.first).then(|| TokenRange {
+            first: extent.first,
+            last: Token(range.first.0 - 1),
+        });
+        let right = (extent.last > range.last).then(|| TokenRange {
+            first: Token(range.last.0 + 1),
+            last: extent.last,
+        });
+        [left, right].into_iter().flatten().map(|extent| TableRef {
+            info: Rc::clone(&self.info),
+            extent,
+            ..*self
+        })
+    }
+
     /// Bytes of the table that lie in `range`, from the even spread of tokens.
     pub fn bytes_in(&self, range: &TokenRange) -> u64 {
         let whole = TokenRange {
@@ -262,7 +279,7 @@ impl Levels {
                 .collect();
             for table in hit {
                 self.remove(table.key());
-                for rest in outside(&table, &part) {
+                for rest in table.outside(&part) {
                     self.insert(rest);
                 }
             }
@@ -309,10 +326,7 @@ pub(crate) fn whole(info: &TableInfo, level: u8, run: u64) -> TableRef {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::Bytes;
     use torc_env::TreeId;
-
-    use crate::table::Bounds;
 
     fn info(file_id: u64, first: u128, last: u128) -> TableInfo {
         TableInfo {
@@ -321,18 +335,9 @@ mod tests {
             bytes: 1000,
             blocks: 1,
             entries: 1,
-            tombstones: 0,
-            expiring: 0,
-            key_bytes: 0,
-            value_bytes: 0,
-            seqnos: Bounds::default(),
-            stamps: Bounds::default(),
-            expiries_ms: Bounds::default(),
-            purgeable_stamps: Bounds::default(),
             first_token: Token(first),
             last_token: Token(last),
-            first_key: Bytes::new(),
-            last_key: Bytes::new(),
+            ..TableInfo::default()
         }
     }
 
