@@ -18,6 +18,7 @@ use crate::cache::RecordCache;
 use crate::compaction::Settings;
 use crate::error::OpenError;
 use crate::frame::Mark;
+use crate::le::len64;
 use crate::manifest::{Change, Manifest, State};
 use crate::options::{Options, WAL_SEGMENT_BYTES_MIN};
 use crate::record::EntryRef;
@@ -155,7 +156,7 @@ pub(super) async fn open<E: Env>(
     store.health.written.set(last.sequence);
     store.health.synced.set(last.sequence);
     store.count(|counts| {
-        counts.corrupt_blocks = u64::try_from(loaded.damaged.len()).unwrap_or(u64::MAX);
+        counts.corrupt_blocks = len64(loaded.damaged.len());
     });
     store.set_aside(&loaded.damaged).await;
     remove_orphans(&store, &files, &state).await;

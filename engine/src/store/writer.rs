@@ -12,6 +12,7 @@ use super::{FileOf, Inner};
 use crate::commit::Batch;
 use crate::error::WriteError;
 use crate::frame::{Mark, frame_bytes};
+use crate::le::len64;
 use crate::options::Fsync;
 use crate::wal::{FLAG_CLOSED, FLAG_UNSYNCED, FrameMeta, Log};
 
@@ -304,8 +305,4 @@ async fn give_turn() {
         std::task::Poll::Pending
     })
     .await;
-}
-
-fn len64(len: usize) -> u64 {
-    u64::try_from(len).expect("a length in memory fits 64 bits")
 }

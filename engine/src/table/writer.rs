@@ -12,6 +12,7 @@ use bytes::Bytes;
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
 use torc_env::{Disk, OpenMode, SECTOR_BYTES, Token, TreeId};
 
+use super::TableInfo;
 use super::block::encode_header;
 use super::block_builder::BlockBuilder;
 use super::chunk::ChunkWriter;
@@ -21,7 +22,6 @@ use super::format::{
     BLOCK_ALIGN, BLOCK_HEADER_BYTES, BLOCK_RAW_BYTES_MAX, CODEC_LZ4, CODEC_RAW, FOOTER_BYTES,
     Footer, PAGE_BYTES, Section, checksum,
 };
-use super::{Bounds, TableInfo};
 use crate::error::JobError;
 use crate::le;
 use crate::record::{EntryRef, Kind};
@@ -89,7 +89,11 @@ impl<D: Disk> TableWriter<D> {
             pending: BlockBuilder::new(options.tree),
             fences: FenceBuilder::default(),
             filters: FilterBuilder::new(options.filter),
-            info: empty_info(file_id, options.tree),
+            info: TableInfo {
+                file_id,
+                tree: options.tree,
+                ..TableInfo::default()
+            },
             last_written: None,
             last_key: Vec::new(),
             ratio: RATIO_ONE,
@@ -328,27 +332,5 @@ fn write_error(path: &Path, source: io::Error) -> JobError {
     JobError::Write {
         path: path.to_owned(),
         source,
-    }
-}
-
-fn empty_info(file_id: u64, tree: TreeId) -> TableInfo {
-    TableInfo {
-        file_id,
-        tree,
-        bytes: 0,
-        blocks: 0,
-        entries: 0,
-        tombstones: 0,
-        expiring: 0,
-        key_bytes: 0,
-        value_bytes: 0,
-        seqnos: Bounds::default(),
-        stamps: Bounds::default(),
-        expiries_ms: Bounds::default(),
-        purgeable_stamps: Bounds::default(),
-        first_token: Token(0),
-        last_token: Token(0),
-        first_key: Bytes::new(),
-        last_key: Bytes::new(),
     }
 }

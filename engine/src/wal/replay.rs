@@ -13,6 +13,7 @@ use super::payload::{self, Logged};
 use super::{FORMAT, SegmentId};
 use crate::error::OpenError;
 use crate::frame::{Damage, Header, Mark};
+use crate::le::len64;
 
 /// Bytes read at a time.
 const WINDOW_BYTES: usize = 1 << 20;
@@ -212,8 +213,4 @@ impl<'a, F: File> Reader<'a, F> {
         let at = usize::try_from(offset - self.window_start).expect("within the window");
         self.window.get(at..).unwrap_or(&[])
     }
-}
-
-fn len64(len: usize) -> u64 {
-    u64::try_from(len).expect("a length in memory fits 64 bits")
 }
