@@ -97,6 +97,7 @@ impl Arena {
     /// An arena that keeps up to `bytes` of memory for new entries after old ones are gone.
     pub(crate) fn keeping(bytes: usize) -> Arena {
         Arena {
+            chunk: BytesMut::with_capacity(CHUNK_BYTES),
             full_max: bytes / CHUNK_BYTES,
             ..Arena::default()
         }
