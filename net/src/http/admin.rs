@@ -187,12 +187,7 @@ async fn compact(service: Rc<Service>) -> Result<Value, Problem> {
         Ok::<_, String>((stats.tables as u64, stats.table_bytes))
     });
     let (mut tables, mut bytes) = (0, 0);
-    for outcome in outcomes.await {
-        let outcome = outcome.unwrap_or_else(|| Err("a shard has ended".into()));
-        let (shard_tables, shard_bytes) = outcome.map_err(|error| Problem {
-            retryable: true,
-            ..Problem::new(500, "internal", format!("compaction failed: {error}"))
-        })?;
+    for (shard_tables, shard_bytes) in of_all(outcomes.await, "compaction")? {
         tables += shard_tables;
         bytes += shard_bytes;
     }
@@ -206,12 +201,7 @@ async fn scrub(service: Rc<Service>) -> Result<Value, Problem> {
         report.map_err(|error| error.to_string())
     });
     let (mut tables, mut records, mut bytes, mut damaged) = (0, 0, 0, 0);
-    for outcome in outcomes.await {
-        let outcome = outcome.unwrap_or_else(|| Err("a shard has ended".into()));
-        let report = outcome.map_err(|error| Problem {
-            retryable: true,
-            ..Problem::new(500, "internal", format!("scrub failed: {error}"))
-        })?;
+    for report in of_all(outcomes.await, "scrub")? {
         tables += report.tables;
         records += report.records;
         bytes += report.bytes;
@@ -223,6 +213,18 @@ async fn scrub(service: Rc<Service>) -> Result<Value, Problem> {
         "table_bytes": bytes,
         "damaged": damaged,
     }))
+}
+
+/// What an order came to on every shard; it has failed when it has on one.
+fn of_all<T>(outcomes: Vec<Option<Result<T, String>>>, order: &str) -> Result<Vec<T>, Problem> {
+    let outcomes = outcomes.into_iter().map(|outcome| {
+        let outcome = outcome.unwrap_or_else(|| Err("a shard has ended".into()));
+        outcome.map_err(|error| Problem {
+            retryable: true,
+            ..Problem::new(500, "internal", format!("{order} failed: {error}"))
+        })
+    });
+    outcomes.collect()
 }
 
 /// Compares everything that this node holds with its other replicas.
