@@ -103,7 +103,7 @@ impl TcpListener {
     /// Accepts a connection for this shard.
     pub async fn accept(&self) -> io::Result<TcpStream> {
         let socket = self.accept_fd().await?;
-        Ok(TcpStream::of(&self.core, socket))
+        Ok(TcpStream::of(Rc::clone(&self.core), Rc::new(socket)))
     }
 
     /// Accepts a connection that may still go to another shard.
@@ -175,14 +175,14 @@ impl TcpStream {
 
     /// Makes a connected socket a stream of this shard.
     pub fn adopt(env: &RealEnv, socket: OwnedFd) -> TcpStream {
-        TcpStream::of(env.core(), socket)
+        TcpStream::of(Rc::clone(env.core()), Rc::new(socket))
     }
 
-    fn of(core: &Rc<Core>, socket: OwnedFd) -> TcpStream {
+    fn of(core: Rc<Core>, fd: Rc<OwnedFd>) -> TcpStream {
         TcpStream {
             open: Rc::new(Open {
-                core: Rc::clone(core),
-                fd: Rc::new(socket),
+                core,
+                fd,
                 drained: Cell::new(false),
                 receiving: Cell::new(false),
                 sending: Cell::new(false),
@@ -305,16 +305,7 @@ impl TcpStream {
     /// or operations are alive.
     pub fn into_fd(self) -> Result<OwnedFd, TcpStream> {
         match Rc::try_unwrap(self.open) {
-            Ok(Open { fd, core, .. }) => Rc::try_unwrap(fd).map_err(|fd| TcpStream {
-                open: Rc::new(Open {
-                    core,
-                    fd,
-                    drained: Cell::new(false),
-                    receiving: Cell::new(false),
-                    sending: Cell::new(false),
-                    receives: Cell::new(0),
-                }),
-            }),
+            Ok(Open { fd, core, .. }) => Rc::try_unwrap(fd).map_err(|fd| TcpStream::of(core, fd)),
             Err(open) => Err(TcpStream { open }),
         }
     }
