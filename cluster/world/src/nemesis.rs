@@ -275,8 +275,6 @@ pub(crate) struct Nemesis {
     hosts: u16,
     calm: NetOptions,
     sound: DiskOptions,
-    /// By host: how its disk is now.
-    disks: Vec<DiskOptions>,
     blocked: Vec<(HostId, HostId)>,
 }
 
@@ -287,7 +285,6 @@ impl Nemesis {
             hosts: config.nodes(),
             calm: config.sim.net.clone(),
             sound: config.sim.disk.clone(),
-            disks: vec![config.sim.disk.clone(); config.shards.len()],
             blocked: Vec::new(),
         }
     }
@@ -346,10 +343,10 @@ impl Nemesis {
         }
     }
 
-    fn change_disk(&mut self, host: HostId, change: impl FnOnce(&mut DiskOptions)) {
-        let disk = &mut self.disks[usize::from(host.0)];
-        change(disk);
-        self.simulation.set_disk(host, disk.clone());
+    fn change_disk(&self, host: HostId, change: impl FnOnce(&mut DiskOptions)) {
+        let mut disk = self.simulation.disk(host);
+        change(&mut disk);
+        self.simulation.set_disk(host, disk);
     }
 
     /// Ends a fault. Hosts that are down are started by the caller.
@@ -371,22 +368,19 @@ impl Nemesis {
             Fault::Starve { host } => simulation.starve_background(host, false),
             Fault::Storm { .. } => simulation.set_net(self.calm.clone()),
             Fault::ReadErrors { ref hosts, .. } => {
-                let read_error = self.sound.read_error;
                 for host in hosts {
-                    self.change_disk(*host, |disk| disk.read_error = read_error);
+                    self.change_disk(*host, |disk| disk.read_error = self.sound.read_error);
                 }
             }
             Fault::WriteErrors { host, variant, .. } => {
                 simulation.crash(host, variant);
-                let (write_error, sync_error) = (self.sound.write_error, self.sound.sync_error);
                 self.change_disk(host, |disk| {
-                    disk.write_error = write_error;
-                    disk.sync_error = sync_error;
+                    disk.write_error = self.sound.write_error;
+                    disk.sync_error = self.sound.sync_error;
                 });
             }
             Fault::FullDisk { host, .. } => {
-                let capacity_bytes = self.sound.capacity_bytes;
-                self.change_disk(host, |disk| disk.capacity_bytes = capacity_bytes);
+                self.change_disk(host, |disk| disk.capacity_bytes = self.sound.capacity_bytes);
             }
             Fault::Absent { .. }
             | Fault::Crash { .. }

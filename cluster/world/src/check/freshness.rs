@@ -1,5 +1,6 @@
 //! A strict read is fresh: it shows every write that was acknowledged before it began, or what
-//! replaced it. Strict is what meets one of the replicas that the answer counted: hints do not show. And strict reads do not go back: what one showed, the next shows or replaces.
+//! replaced it. Strict is what meets one of the replicas that the answer counted: hints do not show.
+//! And strict reads do not go back: what one showed, the next shows or replaces.
 
 use super::Findings;
 use super::durability::list;
