@@ -1,16 +1,41 @@
 //! Requests while the topology changes.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use super::world::World;
-use crate::api::{FailureCode, Level};
+use crate::api::{Failure, FailureCode, Level, Written};
+use crate::node::NodeConfig;
+
+/// Neither hints nor repair make up for what a join forgets.
+fn unaided(config: &mut NodeConfig) {
+    config.hints.bytes_max = 0;
+    config.repair.automatic = false;
+}
+
+/// Writes through the three founders until the nodes that join are whole; returns the keys that were
+/// acknowledged.
+fn written_while_joining(
+    world: &World,
+    joining: Range<usize>,
+    put: impl Fn(usize, &str) -> Result<Written, Failure>,
+) -> Vec<String> {
+    let mut written = Vec::new();
+    while !joining
+        .clone()
+        .all(|host| world.is_ready(host) && world.is_whole(host))
+    {
+        let key = format!("key {}", written.len());
+        if put(written.len() % 3, &key).is_ok() {
+            written.push(key);
+        }
+    }
+    written
+}
 
 #[test]
 fn a_node_that_joins_has_every_key_of_its_ranges_before_it_answers() {
-    let world = World::growing(24, 3, 4, 2, |config| {
-        config.hints.bytes_max = 0;
-        config.repair.automatic = false;
-    });
+    let world = World::growing(24, 3, 4, 2, unaided);
     for index in 0..100 {
         world.put(index % 3, &format!("key {index}"), "v").unwrap();
     }
@@ -34,18 +59,12 @@ fn a_node_that_joins_has_every_key_of_its_ranges_before_it_answers() {
 
 #[test]
 fn writes_go_on_while_a_node_joins_and_none_is_lost() {
-    let world = World::growing(25, 3, 4, 1, |config| {
-        config.hints.bytes_max = 0;
-        config.repair.automatic = false;
-    });
+    let world = World::growing(25, 3, 4, 1, unaided);
     world.boot(3);
-    let mut written = Vec::new();
-    while !(world.is_ready(3) && world.is_whole(3)) {
-        let key = format!("key {}", written.len());
-        // None is refused either: a write that meets the new topology is led to its owners.
-        world.put(written.len() % 3, &key, "v").unwrap();
-        written.push(key);
-    }
+    // None is refused either: a write that meets the new topology is led to its owners.
+    let written = written_while_joining(&world, 3..4, |node, key| {
+        Ok(world.put(node, key, "v").unwrap())
+    });
     assert!(written.len() > 50, "{} writes", written.len());
     for (index, key) in written.iter().enumerate() {
         assert_eq!(world.values(index % 4, key), ["v"], "{key}");
@@ -54,19 +73,12 @@ fn writes_go_on_while_a_node_joins_and_none_is_lost() {
 
 #[test]
 fn with_one_copy_a_joining_node_gets_what_the_former_owner_took_last() {
-    let world = World::growing(39, 3, 4, 1, |config| {
-        config.hints.bytes_max = 0;
-        config.repair.automatic = false;
-    });
+    let world = World::growing(39, 3, 4, 1, unaided);
     world.keyspace("single", |keyspace| keyspace.n = 1);
     world.boot(3);
-    let mut written = Vec::new();
-    while !(world.is_ready(3) && world.is_whole(3)) {
-        let key = format!("key {}", written.len());
-        if world.put_in(written.len() % 3, "single", &key, "v").is_ok() {
-            written.push(key);
-        }
-    }
+    let written = written_while_joining(&world, 3..4, |node, key| {
+        world.put_in(node, "single", key, "v")
+    });
     assert!(written.len() > 50, "{} writes", written.len());
     for (index, key) in written.iter().enumerate() {
         assert_eq!(world.values_in(index % 4, "single", key), ["v"], "{key}");
@@ -75,18 +87,12 @@ fn with_one_copy_a_joining_node_gets_what_the_former_owner_took_last() {
 
 #[test]
 fn two_nodes_may_join_at_once_and_no_write_is_lost() {
-    let world = World::growing(35, 3, 5, 1, |config| {
-        config.hints.bytes_max = 0;
-        config.repair.automatic = false;
-    });
+    let world = World::growing(35, 3, 5, 1, unaided);
     world.boot(3);
     world.boot(4);
-    let mut written = Vec::new();
-    while !(3..5).all(|host| world.is_ready(host) && world.is_whole(host)) {
-        let key = format!("key {}", written.len());
-        world.put(written.len() % 3, &key, "v").unwrap();
-        written.push(key);
-    }
+    let written = written_while_joining(&world, 3..5, |node, key| {
+        Ok(world.put(node, key, "v").unwrap())
+    });
     for (index, key) in written.iter().enumerate() {
         assert_eq!(world.values(index % 5, key), ["v"], "{key}");
     }
