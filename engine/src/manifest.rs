@@ -106,8 +106,9 @@ impl<E: Env> Manifest<E> {
     }
 
     /// Makes an edit durable, then puts it in force. Edits follow one another; `build` is called
-    /// when it is this one's turn, and may return no changes. A full disk is waited out. After any other failure it is unknown whether the edit
-    /// took force: the store must stop, and this and every later call fail.
+    /// when it is this one's turn, and may return no changes. A full disk is waited out. After any
+    /// other failure it is unknown whether the edit took force: the store must stop, and this and
+    /// every later call fail.
     ///
     /// # Panics
     /// When the edit does not fit the state: the caller's fault.
