@@ -3,18 +3,53 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use torc_env::{Class, Env};
-use torc_runtime::{ListenOptions, ShardHandle, TcpListener};
+use torc_runtime::{Background, ListenOptions, Runtime, RuntimeConfig, ShardHandle, TcpListener};
 
-/// Echoes every connection to a port of its own, which it tells first. Ends with its runtime.
-///
-/// # Panics
-/// When there is no port to be had, or nobody waits for its address.
-pub async fn echo(shard: ShardHandle, address: Sender<SocketAddr>) {
+/// A server on the bare runtime that echoes every connection: one shard, pinned to the first core. Ends
+/// when dropped.
+pub struct EchoServer {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its threads.
+    pub threads: Threads,
+    _runtime: Runtime,
+    _dir: tempfile::TempDir,
+}
+
+impl EchoServer {
+    /// Starts one, at a port of its own.
+    ///
+    /// # Panics
+    /// When the runtime does not start here.
+    pub fn start() -> EchoServer {
+        let before = Threads::all();
+        let dir = tempfile::tempdir().expect("a directory");
+        let config = RuntimeConfig {
+            pin: true,
+            background: Background::Shard,
+            ..RuntimeConfig::new(dir.path())
+        };
+        let (sender, address) = mpsc::channel();
+        let runtime = Runtime::start(&config, move |shard| {
+            let sender = sender.clone();
+            async move { echo(shard, sender).await }
+        });
+        let runtime = runtime.expect("the runtime starts");
+        EchoServer {
+            address: address.recv().expect("the listener's address"),
+            threads: before.started_since(),
+            _runtime: runtime,
+            _dir: dir,
+        }
+    }
+}
+
+async fn echo(shard: ShardHandle, address: mpsc::Sender<SocketAddr>) {
     let env = shard.env();
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let listener = TcpListener::bind(env, any, ListenOptions::default()).expect("a listener");
@@ -40,6 +75,7 @@ pub async fn echo(shard: ShardHandle, address: Sender<SocketAddr>) {
 }
 
 /// Some threads of this process.
+#[derive(Clone)]
 pub struct Threads(BTreeSet<String>);
 
 impl Threads {

@@ -11,7 +11,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use torc_benches::Threads;
+use torc_benches::{EchoServer, Threads};
 use torc_client::wire::frame::{self, FRAME_BYTES_MAX};
 use torc_client::wire::handshake::{Hello, Status, Welcome};
 use torc_client::wire::message::{
@@ -20,7 +20,6 @@ use torc_client::wire::message::{
 use torc_client::{Client, Options};
 use torc_net::config::ServerConfig;
 use torc_net::server::Server;
-use torc_runtime::{Background, Runtime, RuntimeConfig};
 
 const VALUE: [u8; 1024] = [b'v'; 1024];
 const KEY: &[u8] = b"the one key";
@@ -105,27 +104,14 @@ fn summary(values: &[f64]) -> [f64; 3] {
 }
 
 fn echo() -> Subject {
-    let before = Threads::all();
-    let dir = tempfile::tempdir().expect("a directory");
-    let config = RuntimeConfig {
-        pin: true,
-        background: Background::Shard,
-        ..RuntimeConfig::new(dir.path())
-    };
-    let (sender, address) = std::sync::mpsc::channel();
-    let runtime = Runtime::start(&config, move |shard| {
-        let sender = sender.clone();
-        async move { torc_benches::echo(shard, sender).await }
-    });
-    let runtime = runtime.expect("the runtime starts");
-    let address = address.recv().expect("the listener's address");
+    let server = EchoServer::start();
     Subject {
         name: "echo",
-        threads: before.started_since(),
-        connection: connect(address),
+        connection: connect(server.address),
         request: BytesMut::from(&VALUE[..]),
         answer_bytes: VALUE.len(),
-        _alive: Box::new((runtime, dir)),
+        threads: server.threads.clone(),
+        _alive: Box::new(server),
     }
 }
 

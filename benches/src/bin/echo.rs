@@ -1,7 +1,7 @@
 //! What a TCP request costs: an echo server on Torc's runtime, beside one on tokio (`--features
 //! peers`). The load comes from a second runtime on another core.
 //!
-//! The number that counts is the server thread's CPU time a request: on one machine the client
+//! The number that counts is the CPU time that the server's thread spends for a request: on one machine the client
 //! limits the throughput. `cargo run --release -p torc-benches --features peers --bin echo [seconds]`
 
 use std::net::SocketAddr;
@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use hdrhistogram::Histogram;
-use torc_env::{Class, Env, ShardId};
+use torc_benches::{EchoServer, Threads};
+use torc_env::{Class, Env};
 use torc_runtime::{Background, Runtime, RuntimeConfig, TcpStream};
 
 /// A kind of load.
@@ -39,11 +40,11 @@ const fn shape(connections: usize, bytes: usize, outstanding: usize) -> Shape {
     }
 }
 
-/// A server under test: its address, and its thread's CPU time so far.
+/// A server under test.
 struct Server {
     name: &'static str,
     address: SocketAddr,
-    cpu: Box<dyn Fn() -> Duration>,
+    threads: Threads,
     /// Ends the server when dropped.
     _alive: Box<dyn std::any::Any>,
 }
@@ -79,44 +80,13 @@ fn servers() -> Vec<Server> {
     ]
 }
 
-fn config(dir: &tempfile::TempDir, first_core: usize) -> RuntimeConfig {
-    RuntimeConfig {
-        pin: true,
-        first_core,
-        background: Background::Shard,
-        ..RuntimeConfig::new(dir.path())
-    }
-}
-
-/// CPU time of the calling thread.
-fn thread_cpu() -> Duration {
-    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("schedstat");
-    let nanos = stat.split(' ').next().expect("a first field");
-    Duration::from_nanos(nanos.parse().expect("nanoseconds"))
-}
-
 fn torc() -> Server {
-    let dir = tempfile::tempdir().expect("a directory");
-    let (sender, address) = std::sync::mpsc::channel();
-    let runtime = Runtime::start(&config(&dir, 0), move |shard| {
-        let sender = sender.clone();
-        async move { torc_benches::echo(shard, sender).await }
-    })
-    .expect("the runtime starts");
-    let asked = runtime.handle();
+    let server = EchoServer::start();
     Server {
         name: "torc",
-        address: address.recv().expect("the listener's address"),
-        cpu: Box::new(move || {
-            let (sender, cpu) = std::sync::mpsc::channel();
-            asked
-                .run_on(ShardId(0), move |_| {
-                    sender.send(thread_cpu()).expect("somebody waits");
-                })
-                .expect("the shard takes messages");
-            cpu.recv().expect("the shard answers")
-        }),
-        _alive: Box::new((runtime, dir)),
+        address: server.address,
+        threads: server.threads.clone(),
+        _alive: Box::new(server),
     }
 }
 
@@ -125,7 +95,8 @@ fn tokio_server() -> Server {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     let (sender, address) = std::sync::mpsc::channel();
-    let (asking, mut asked) = tokio::sync::mpsc::channel::<std::sync::mpsc::Sender<Duration>>(1);
+    let (alive, end) = tokio::sync::oneshot::channel::<()>();
+    let before = Threads::all();
     std::thread::spawn(move || {
         let core = core_affinity::get_core_ids().expect("cores")[0];
         core_affinity::set_for_current(core);
@@ -157,23 +128,15 @@ fn tokio_server() -> Server {
                     });
                 }
             });
-            while let Some(answer) = asked.recv().await {
-                answer.send(thread_cpu()).expect("somebody waits");
-            }
+            // It comes, as an error, when the other half is dropped.
+            drop(end.await);
         });
     });
     Server {
         name: "tokio",
         address: address.recv().expect("the listener's address"),
-        cpu: Box::new({
-            let asking = asking.clone();
-            move || {
-                let (sender, cpu) = std::sync::mpsc::channel();
-                asking.blocking_send(sender).expect("the server listens");
-                cpu.recv().expect("the server answers")
-            }
-        }),
-        _alive: Box::new(asking),
+        threads: before.started_since(),
+        _alive: Box::new(alive),
     }
 }
 
@@ -210,7 +173,13 @@ fn measure(server: &Server, shape: Shape, duration: Duration) -> Measured {
     let load = Arc::new(Load::default());
     let (histograms, results) = std::sync::mpsc::channel();
     let (address, shared) = (server.address, Arc::clone(&load));
-    let client = Runtime::start(&config(&dir, 1), move |shard| {
+    let config = RuntimeConfig {
+        pin: true,
+        first_core: 1,
+        background: Background::Shard,
+        ..RuntimeConfig::new(dir.path())
+    };
+    let client = Runtime::start(&config, move |shard| {
         let (load, histograms) = (Arc::clone(&shared), histograms.clone());
         async move {
             for _ in 0..shape.connections {
@@ -226,10 +195,10 @@ fn measure(server: &Server, shape: Shape, duration: Duration) -> Measured {
     .expect("the runtime starts");
     std::thread::sleep(Duration::from_millis(300));
     let begin = std::time::Instant::now();
-    let (cpu, requests) = ((server.cpu)(), load.requests.load(Ordering::Relaxed));
+    let (cpu, requests) = (server.threads.cpu(), load.requests.load(Ordering::Relaxed));
     std::thread::sleep(duration);
     let elapsed = begin.elapsed();
-    let cpu = (server.cpu)() - cpu;
+    let cpu = server.threads.cpu() - cpu;
     let requests = load.requests.load(Ordering::Relaxed) - requests;
     load.over.store(true, Ordering::Relaxed);
     let mut latency_ns = Histogram::new(3).expect("a histogram");

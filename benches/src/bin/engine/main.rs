@@ -58,7 +58,7 @@ fn main() {
     Report::print_head();
     let mut report = Report::default();
     if is_wanted("torc") {
-        report = torc::run(&settings, fresh().path(), report);
+        report = torc::run(&settings, fresh().path());
     }
     #[cfg(feature = "rocksdb")]
     for is_direct in [true, false] {

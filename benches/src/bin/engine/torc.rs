@@ -2,7 +2,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -28,21 +27,17 @@ struct Run<'a> {
     latencies: RefCell<Latencies>,
 }
 
-pub fn run(settings: &Settings, directory: &Path, report: Report) -> Report {
-    let config = RuntimeConfig::new(directory);
+pub fn run(settings: &Settings, directory: &Path) -> Report {
     let settings = settings.clone();
-    let report = Arc::new(Mutex::new(report));
-    let shared = report.clone();
-    Runtime::block_on(&config, move |handle| {
-        let (settings, env, report) = (settings.clone(), handle.env().clone(), shared.clone());
+    Runtime::block_on(&RuntimeConfig::new(directory), move |handle| {
+        let (settings, env) = (settings.clone(), handle.env().clone());
         async move {
-            let mut taken = std::mem::take(&mut *report.lock().expect("one thread"));
-            measure(&settings, env, &mut taken).await;
-            *report.lock().expect("one thread") = taken;
+            let mut report = Report::default();
+            measure(&settings, env, &mut report).await;
+            report
         }
     })
-    .expect("a runtime");
-    std::mem::take(&mut report.lock().expect("the shard has ended"))
+    .expect("a runtime")
 }
 
 async fn measure(settings: &Settings, env: RealEnv, report: &mut Report) {
