@@ -53,12 +53,13 @@ pub struct Finding {
 
 /// All findings, serious ones first.
 pub fn check(host: &Host) -> Vec<Finding> {
+    let plan = Plan::of(host, Profile::Latency);
     let mut findings = Vec::new();
     kernel(host, &mut findings);
     limits(host, &mut findings);
-    processors(host, &mut findings);
+    processors(host, &plan, &mut findings);
     memory(host, &mut findings);
-    devices(host, &mut findings);
+    devices(host, &plan, &mut findings);
     findings.sort_by_key(|finding: &Finding| finding.severity);
     findings
 }
@@ -193,7 +194,7 @@ fn limits(host: &Host, findings: &mut Vec<Finding>) {
     }
 }
 
-fn processors(host: &Host, findings: &mut Vec<Finding>) {
+fn processors(host: &Host, plan: &Plan, findings: &mut Vec<Finding>) {
     let slow = host
         .settings
         .governors
@@ -242,7 +243,6 @@ fn processors(host: &Host, findings: &mut Vec<Finding>) {
             sureness: Certain,
         });
     }
-    let plan = Plan::of(host, Profile::Latency);
     let shards = plan.layout.shard_cpus();
     let strays = host.interrupts.iter().filter(|irq| {
         let here = irq.lands_on();
@@ -340,7 +340,8 @@ fn memory(host: &Host, findings: &mut Vec<Finding>) {
     }
 }
 
-fn devices(host: &Host, findings: &mut Vec<Finding>) {
+fn devices(host: &Host, plan: &Plan, findings: &mut Vec<Finding>) {
+    let shards = plan.layout.shards.len();
     for block in &host.blocks {
         if block.rotational && !block.queues.is_empty() {
             findings.push(Finding {
@@ -368,7 +369,6 @@ fn devices(host: &Host, findings: &mut Vec<Finding>) {
                 sureness: Likely,
             });
         }
-        let shards = Plan::of(host, Profile::Latency).layout.shards.len();
         if !block.queues.is_empty() && block.queues.len() < shards {
             findings.push(Finding {
                 id: "queues-few",
