@@ -11,7 +11,6 @@ use crate::check::{Finding, Severity, check};
 use crate::cpuset::CpuSet;
 use crate::disk::{self, PROPERTIES_SCHEMA, Properties, Work};
 use crate::host::Host;
-use crate::kernel::Live;
 use crate::plan::{Plan, Profile};
 use crate::probe;
 
@@ -33,10 +32,9 @@ pub fn applied_plan(state: &Path, host: &Host) -> Option<Plan> {
 /// fits, the latency profile's layout is taken. Returns the CPUs.
 ///
 /// # Errors
-/// When this host cannot be read or the kernel refuses.
-pub fn settle(state: &Path) -> io::Result<CpuSet> {
-    let host = Host::read(&Live::machine(), "this machine").map_err(io::Error::other)?;
-    let plan = applied_plan(state, &host).unwrap_or_else(|| Plan::of(&host, Profile::Latency));
+/// When the kernel refuses.
+pub fn settle(state: &Path, host: &Host) -> io::Result<CpuSet> {
+    let plan = applied_plan(state, host).unwrap_or_else(|| Plan::of(host, Profile::Latency));
     let cpus = plan.layout.shard_cpus().and(&host.usable());
     probe::pin_to(&cpus)?;
     Ok(cpus)
@@ -143,11 +141,9 @@ pub fn stay_awake() -> io::Result<File> {
     Ok(file)
 }
 
-/// What [`check`] finds serious on this machine; nothing when it cannot be read.
-pub fn serious() -> Vec<Finding> {
-    let host = Host::read(&Live::machine(), "this machine");
-    let findings = host.map(|host| check(&host)).unwrap_or_default();
-    let mut findings = findings;
+/// What [`check`] finds serious.
+pub fn serious(host: &Host) -> Vec<Finding> {
+    let mut findings = check(host);
     findings.retain(|finding| finding.severity == Severity::Serious);
     findings
 }
@@ -164,7 +160,8 @@ mod tests {
     fn a_server_settles_on_the_cpus_of_the_plan() {
         let state = tempfile::tempdir().unwrap();
         let thread = std::thread::spawn(move || {
-            let cpus = settle(state.path()).unwrap();
+            let host = Host::read(&Live::machine(), "this machine").unwrap();
+            let cpus = settle(state.path(), &host).unwrap();
             let allowed = rustix::thread::sched_getaffinity(None).unwrap();
             let count = usize::try_from(allowed.count()).unwrap();
             assert_eq!(count, cpus.len());

@@ -1,5 +1,6 @@
 //! `torc server`: one node in the foreground.
 
+use std::error::Error;
 use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +11,8 @@ use torc_net::config::{
 };
 use torc_net::server::Server as Node;
 use torc_runtime::DiskRates;
+use torc_tuning::host::Host;
+use torc_tuning::kernel::Live;
 
 use crate::config::{self, Background, Config, Fsync, ShardCpus};
 use crate::failure::Failure;
@@ -78,7 +81,8 @@ pub fn server(args: &Server) -> Result<(), Failure> {
 /// any other thread exists, since threads inherit their cores. What it returns keeps those cores from
 /// deep sleep.
 fn look_at_host(config: &Config) -> Result<Option<File>, Failure> {
-    for finding in torc_tuning::server::serious() {
+    let host = Host::read(&Live::machine(), "this machine");
+    for finding in host.iter().flat_map(torc_tuning::server::serious) {
         tracing::warn!(
             "{}: {}; {}. Fix: {}",
             finding.id,
@@ -90,8 +94,10 @@ fn look_at_host(config: &Config) -> Result<Option<File>, Failure> {
     if config.shards.cpus != ShardCpus::Auto {
         return Ok(None);
     }
-    let cpus = torc_tuning::server::settle(&config.shards.plan_dir)
-        .map_err(|error| Failure::new(format!("shards.cpus = \"auto\": {error}")))?;
+    let failed = |error: &dyn Error| Failure::new(format!("shards.cpus = \"auto\": {error}"));
+    let host = host.map_err(|error| failed(&error))?;
+    let cpus = torc_tuning::server::settle(&config.shards.plan_dir, &host)
+        .map_err(|error| failed(&error))?;
     tracing::info!("shards run on CPUs {cpus}");
     match torc_tuning::server::stay_awake() {
         Ok(held) => Ok(Some(held)),
