@@ -156,16 +156,14 @@ pub(super) fn move_interrupt(
     let Some(irq) = number.and_then(|number| host.interrupt(number)) else {
         return;
     };
-    let already = wishes
-        .0
-        .iter()
-        .any(|change| change.target == Target::Interrupt(irq.name.clone()));
+    let target = Target::Interrupt(irq.name.clone());
+    let already = wishes.0.iter().any(|change| change.target == target);
     if irq.is_kept_by_kernel() || already {
         return;
     }
     wishes.add(Wish {
         knob: format!("irq {}", irq.name),
-        target: Target::Interrupt(irq.name.clone()),
+        target,
         syntax: Syntax::List,
         now: Some(irq.affinity.to_string()),
         want: cpus.to_string(),

@@ -66,13 +66,7 @@ fn receive(wishes: &mut Wishes, host: &Host, nic: &Nic, layout: &Layout) {
     for (at, queue) in nic.receive.iter().enumerate() {
         let owner = layout.shards.get(at).filter(|_| has_own);
         let why_own = "packets of a shard wake it on its own core";
-        queue_interrupt(
-            wishes,
-            host,
-            (nic, queue),
-            layout,
-            owner.map(|place| (place, why_own)),
-        );
+        queue_interrupt(wishes, host, (nic, queue), layout, owner, why_own);
         wishes.add(Wish {
             knob: format!("{} rx-{} steering", nic.name, queue.index),
             target: queue_file(nic, &format!("rx-{}/rps_cpus", queue.index)),
@@ -92,13 +86,7 @@ fn transmit(wishes: &mut Wishes, host: &Host, nic: &Nic, layout: &Layout) {
     for (at, queue) in nic.transmit.iter().enumerate() {
         let owner = layout.shards.get(at).filter(|_| has_own);
         let why_own = "a shard's sent packets complete on its own core";
-        queue_interrupt(
-            wishes,
-            host,
-            (nic, queue),
-            layout,
-            owner.map(|place| (place, why_own)),
-        );
+        queue_interrupt(wishes, host, (nic, queue), layout, owner, why_own);
         let (want, reason) = match owner {
             Some(place) => (
                 CpuSet::of(place.cpu),
@@ -128,10 +116,12 @@ fn queue_interrupt(
     host: &Host,
     (nic, queue): (&Nic, &Queue),
     layout: &Layout,
-    owner: Option<(&Place, &'static str)>,
+    owner: Option<&Place>,
+    why_own: &'static str,
 ) {
-    if let Some((place, why)) = owner {
-        move_interrupt(wishes, host, queue.interrupt, &CpuSet::of(place.cpu), why);
+    if let Some(place) = owner {
+        let own = CpuSet::of(place.cpu);
+        move_interrupt(wishes, host, queue.interrupt, &own, why_own);
     } else if layout.isolates {
         let housekeeping = near(host, &layout.housekeeping, nic.node);
         let why = "this queue is no shard's own: its interrupts keep house";
