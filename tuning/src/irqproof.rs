@@ -147,14 +147,9 @@ pub fn prove(before: &Host, after: &Host, layout: &Layout, landed: &Landed) -> I
 
 fn interrupts(before: &Host, after: &Host, layout: &Layout) -> Vec<Proof> {
     let mut proofs = Vec::new();
-    let on = |cpus: &CpuSet| -> Vec<usize> {
-        let places = layout.shards.iter().enumerate();
-        let inside = places.filter(|(_, place)| cpus.contains(place.cpu));
-        inside.map(|(shard, _)| shard).collect()
-    };
     for block in &after.blocks {
         for queue in &block.queues {
-            let shards = on(&queue.cpus);
+            let shards = layout.shards_on(&queue.cpus);
             if shards.is_empty() {
                 continue;
             }
@@ -170,18 +165,12 @@ fn interrupts(before: &Host, after: &Host, layout: &Layout) -> Vec<Proof> {
     }
     for nic in &after.nics {
         for queue in &nic.receive {
-            let mut places = layout.shards.iter();
-            let owner = places.position(|place| place.network.get(&nic.name) == Some(&queue.index));
-            let planned = owner.map_or_else(
-                || {
-                    if layout.isolates {
-                        near(after, &layout.housekeeping, nic.node)
-                    } else {
-                        after.usable()
-                    }
-                },
-                |shard| CpuSet::of(layout.shards[shard].cpu),
-            );
+            let owner = layout.owner(&nic.name, queue.index);
+            let planned = match owner {
+                Some(shard) => CpuSet::of(layout.shards[shard].cpu),
+                None if layout.isolates => near(after, &layout.housekeeping, nic.node),
+                None => after.usable(),
+            };
             let what = format!("{} rx{}", nic.name, queue.index);
             let shards = owner.into_iter().collect();
             proofs.extend(interrupt(

@@ -30,6 +30,12 @@ pub(crate) fn counted(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
+/// `s0,s3`.
+fn shard_names(shards: &[usize]) -> String {
+    let names: Vec<String> = shards.iter().map(|shard| format!("s{shard}")).collect();
+    names.join(",")
+}
+
 /// What this host does not tell or cannot do, one line each.
 fn unavailable(out: &mut String, missing: &[Unavailable]) {
     for missing in missing {

@@ -66,6 +66,19 @@ impl Layout {
         self.shards.iter().map(|place| place.cpu).collect()
     }
 
+    /// Shards whose CPU is one of `cpus`.
+    pub fn shards_on(&self, cpus: &CpuSet) -> Vec<usize> {
+        let places = self.shards.iter().enumerate();
+        let inside = places.filter(|(_, place)| cpus.contains(place.cpu));
+        inside.map(|(shard, _)| shard).collect()
+    }
+
+    /// The shard that has this receive queue of a network card.
+    pub fn owner(&self, nic: &str, queue: u32) -> Option<usize> {
+        let mut places = self.shards.iter();
+        places.position(|place| place.network.get(nic) == Some(&queue))
+    }
+
     /// What `cpu` does.
     pub fn role(&self, cpu: u32) -> Option<Role> {
         if let Some(shard) = self.shards.iter().position(|place| place.cpu == cpu) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::plan::series;
-use super::{Table, line, words};
+use super::{Table, line, shard_names, words};
 use crate::cpuset::CpuSet;
 use crate::host::{CoreKind, Cpu, Host, Interrupt, Managed};
 use crate::plan::{Layout, Role};
@@ -87,7 +87,8 @@ pub fn map(host: &Host, layout: Option<&Layout>) -> String {
         let interrupts = block.queues.iter().map(|queue| queue.interrupt);
         device(&mut out, host, (&block.name, block.node), interrupts);
         let cells = block.queues.iter().map(|queue| {
-            let shards = shards_on(layout, &queue.cpus);
+            let shards = layout.map(|layout| layout.shards_on(&queue.cpus));
+            let shards = shard_names(&shards.unwrap_or_default());
             format!("q{}:{} {shards}", queue.index, queue.cpus)
         });
         grid(&mut out, cells.collect());
@@ -98,11 +99,8 @@ pub fn map(host: &Host, layout: Option<&Layout>) -> String {
         let cells = nic.receive.iter().map(|queue| {
             let irq = queue.interrupt.and_then(|number| host.interrupt(number));
             let cpus = irq.map_or_else(|| "?".into(), |irq| irq.lands_on().to_string());
-            let owner = layout.and_then(|layout| {
-                let mut places = layout.shards.iter();
-                places.position(|place| place.network.get(&nic.name) == Some(&queue.index))
-            });
-            let owner = owner.map_or_else(String::new, |shard| format!("s{shard}"));
+            let owner = layout.and_then(|layout| layout.owner(&nic.name, queue.index));
+            let owner = shard_names(owner.as_slice());
             format!("rx{}:{cpus} {owner}", queue.index)
         });
         grid(&mut out, cells.collect());
@@ -148,16 +146,4 @@ fn grid(out: &mut String, cells: Vec<String>) {
 
 fn at_node(node: Option<u32>) -> String {
     node.map_or_else(String::new, |node| format!(" (node {node})"))
-}
-
-fn shards_on(layout: Option<&Layout>, cpus: &CpuSet) -> String {
-    let places = layout
-        .map(|layout| layout.shards.as_slice())
-        .unwrap_or_default();
-    let shards = places
-        .iter()
-        .enumerate()
-        .filter(|(_, place)| cpus.contains(place.cpu));
-    let names: Vec<String> = shards.map(|(shard, _)| format!("s{shard}")).collect();
-    names.join(",")
 }

@@ -1,6 +1,6 @@
 //! Measurements as text: disk, jitter, proofs of interrupts and of gains.
 
-use super::{Table, line, unavailable};
+use super::{Table, line, shard_names, unavailable};
 use crate::disk::Properties;
 use crate::irqproof::{IrqProof, Seen};
 use crate::jitter::{CoreJitter, Jitter};
@@ -136,16 +136,11 @@ pub fn irqproof(proof: &IrqProof) -> String {
                 )
             }
         };
-        let shards: Vec<String> = proof
-            .shards
-            .iter()
-            .map(|shard| format!("s{shard}"))
-            .collect();
         table.row([
-            if shards.is_empty() {
+            if proof.shards.is_empty() {
                 "hk".into()
             } else {
-                shards.join(",")
+                shard_names(&proof.shards)
             },
             format!("cpu {}", proof.planned),
             proof.what.clone(),

@@ -98,10 +98,10 @@ pub fn svg(host: &Host, layout: Option<&Layout>) -> String {
         device(&mut title, host, (&nic.name, nic.node), interrupts);
         let owner = |index: u32| {
             let layout = layout?;
-            let mut places = layout.shards.iter();
-            let place = places.find(|place| place.network.get(&nic.name) == Some(&index));
-            let housekeeping = near(host, &layout.housekeeping, nic.node);
-            place.map(|place| place.cpu).or(housekeeping.first())
+            match layout.owner(&nic.name, index) {
+                Some(shard) => Some(layout.shards[shard].cpu),
+                None => near(host, &layout.housekeeping, nic.node).first(),
+            }
         };
         let queues = nic.receive.iter();
         let queues = queues.map(|queue| (format!("rx{}", queue.index), owner(queue.index)));
