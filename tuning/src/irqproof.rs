@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
 use crate::host::{Host, Unavailable};
-use crate::plan::{Layout, near};
+use crate::plan::{Layout, Place, near};
 
 pub use completions::{Completions, Watch};
 
@@ -123,15 +123,7 @@ pub fn prove(before: &Host, after: &Host, layout: &Layout, landed: &Landed) -> I
         Ok(sockets) => {
             let places = layout.shards.iter().enumerate();
             proofs.extend(places.map(|(shard, place)| {
-                let planned = CpuSet::of(place.cpu);
-                let arrivals = sockets.get(&shard).cloned().unwrap_or_default();
-                Proof {
-                    shards: vec![shard],
-                    seen: Seen::judge(&planned, arrivals),
-                    planned,
-                    what: "packets of the sockets".into(),
-                    allowed: None,
-                }
+                of_shard(shard, place, "packets of the sockets", sockets.get(&shard))
             }));
         }
         Err(reason) => unavailable.push(Unavailable {
@@ -208,17 +200,23 @@ fn interrupt(
 fn completed(after: &Host, layout: &Layout, completions: &Completions) -> Vec<Proof> {
     let mut proofs = Vec::new();
     for block in after.blocks.iter().filter(|block| !block.queues.is_empty()) {
+        let what = format!("completions of {}", block.name);
         for (shard, place) in layout.shards.iter().enumerate() {
             let arrivals = completions.get(&(block.name.clone(), place.cpu));
-            let planned = CpuSet::of(place.cpu);
-            proofs.push(Proof {
-                shards: vec![shard],
-                seen: Seen::judge(&planned, arrivals.cloned().unwrap_or_default()),
-                planned,
-                what: format!("completions of {}", block.name),
-                allowed: None,
-            });
+            proofs.push(of_shard(shard, place, &what, arrivals));
         }
     }
     proofs
+}
+
+/// What no interrupt brings, held to the shard's own CPU.
+fn of_shard(shard: usize, place: &Place, what: &str, arrivals: Option<&Arrivals>) -> Proof {
+    let planned = CpuSet::of(place.cpu);
+    Proof {
+        shards: vec![shard],
+        seen: Seen::judge(&planned, arrivals.cloned().unwrap_or_default()),
+        planned,
+        what: what.to_owned(),
+        allowed: None,
+    }
 }

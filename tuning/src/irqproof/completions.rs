@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 
+use super::Arrivals;
 use crate::kernel::Kernel;
 use crate::trace::{Event, Trace};
 
 const EVENTS: [&str; 2] = ["block/block_rq_issue", "block/block_rq_complete"];
 
 /// Completions by device and issuing CPU, then by completing CPU.
-pub type Completions = BTreeMap<(String, u32), BTreeMap<u32, u64>>;
+pub type Completions = BTreeMap<(String, u32), Arrivals>;
 
 /// Requests are being watched.
 #[derive(Debug)]
