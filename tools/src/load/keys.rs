@@ -14,13 +14,14 @@ pub use zipf::Zipf;
 pub const YCSB_EXPONENT: f64 = 0.99;
 /// Items over which YCSB's scrambled zipfian draws before it hashes.
 const SCRAMBLED_ITEMS: u64 = 10_000_000_000;
+/// 2^64 over the golden ratio: steps by it spread evenly.
+pub const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Nanoseconds in a minute.
 const MINUTE_NS: f64 = 60e9;
 
 /// A uniform number in `[0, 1)` with 53 random bits.
 pub fn unit(rng: &mut Xoshiro256PlusPlus) -> f64 {
-    let bits = (rng.next_u64() >> 11) as f64;
-    bits / 9_007_199_254_740_992.0
+    fraction_of(rng.next_u64())
 }
 
 /// A uniform number below `bound`, without bias worth measuring (multiply-shift of 64 bits).
@@ -241,12 +242,13 @@ impl Keys {
     }
 }
 
+/// The whole part of a number that is not negative.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "not negative, and the cast saturates"
 )]
-fn whole(value: f64) -> u64 {
+pub fn whole(value: f64) -> u64 {
     value as u64
 }
 
@@ -261,9 +263,9 @@ fn fraction_of(bits: u64) -> f64 {
     top / 9_007_199_254_740_992.0
 }
 
-/// Mixes all bits (the finaliser of splitmix64).
-fn mixed(value: u64) -> u64 {
-    let mut word = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+/// Mixes all bits: what splitmix64 gives in state `value`.
+pub fn mixed(value: u64) -> u64 {
+    let mut word = value.wrapping_add(GOLDEN);
     word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     word ^ (word >> 31)
@@ -293,7 +295,7 @@ fn scatter(rank: u64, count: u64) -> u64 {
     loop {
         let (mut left, mut right) = (value >> half, value & mask);
         for round in 0u64..4 {
-            let mixed = (right ^ (round << 40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let mixed = (right ^ (round << 40)).wrapping_mul(GOLDEN);
             (left, right) = (right, left ^ ((mixed >> 33) & mask));
         }
         value = (left << half) | right;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 
-use super::keys::unit;
+use super::keys::{unit, whole};
 use super::trace::Trace;
 use super::world::Nanos;
 
@@ -87,15 +87,6 @@ pub struct Rows {
     step: usize,
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "nanoseconds of a run: not negative, below 2^63, and the cast saturates"
-)]
-fn nanos(value: f64) -> Nanos {
-    value as Nanos
-}
-
 impl Arrivals {
     /// Arrivals at `rate` a second from time 0 on; `phase` (0 to 1) of a gap later when the gaps
     /// are equal, so that workers alternate.
@@ -160,10 +151,10 @@ impl Schedule {
     pub fn next_due(&self) -> Option<Nanos> {
         match self {
             Schedule::Closed => None,
-            Schedule::Open(arrivals) => Some(nanos(arrivals.next)),
+            Schedule::Open(arrivals) => Some(whole(arrivals.next)),
             Schedule::Sessions(sessions) => {
                 let follow = sessions.follow.peek().map(|due| due.0.at);
-                let arrival = nanos(sessions.arrivals.next);
+                let arrival = whole(sessions.arrivals.next);
                 Some(follow.map_or(arrival, |at| at.min(arrival)))
             }
             Schedule::Trace(rows) => rows.trace.rows.get(rows.next).map(|row| row.at),

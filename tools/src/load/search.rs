@@ -296,10 +296,10 @@ pub fn line(outcome: &Outcome, probe: &Probe) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::keys::unit;
+    use crate::load::keys::{unit, whole};
     use crate::load::outcome::Setup;
     use crate::load::schedule::{Arrivals, Gaps, Schedule};
-    use crate::load::virtual_world::{self, Service, whole};
+    use crate::load::virtual_world::{self, Service};
     use rand_xoshiro::Xoshiro256PlusPlus;
     use rand_xoshiro::rand_core::SeedableRng;
 

@@ -17,7 +17,7 @@ use std::io::BufRead;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::SeedableRng;
 
-use super::keys::unit;
+use super::keys::{unit, whole};
 use super::recorder::Operation;
 use super::value::VALUE_BYTES_MIN;
 use super::world::Nanos;
@@ -178,7 +178,7 @@ fn timed(mut lines: Vec<Line>, speed: f64, seed: u64) -> Vec<Row> {
         for (line, moment) in group.iter().zip(moments) {
             let seconds = ((line.second - first) as f64 + moment) / speed;
             rows.push(Row {
-                at: whole_nanos(seconds),
+                at: whole(seconds * 1e9),
                 key: line.key,
                 value_bytes: line.value_bytes,
                 ttl_seconds: line.ttl_seconds,
@@ -187,15 +187,6 @@ fn timed(mut lines: Vec<Line>, speed: f64, seed: u64) -> Vec<Row> {
         }
     }
     rows
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "not negative, and the cast saturates"
-)]
-fn whole_nanos(seconds: f64) -> Nanos {
-    (seconds * 1e9) as Nanos
 }
 
 #[cfg(test)]

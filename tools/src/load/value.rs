@@ -5,6 +5,8 @@
 //! holds the writer's civil time and a count of the key's versions, so it grows over runs as well,
 //! and what is read can be told its age and the number of versions that it is behind.
 
+use super::keys::{GOLDEN, mixed};
+
 /// Bytes of index and sequence at the front: the smallest value that can be verified.
 pub const VALUE_BYTES_MIN: usize = 16;
 /// Bits of a sequence that count versions.
@@ -104,18 +106,16 @@ impl Words {
     fn new(index: u64, sequence: Sequence, len: usize) -> Self {
         let len = u64::try_from(len).expect("a length fits 64 bits");
         Self {
-            state: index.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            state: index.wrapping_mul(GOLDEN)
                 ^ sequence.0.rotate_left(32)
                 ^ len.wrapping_mul(0xd6e8_feb8_6659_fd93),
         }
     }
 
     fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = self.state;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^ (word >> 31)
+        let word = mixed(self.state);
+        self.state = self.state.wrapping_add(GOLDEN);
+        word
     }
 }
 

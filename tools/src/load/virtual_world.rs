@@ -137,16 +137,6 @@ fn request(bytes: &[u8]) -> (usize, &'static [u8]) {
     (at, answer)
 }
 
-/// A time that was drawn, as nanoseconds.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a time, not negative"
-)]
-pub fn whole(value: f64) -> Nanos {
-    value as Nanos
-}
-
 /// Runs one worker against a modelled server.
 pub fn run(
     schedule: Schedule,
@@ -212,7 +202,7 @@ pub fn run(
 
 mod tests {
     use super::*;
-    use crate::load::keys::unit;
+    use crate::load::keys::{unit, whole};
     use crate::load::outcome::micros;
     use crate::load::recorder::{Operation, Status};
     use crate::load::schedule::{Arrivals, Gaps, Sessions};

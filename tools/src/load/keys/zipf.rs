@@ -2,7 +2,7 @@
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 
-use super::unit;
+use super::{unit, whole};
 
 /// Zipf's law over ranks `1..=count` for any positive exponent, by rejection-inversion
 /// (Hörmann and Derflinger 1996): constant time, no table, exact.
@@ -49,12 +49,8 @@ impl Zipf {
         loop {
             let area = self.integral_last + unit(rng) * (self.integral_first - self.integral_last);
             let x = self.inverse(area);
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "x lies in 1..=count+0.5 by construction; the cast saturates"
-            )]
-            let rank = ((x + 0.5) as u64).clamp(1, self.count);
+            // x lies in 1..=count+0.5 by construction.
+            let rank = whole(x + 0.5).clamp(1, self.count);
             let centre = rank as f64;
             if centre - x <= self.squeeze
                 || area >= self.integral(centre + 0.5) - self.height(centre)
