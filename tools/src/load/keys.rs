@@ -147,22 +147,16 @@ pub struct Keys {
     /// Share of the ranks that get another key each minute.
     churn_per_minute: f64,
     zipf: Option<Zipf>,
+    /// The next key of a sequence.
     turn: u64,
-    step: u64,
 }
 
 impl Keys {
-    /// A chooser over `base` keys at first. Sequential choosers start at `turn` and go by `step`.
+    /// A chooser over `base` keys at first.
     ///
     /// # Panics
     /// When there is no key.
-    pub fn new(
-        distribution: Distribution,
-        base: u64,
-        churn_per_minute: f64,
-        turn: u64,
-        step: u64,
-    ) -> Self {
+    pub fn new(distribution: Distribution, base: u64, churn_per_minute: f64) -> Self {
         assert!(base > 0, "a distribution needs keys");
         let zipf = match distribution {
             Distribution::Zipf { exponent } | Distribution::Latest { exponent } => {
@@ -176,8 +170,7 @@ impl Keys {
             base,
             churn_per_minute,
             zipf,
-            turn,
-            step,
+            turn: 0,
         }
     }
 
@@ -187,7 +180,7 @@ impl Keys {
             Distribution::Uniform => below(rng, count),
             Distribution::Sequential => {
                 let key = self.turn % count;
-                self.turn += self.step;
+                self.turn += 1;
                 key
             }
             Distribution::Zipf { .. } => {

@@ -305,13 +305,7 @@ impl Bench {
     fn mix(&mut self) {
         let workload = self.options.workload();
         self.shared.source = Source::Mix {
-            keys: Keys::new(
-                workload.distribution,
-                self.options.keys,
-                self.options.churn,
-                0,
-                1,
-            ),
+            keys: Keys::new(workload.distribution, self.options.keys, self.options.churn),
             mix: workload.mix,
         };
     }

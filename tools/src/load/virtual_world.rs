@@ -160,7 +160,7 @@ pub fn run(
         ledger: Ledger::new(1000, 0, 1),
         source: Source::Mix {
             mix: Mix::reads(reads),
-            keys: Keys::new(Distribution::Uniform, 1000, 0.0, 0, 1),
+            keys: Keys::new(Distribution::Uniform, 1000, 0.0),
         },
         trace: None,
         value_sizes: Sizes::Fixed(16),

@@ -12,7 +12,7 @@ fn rng() -> Xoshiro256PlusPlus {
 /// How often each of `count` keys comes.
 fn counts(distribution: &str, count: u64) -> Vec<f64> {
     let mut rng = rng();
-    let mut keys = Keys::new(distribution.parse().unwrap(), count, 0.0, 0, 1);
+    let mut keys = Keys::new(distribution.parse().unwrap(), count, 0.0);
     let mut counts = vec![0.0; usize::try_from(count).unwrap()];
     for _ in 0..DRAWS {
         counts[usize::try_from(keys.next(&mut rng, count, 0)).unwrap()] += 1.0;
@@ -87,7 +87,7 @@ fn latest_is_zipf_counted_from_the_newest_key() {
     fits("latest", &found, &zipf_law(1000, 0.99));
     // The newest key moves as keys are added.
     let mut rng = rng();
-    let mut keys = Keys::new("latest".parse().unwrap(), 10, 0.0, 0, 1);
+    let mut keys = Keys::new("latest".parse().unwrap(), 10, 0.0);
     let newest = (0..10_000)
         .filter(|_| keys.next(&mut rng, 500, 0) == 499)
         .count();
@@ -155,7 +155,7 @@ fn uniform_and_sequential_keys_come_equally_often() {
 
 #[test]
 fn churn_gives_every_rank_another_key_in_its_time() {
-    let keys = Keys::new("zipf".parse().unwrap(), 1_000_000, 0.1, 0, 1);
+    let keys = Keys::new("zipf".parse().unwrap(), 1_000_000, 0.1);
     let minute = 60_000_000_000;
     let moved = |from: Nanos, to: Nanos| {
         let same = (0..10_000).filter(|rank| keys.place(*rank, from) == keys.place(*rank, to));
