@@ -41,8 +41,6 @@ pub struct Bench {
     seed: u64,
     /// What the servers said about themselves.
     servers: Option<Value>,
-    /// Shown while it runs.
-    view: View,
     part: Part,
     /// Measurements so far.
     runs: u64,
@@ -125,7 +123,6 @@ impl Bench {
             stop: AtomicBool::new(false),
         };
         Ok(Self {
-            view: View::new(options.live),
             options: options.clone(),
             shared,
             seed,
@@ -391,8 +388,7 @@ impl Bench {
         };
         let mut intervals: Vec<Interval> = Vec::new();
         let mut hlog = Hlog::new(began_ms);
-        let mut view = std::mem::replace(&mut self.view, View::new(super::options::Live::Off));
-        view.begin(&setup, phase.length);
+        let mut view = View::new(self.options.live, &setup, phase.length);
         let mut observe = |at: u64, recorder: &Recorder| {
             let at_s = at as f64 * phase.interval.as_secs_f64();
             let interval = outcome::interval(at_s, recorder);
@@ -401,10 +397,7 @@ impl Bench {
             hlog.add(at_s, phase.interval.as_secs_f64(), recorder);
             Flow::Continue
         };
-        let measured = self.run_phase(phase, &mut observe);
-        view.end();
-        self.view = view;
-        let measured = measured?;
+        let measured = self.run_phase(phase, &mut observe)?;
         let environment = environment::record(&self.shared.addresses, self.servers.as_ref());
         Ok(Run {
             outcome: Outcome::new(

@@ -17,7 +17,7 @@ const ROWS_MAX: usize = 14;
 const SHADES: [char; 5] = [' ', '░', '▒', '▓', '█'];
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
-/// What the terminal shows of a run.
+/// What the terminal shows of a phase.
 pub struct View {
     on: bool,
     head: String,
@@ -28,8 +28,9 @@ pub struct View {
 }
 
 impl View {
-    /// A view that is on or off, or on when standard error is a terminal.
-    pub fn new(live: Live) -> Self {
+    /// A view of a phase of at most `length`, drawn below what stands there. It is on or off, or on
+    /// when standard error is a terminal.
+    pub fn new(live: Live, setup: &Setup, length: Duration) -> Self {
         let on = match live {
             Live::On => true,
             Live::Off => false,
@@ -37,21 +38,12 @@ impl View {
         };
         Self {
             on,
-            head: String::new(),
-            length_s: 0.0,
+            head: format!("{}\n{}\n{}", setup.target, setup.model, setup.workload),
+            length_s: length.as_secs_f64(),
             intervals: VecDeque::new(),
             lines_drawn: 0,
             failed: 0,
         }
-    }
-
-    /// A phase of at most `length` begins.
-    pub fn begin(&mut self, setup: &Setup, length: Duration) {
-        self.head = format!("{}\n{}\n{}", setup.target, setup.model, setup.workload);
-        self.length_s = length.as_secs_f64();
-        self.intervals.clear();
-        self.lines_drawn = 0;
-        self.failed = 0;
     }
 
     /// Draws the picture after another interval.
@@ -76,11 +68,6 @@ impl View {
         self.lines_drawn = picture.lines().count();
         // A view that cannot be shown is no reason to stop measuring.
         std::io::stderr().write_all(out.as_bytes()).ok();
-    }
-
-    /// The phase is over: its picture stays, the next one is drawn below.
-    pub fn end(&mut self) {
-        self.lines_drawn = 0;
     }
 
     fn picture(&self, recorder: &Recorder) -> String {
@@ -200,8 +187,7 @@ mod tests {
 
     #[test]
     fn the_picture_has_rates_percentiles_and_a_heat_map_of_bounded_size() {
-        let mut view = View::new(Live::Off);
-        view.begin(&Setup::default(), Duration::from_secs(100));
+        let mut view = View::new(Live::Off, &Setup::default(), Duration::from_secs(100));
         for at in 0..70 {
             let mut interval = Interval {
                 at_s: f64::from(at),
