@@ -27,6 +27,7 @@ use torc_env::{Class, Env, ShardId, Token, TokenRange, TreeId};
 use crate::api::{Failure, FailureCode, RepairReport};
 use crate::coordinator::spread::call_failure;
 use crate::core::Core;
+use crate::hlc::stamp_of_millis;
 use crate::membership::View;
 use crate::merkle::Sums;
 use crate::message::{ArchivedAnswer, Body, Request, Response, failure_of};
@@ -206,9 +207,17 @@ impl Repairs {
 /// Repairs one range after the other for as long as the shard runs.
 pub(crate) async fn schedule<E: Env>(core: Rc<Core<E>>) {
     let options = core.options.repair;
+    let mut compacted_by = None;
     loop {
         core.env.sleep(options.tick).await;
         let Ok(view) = core.view() else { continue };
+        if compacted_by != Some(view.topology.epoch) {
+            compacted_by = Some(view.topology.epoch);
+            for keyspace in &view.topology.keyspaces {
+                let strategy = keyspace.compaction.strategy();
+                core.store.set_strategy(keyspace.id, strategy);
+            }
+        }
         if !view.in_ring() {
             continue;
         }
@@ -433,10 +442,15 @@ async fn raise_floors<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>) {
         };
         core.repairs
             .edit(&run, |of| of.floor_hour = of.floor_hour.max(floor.hour()));
+        let Some(keyspace) = keyspace_index(view, run.tree) else {
+            continue;
+        };
+        let grace = view.topology.keyspaces[keyspace].tombstone_grace();
+        let kept = stamp_of_millis(now_ms.saturating_sub(millis(grace)));
         pieces
             .entry(run.tree)
             .or_default()
-            .push((run.range, floor.stamp()));
+            .push((run.range, floor.stamp().min(kept)));
     }
     for (tree, pieces) in pieces {
         core.store.set_purge_floors(tree, PurgeFloors::new(pieces));

@@ -3,10 +3,14 @@
 //! A keyspace is created, altered and dropped by an epoch of the topology. Its id names its tree in
 //! every shard's store and is never used again after a drop.
 
+use std::time::Duration;
+
+use torc_engine::compaction::Strategy;
 use torc_env::TreeId;
 
 use crate::api::{KEYSPACE_NAME_BYTES_MAX, Level, TTL_SECONDS_MAX};
 pub use crate::conflict::Conflict;
+use crate::hlc::stamp_of_millis;
 
 /// Most copies that a keyspace can ask for.
 pub const REPLICAS_MAX: u8 = 9;
@@ -21,6 +25,100 @@ pub enum Mode {
     Eventual,
     /// Each key is a register with linearizable reads and writes. Reserved: not served yet.
     Serial,
+}
+
+/// How the tables of a keyspace are kept in shape, on every node; see [`Strategy`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compaction {
+    /// Lazy leveling: the default, right for most.
+    #[default]
+    Hybrid,
+    /// For many reads and few writes.
+    Leveled,
+    /// For many writes and few reads.
+    SizeTiered,
+    /// For records that all expire after the same time. Needs a default time to live.
+    Fifo,
+    /// For records that are written once and expire, by the time of their writing.
+    TimeWindow {
+        /// Width of a window: 60 to [`WINDOW_SECONDS_MAX`].
+        seconds: u32,
+    },
+}
+
+/// Narrowest time window, in seconds.
+pub const WINDOW_SECONDS_MIN: u32 = 60;
+/// Widest time window, in seconds: a leap year.
+pub const WINDOW_SECONDS_MAX: u32 = 366 * 86_400;
+/// The time window of a keyspace that names none, in seconds: a day.
+pub const WINDOW_SECONDS_DEFAULT: u32 = 86_400;
+
+impl Compaction {
+    /// The strategies' names in keyspace definitions, by code.
+    pub const NAMES: [&str; 5] = ["hybrid", "leveled", "size_tiered", "fifo", "time_window"];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        Self::NAMES[usize::from(self.code())]
+    }
+
+    /// The one of that name, with [`WINDOW_SECONDS_DEFAULT`] if it has windows.
+    pub fn from_name(name: &str) -> Option<Compaction> {
+        Some(match name {
+            "hybrid" => Compaction::Hybrid,
+            "leveled" => Compaction::Leveled,
+            "size_tiered" => Compaction::SizeTiered,
+            "fifo" => Compaction::Fifo,
+            "time_window" => Compaction::TimeWindow {
+                seconds: WINDOW_SECONDS_DEFAULT,
+            },
+            _ => return None,
+        })
+    }
+
+    /// Its number in stored topologies.
+    pub fn code(self) -> u8 {
+        match self {
+            Compaction::Hybrid => 0,
+            Compaction::Leveled => 1,
+            Compaction::SizeTiered => 2,
+            Compaction::Fifo => 3,
+            Compaction::TimeWindow { .. } => 4,
+        }
+    }
+
+    /// The width of its time windows; 0 when it has none.
+    pub fn window_seconds(self) -> u32 {
+        match self {
+            Compaction::TimeWindow { seconds } => seconds,
+            _ => 0,
+        }
+    }
+
+    /// The one with this code and window width.
+    pub fn from_code(code: u8, window_seconds: u32) -> Option<Compaction> {
+        Some(match (code, window_seconds) {
+            (0, 0) => Compaction::Hybrid,
+            (1, 0) => Compaction::Leveled,
+            (2, 0) => Compaction::SizeTiered,
+            (3, 0) => Compaction::Fifo,
+            (4, seconds) => Compaction::TimeWindow { seconds },
+            _ => return None,
+        })
+    }
+
+    /// As the engine does it.
+    pub fn strategy(self) -> Strategy {
+        match self {
+            Compaction::Hybrid => Strategy::Hybrid,
+            Compaction::Leveled => Strategy::Leveled,
+            Compaction::SizeTiered => Strategy::SizeTiered,
+            Compaction::Fifo => Strategy::Fifo,
+            Compaction::TimeWindow { seconds } => Strategy::TimeWindow {
+                stamps: stamp_of_millis(u64::from(seconds) * 1000),
+            },
+        }
+    }
 }
 
 /// A keyspace, as an epoch of the topology defines it.
@@ -38,6 +136,11 @@ pub struct Keyspace {
     pub conflict: Conflict,
     /// Time to live of a value written without one, in seconds; 0 = for ever.
     pub ttl_default_seconds: u64,
+    /// How its tables are kept in shape.
+    pub compaction: Compaction,
+    /// Deletions are kept at least this long, in seconds, even when every owner is known to hold
+    /// them. 0 = no longer than that takes.
+    pub tombstone_grace_seconds: u64,
 }
 
 impl Keyspace {
@@ -50,7 +153,14 @@ impl Keyspace {
             mode: Mode::Eventual,
             conflict: Conflict::Siblings,
             ttl_default_seconds: 0,
+            compaction: Compaction::default(),
+            tombstone_grace_seconds: 0,
         }
+    }
+
+    /// How long deletions are kept at least.
+    pub fn tombstone_grace(&self) -> Duration {
+        Duration::from_secs(self.tombstone_grace_seconds)
     }
 
     /// Copies that a key of this keyspace has: N, or the number of ring members when that is lower.
@@ -68,6 +178,22 @@ impl Keyspace {
             return Err(KeyspaceError::Ttl {
                 seconds: self.ttl_default_seconds,
             });
+        }
+        if self.tombstone_grace_seconds > TTL_SECONDS_MAX {
+            return Err(KeyspaceError::Grace {
+                seconds: self.tombstone_grace_seconds,
+            });
+        }
+        match self.compaction {
+            Compaction::Fifo if self.ttl_default_seconds == 0 => {
+                return Err(KeyspaceError::FifoWithoutTtl);
+            }
+            Compaction::TimeWindow { seconds }
+                if !(WINDOW_SECONDS_MIN..=WINDOW_SECONDS_MAX).contains(&seconds) =>
+            {
+                return Err(KeyspaceError::Window { seconds });
+            }
+            _ => {}
         }
         if self.mode == Mode::Serial {
             return Err(KeyspaceError::SerialNotServed);
@@ -134,6 +260,23 @@ pub enum KeyspaceError {
         /// What was asked for.
         seconds: u64,
     },
+    /// The tombstone grace is out of range.
+    #[error("a tombstone grace of {seconds} s is above {TTL_SECONDS_MAX} s")]
+    Grace {
+        /// What was asked for.
+        seconds: u64,
+    },
+    /// FIFO only forgets what has expired.
+    #[error("compaction \"fifo\" needs a ttl_default_seconds: it drops only what has expired")]
+    FifoWithoutTtl,
+    /// The time window is out of range.
+    #[error(
+        "a compaction window of {seconds} s is not in {WINDOW_SECONDS_MIN} to {WINDOW_SECONDS_MAX}"
+    )]
+    Window {
+        /// What was asked for.
+        seconds: u32,
+    },
     /// Serial keyspaces do not exist yet.
     #[error("mode \"serial\" is not served by this version; use \"eventual\"")]
     SerialNotServed,
@@ -183,6 +326,16 @@ mod tests {
         assert!(bad(|k| k.n = 0).is_err());
         assert!(bad(|k| k.n = REPLICAS_MAX + 1).is_err());
         assert!(bad(|k| k.ttl_default_seconds = TTL_SECONDS_MAX + 1).is_err());
+        assert!(bad(|k| k.tombstone_grace_seconds = TTL_SECONDS_MAX + 1).is_err());
+        assert_eq!(
+            bad(|k| k.compaction = Compaction::Fifo),
+            Err(KeyspaceError::FifoWithoutTtl)
+        );
+        for seconds in [0, WINDOW_SECONDS_MIN - 1, WINDOW_SECONDS_MAX + 1] {
+            let mut keyspace = Keyspace::default_keyspace();
+            keyspace.compaction = Compaction::TimeWindow { seconds };
+            assert_eq!(keyspace.validate(), Err(KeyspaceError::Window { seconds }));
+        }
         assert!(bad(|k| k.name = String::new()).is_err());
         assert!(bad(|k| k.name = "a/b".to_owned()).is_err());
         assert!(bad(|k| k.name = "x".repeat(KEYSPACE_NAME_BYTES_MAX + 1)).is_err());
@@ -190,5 +343,22 @@ mod tests {
             bad(|k| k.mode = Mode::Serial),
             Err(KeyspaceError::SerialNotServed)
         );
+    }
+
+    #[test]
+    fn a_strategy_comes_back_from_its_code() {
+        for code in 0..=255 {
+            for window_seconds in [0, 60] {
+                if let Some(compaction) = Compaction::from_code(code, window_seconds) {
+                    assert_eq!(compaction.code(), code);
+                    assert_eq!(compaction.window_seconds(), window_seconds);
+                    let named = Compaction::from_name(Compaction::NAMES[usize::from(code)]);
+                    assert_eq!(named.map(Compaction::code), Some(code));
+                }
+            }
+        }
+        let hour = Compaction::TimeWindow { seconds: 3600 };
+        let stamps = 3_600_000_000;
+        assert_eq!(hour.strategy(), Strategy::TimeWindow { stamps });
     }
 }

@@ -32,7 +32,7 @@ pub use view::{Health, Liveness, Load, View};
 
 use crate::detector::{Detector, DetectorOptions};
 use crate::gossip::{Gossip, GossipOptions};
-use crate::keyspace::{Conflict, Keyspace, Mode};
+use crate::keyspace::{Compaction, Conflict, Keyspace, Mode};
 use crate::ring::{MemberIndex, Ring};
 use crate::topology::change::{Change, Refusal, canonical_seeds, seeds_hash};
 use crate::topology::paxos::Acceptor;
@@ -376,6 +376,9 @@ impl<E: Env> Membership<E> {
             serial: keyspace.mode == Mode::Serial,
             lww: keyspace.conflict == Conflict::Lww,
             ttl_default_seconds: keyspace.ttl_default_seconds,
+            compaction: keyspace.compaction.code(),
+            window_seconds: keyspace.compaction.window_seconds(),
+            tombstone_grace_seconds: keyspace.tombstone_grace_seconds,
             name: keyspace.name,
         })
         .await
@@ -576,6 +579,9 @@ fn change_of(wire: WireChange) -> Change {
             serial,
             lww,
             ttl_default_seconds,
+            compaction,
+            window_seconds,
+            tombstone_grace_seconds,
         } => Change::PutKeyspace {
             keyspace: Keyspace {
                 name,
@@ -587,6 +593,10 @@ fn change_of(wire: WireChange) -> Change {
                     Conflict::Siblings
                 },
                 ttl_default_seconds,
+                // What no code stands for is refused, as a window of nothing is.
+                compaction: Compaction::from_code(compaction, window_seconds)
+                    .unwrap_or(Compaction::TimeWindow { seconds: 0 }),
+                tombstone_grace_seconds,
                 // Given by the epoch.
                 id: torc_env::TreeId::default(),
             },

@@ -17,6 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::FutureExt as _;
 use torc_engine::Store;
+use torc_engine::compaction::Strategy;
 use torc_env::{Class, Env, Origin};
 
 pub use crate::admission::AdmissionLimits;
@@ -30,7 +31,7 @@ use crate::api::{
 use crate::clock_mark;
 use crate::coordinator::put::{WriteOperation, write_named};
 use crate::coordinator::{batch, delete, get, scan};
-use crate::core::{Core, deadline_passed};
+use crate::core::{Core, deadline_passed, tree};
 use crate::hint;
 pub use crate::hint::HintOptions;
 use crate::hlc::SKEW_MAX_DEFAULT;
@@ -118,6 +119,9 @@ impl<E: Env> Node<E> {
         let is_whole = !config.amnesia && !catch_up::is_marked(&env, &store).await?;
         let core = Core::new(env, store, membership, config, clock_mark, is_whole);
         let core = Rc::new(core);
+        for tree in [tree::HINTS, tree::SYSTEM] {
+            core.store.set_strategy(tree, Strategy::Hybrid);
+        }
         core.spawn(Class::Control, clock_mark::keep(Rc::clone(&core)));
         core.spawn(Class::Repair, hint::replay(Rc::clone(&core)));
         core.spawn(Class::Repair, anti_entropy::schedule(Rc::clone(&core)));

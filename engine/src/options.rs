@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::compaction::Strategy;
+
 /// When an update counts as done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fsync {
@@ -58,6 +60,9 @@ pub struct Options {
     pub block_bytes: usize,
     /// Largest table. Default 64 MiB.
     pub table_bytes_max: u64,
+    /// How a tree is compacted whose strategy nobody has set; `None` leaves it alone until somebody
+    /// has. Default hybrid.
+    pub strategy: Option<Strategy>,
     /// Runs on level 0 that start a compaction. Default 4.
     pub level0_runs: usize,
     /// Runs on level 0 at which updates are refused. Default 32.
@@ -92,6 +97,7 @@ impl Options {
             value_bytes_max: 16 << 20,
             block_bytes: 8 << 10,
             table_bytes_max: 64 << 20,
+            strategy: Some(Strategy::Hybrid),
             level0_runs: 4,
             level0_runs_max: 32,
             level_ratio: 8,

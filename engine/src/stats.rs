@@ -41,6 +41,8 @@ pub struct Counts {
     pub compactions: u64,
     /// Bytes of tables written by compactions.
     pub compacted_bytes: u64,
+    /// Tables that went as a whole because nothing in them was needed any more.
+    pub dropped_tables: u64,
     /// Compactions that failed.
     pub failed_compactions: u64,
     /// Records that compactions dropped by the purge rule.
@@ -74,6 +76,10 @@ pub struct Stats {
     pub table_memory_bytes: usize,
     /// Size of all tables.
     pub table_bytes: u64,
+    /// What of it still counts: the rest belongs to parts that a compaction has taken out.
+    pub live_bytes: u64,
+    /// Runs of the tree that has most: the most filters that a read asks.
+    pub runs_max: usize,
     /// Runs on level 0 of the tree that has most.
     pub level0_runs: usize,
     /// Bytes to be merged until every level is in shape.

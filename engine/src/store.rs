@@ -36,6 +36,7 @@ use std::rc::Rc;
 use torc_env::{Class, Disk, Env, Token, TreeId};
 
 use crate::cache::RecordCache;
+use crate::compaction::Strategy;
 use crate::error::{OpenError, ReadError, WriteError};
 use crate::manifest::{Change, Manifest, State};
 use crate::options::Options;
@@ -210,6 +211,20 @@ impl<E: Env> Store<E> {
     pub fn set_purge_floors(&self, tree: TreeId, floors: crate::purge::PurgeFloors) {
         self.0.tables.borrow_mut().set_purge_floors(tree, floors);
         self.0.compaction.ring();
+    }
+
+    /// Says how a tree is compacted from now on. Kept in memory only: say it after every open, and set
+    /// [`Options::strategy`] to what shall be done before.
+    pub fn set_strategy(&self, tree: TreeId, strategy: Strategy) {
+        if self.0.tables.borrow_mut().set_strategy(tree, strategy) {
+            self.0.compaction.ring();
+        }
+    }
+
+    /// How a tree is compacted; `None` while that waits to be said.
+    pub fn strategy(&self, tree: TreeId) -> Option<Strategy> {
+        let settings = self.0.tables.borrow().settings(&self.0.options, tree);
+        settings.map(|settings| settings.strategy)
     }
 
     /// Says that what [`Recovery::amnesia`] reported has been made up for. Durable on return.
@@ -395,7 +410,7 @@ impl<E: Env> Inner<E> {
         };
         stats.cache = self.cache.stats();
         self.memory.borrow().add_stats(&mut stats);
-        self.tables.borrow().add_stats(&mut stats);
+        self.tables.borrow().add_stats(&self.options, &mut stats);
         self.supply.borrow().add_stats(&mut stats);
         stats
     }

@@ -48,7 +48,7 @@ pub struct TableInfo {
     pub entries: u64,
     /// Records that are tombstones.
     pub tombstones: u64,
-    /// Records with an expiry.
+    /// Values with an expiry.
     pub expiring: u64,
     /// Sum of the keys' lengths.
     pub key_bytes: u64,
@@ -58,7 +58,7 @@ pub struct TableInfo {
     pub seqnos: Bounds,
     /// Lowest and highest stamp.
     pub stamps: Bounds,
-    /// Lowest and highest expiry in milliseconds, over the records that have one; zeros without.
+    /// Lowest and highest expiry in milliseconds, over the values that have one; zeros without.
     pub expiries_ms: Bounds,
     /// Lowest and highest stamp over the tombstones and the records with an expiry; zeros without.
     pub purgeable_stamps: Bounds,

@@ -105,6 +105,8 @@ pub async fn assemble(handle: ShardHandle, plan: &Plan) -> Result<Running, Shard
         fsync: config.fsync,
         memtable_bytes: config.memory.memtable_bytes,
         cache_bytes: config.memory.cache_bytes,
+        // The topology says how.
+        strategy: None,
         ..Options::new(format!("shard-{:02}", shard.0))
     };
     let opened = Store::open(env.clone(), options).await;

@@ -171,6 +171,12 @@ pub enum WireChange {
         lww: bool,
         /// Default time to live.
         ttl_default_seconds: u64,
+        /// Code of the compaction strategy.
+        compaction: u8,
+        /// Width of its time windows; 0 without.
+        window_seconds: u32,
+        /// Least age of a deletion that is forgotten.
+        tombstone_grace_seconds: u64,
     },
     /// Drop a keyspace.
     DropKeyspace {

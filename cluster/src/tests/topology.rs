@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::world::World;
 use crate::api::{Failure, FailureCode, Level, Written};
+use crate::keyspace::{Compaction, DEFAULT_NAME};
 use crate::node::NodeConfig;
 
 /// Neither hints nor repair make up for what a join forgets.
@@ -31,6 +32,29 @@ fn written_while_joining(
         }
     }
     written
+}
+
+#[test]
+fn an_altered_keyspace_is_altered_on_every_shard_and_stays_so() {
+    let world = World::with(23, 3, 2, unaided);
+    world.put(0, "key", "v").unwrap();
+    let compaction = Compaction::TimeWindow { seconds: 3600 };
+    let is_known = |host: usize| world.compactions(host) == [Some(compaction.strategy()); 2];
+    assert!(!is_known(0));
+    world.keyspace(DEFAULT_NAME, |keyspace| {
+        keyspace.compaction = compaction;
+        keyspace.ttl_default_seconds = 60;
+    });
+    world.wait("every shard compacts so", || (0..3).all(is_known));
+    world.crash(1);
+    world.boot(1);
+    world.wait("the node is back", || world.is_ready(1) && is_known(1));
+    assert_eq!(world.values(1, "key"), ["v"]);
+    let keyspace = world.node(1).keyspaces().unwrap().remove(0);
+    assert_eq!(
+        (keyspace.compaction, keyspace.ttl_default_seconds),
+        (compaction, 60)
+    );
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
+use torc_engine::compaction::Strategy;
 use torc_engine::{ScanFrom, ScanLimits, Store};
 use torc_env::{Class, Env, Instant, ShardId, Token, TreeId};
 use torc_sim::{DiskOptions, HostId, Options, SimEnv, Simulation};
@@ -94,7 +95,11 @@ impl World {
             let config = self.config(host, &env);
             let (sim, nodes) = (self.sim.clone(), Rc::clone(&self.nodes));
             env.clone().spawn(Class::Control, async move {
-                let options = torc_engine::Options::new(format!("shard-{:02}", shard.0));
+                let options = torc_engine::Options {
+                    // The node says how.
+                    strategy: None,
+                    ..torc_engine::Options::new(format!("shard-{:02}", shard.0))
+                };
                 let (store, recovery) = Store::open(env.clone(), options).await.unwrap();
                 let mut config = config;
                 config.amnesia = recovery.amnesia;
@@ -277,6 +282,15 @@ impl World {
             let node = nodes.get(&(host, shard));
             node.is_some_and(|node| node.0.is_whole.get())
         })
+    }
+
+    /// How each shard of a node compacts the default keyspace.
+    pub(super) fn compactions(&self, host: usize) -> Vec<Option<Strategy>> {
+        let nodes = self.nodes.borrow();
+        let shards = (0..self.shards).filter_map(|shard| nodes.get(&(host, shard)));
+        shards
+            .map(|node| node.0.store.strategy(TreeId(1)))
+            .collect()
     }
 
     pub(super) fn is_replica(&self, host: usize, key: &str) -> bool {

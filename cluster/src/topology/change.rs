@@ -305,6 +305,8 @@ impl Topology {
             return Err(Refusal::Fixed { setting });
         }
         existing.ttl_default_seconds = wanted.ttl_default_seconds;
+        existing.compaction = wanted.compaction;
+        existing.tombstone_grace_seconds = wanted.tombstone_grace_seconds;
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use torc_env::{NodeId, TreeId};
 
 use super::{ClusterId, Description, Epoch, Member, MemberState, Removed, SlotId, Topology};
-use crate::keyspace::{Conflict, Keyspace, Mode};
+use crate::keyspace::{Compaction, Conflict, Keyspace, Mode};
 use crate::ring::Vnode;
 
 /// The layout's version.
@@ -157,7 +157,10 @@ impl Writer {
             Conflict::Siblings => 0,
             Conflict::Lww => 1,
         });
+        self.u8(keyspace.compaction.code());
+        self.u32(keyspace.compaction.window_seconds());
         self.u64(keyspace.ttl_default_seconds);
+        self.u64(keyspace.tombstone_grace_seconds);
         self.text(&keyspace.name);
     }
 
@@ -295,7 +298,14 @@ impl Reader<'_> {
                 1 => Conflict::Lww,
                 _ => return Err(DecodeError::Field { field: "conflict" }),
             },
+            compaction: {
+                let code = self.u8()?;
+                Compaction::from_code(code, self.u32()?).ok_or(DecodeError::Field {
+                    field: "compaction",
+                })?
+            },
             ttl_default_seconds: self.u64()?,
+            tombstone_grace_seconds: self.u64()?,
             name: self.text()?,
         })
     }

@@ -10,7 +10,7 @@ use super::change::{Change, Founder, Refusal, seeds_hash};
 use super::paxos::{Acceptor, Ballot};
 use super::store::{Store, StoreError, Vote};
 use super::{ClusterId, DecodeError, Description, Epoch, MemberState, Removed, SlotId, Topology};
-use crate::keyspace::{Conflict, Keyspace};
+use crate::keyspace::{Compaction, Conflict, Keyspace};
 
 fn address(last: u8) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, last], 7401))
@@ -222,6 +222,32 @@ fn keyspaces_get_ids_that_are_never_reused() {
         more_copies.apply(&first),
         Err(Refusal::Fixed { setting: "n" })
     );
+}
+
+#[test]
+fn what_data_does_not_depend_on_can_be_altered_in_a_keyspace() {
+    let base = founded();
+    let wanted = Keyspace {
+        ttl_default_seconds: 60,
+        compaction: Compaction::TimeWindow { seconds: 3600 },
+        tombstone_grace_seconds: 7,
+        ..Keyspace::default_keyspace()
+    };
+    let alter = Change::PutKeyspace {
+        keyspace: wanted.clone(),
+    };
+    let next = apply(&base, alter.clone());
+    assert_eq!(next.keyspace("default"), Some(&wanted));
+    assert_eq!(Topology::decode(&next.encode()), Ok(next.clone()));
+    assert_eq!(alter.apply(&next), Ok(None), "once is enough");
+    let conflict = Change::PutKeyspace {
+        keyspace: Keyspace {
+            conflict: Conflict::Lww,
+            ..wanted
+        },
+    };
+    let setting = "conflict policy";
+    assert_eq!(conflict.apply(&next), Err(Refusal::Fixed { setting }));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use torc_cluster::keyspace::{Conflict, DEFAULT_NAME, Keyspace, Mode};
+use torc_cluster::keyspace::{DEFAULT_NAME, Keyspace};
 use torc_cluster::membership::{Health, MembershipConfig, View};
 use torc_cluster::node::{HintOptions, Node, NodeConfig, RepairOptions};
 use torc_cluster::topology::Description;
@@ -194,6 +194,8 @@ impl Cluster {
             cache_bytes: stores.cache_bytes,
             wal_segment_bytes: stores.wal_segment_bytes,
             block_bytes: stores.block_bytes,
+            // The node says how.
+            strategy: None,
             ..StoreOptions::new(format!("shard-{:02}", shard.0))
         }
     }
@@ -255,12 +257,9 @@ impl Cluster {
     /// Creates the clients' keyspace, once the cluster is founded.
     pub(crate) async fn create_keyspace(&self) -> Result<(), String> {
         let keyspace = Keyspace {
-            id: TreeId(0),
             name: self.keyspace_name().to_owned(),
             n: self.config.n,
-            mode: Mode::Eventual,
-            conflict: Conflict::Siblings,
-            ttl_default_seconds: 0,
+            ..Keyspace::default_keyspace()
         };
         let mut last = "no node runs".to_owned();
         for _ in 0..50 {

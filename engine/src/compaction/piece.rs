@@ -5,23 +5,23 @@
 
 use torc_env::{Token, TokenRange};
 
-use super::{Plan, Settings};
+use super::{Plan, Settings, is_cut};
 use crate::levels::{BOTTOM, Levels, Run, TableRef};
 
 /// A piece may end this much below the limit: the search for its end stops there.
 const SLACK: u64 = 16;
 
-/// Merges a piece of `sources` with what the single run of level `output` has there. The piece begins
-/// at the first table of the output above which nearly as much lies, for its size, as anywhere: so
+/// Merges a piece of `sources` with what `targets`, which are on level `output` and next in age, have
+/// there, into the oldest of them. The piece begins at the first table of the output above which nearly as much lies, for its size, as anywhere: so
 /// pieces go around the ring, and what a piece before has already taken is not looked for again.
 pub(super) fn into_run(
     levels: &Levels,
     settings: &Settings,
     sources: &[Run],
+    targets: &[Run],
     output: u8,
 ) -> Option<Plan> {
     let all = hull(sources)?;
-    let targets = levels.level(output);
     let bytes = |range: &TokenRange| bytes_of(sources, range) + bytes_of(targets, range);
     let whole = closed(all, targets);
     if bytes(&whole) <= settings.job_bytes_max {
@@ -41,6 +41,21 @@ pub(super) fn into_run(
     let first = closed_in_front(first, targets, settings);
     let range = piece(first, whole.last, settings.job_bytes_max, targets, &bytes);
     plan(levels, sources, targets, range, output)
+}
+
+/// Merges a piece of `runs`, which are next to each other on one level, into the oldest of them.
+pub(super) fn collapse(levels: &Levels, settings: &Settings, runs: &[Run]) -> Option<Plan> {
+    let (oldest, newer) = runs.split_last()?;
+    let oldest = std::slice::from_ref(oldest);
+    into_run(levels, settings, newer, oldest, oldest[0].level)
+}
+
+/// What [`collapse`] has to merge, in bytes; zero for a single run.
+pub(super) fn collapse_bytes(runs: &[Run]) -> u64 {
+    match runs {
+        [] | [_] => 0,
+        several => bytes_of(several, &TokenRange::ALL),
+    }
 }
 
 /// Merges a piece of `sources` into a run of level `output` that holds nothing there: the newest
@@ -68,9 +83,30 @@ pub(super) fn new_run(
         let limit = even_share(bytes(&all), settings.job_bytes_max);
         piece(first, all.last, limit, &[], &bytes)
     };
-    let joined = newest.filter(|run| run.overlapping(range).is_empty());
-    let output_run = joined.map(|run| run.id);
-    Some(Plan::new(levels, range, sources, output, output_run))
+    Some(into_newest(levels, sources, range, output))
+}
+
+/// As [`new_run`], of what lies at `from` or behind it.
+pub(super) fn new_run_from(
+    levels: &Levels,
+    settings: &Settings,
+    sources: &[Run],
+    from: Token,
+    output: u8,
+) -> Option<Plan> {
+    let first = first_data(sources, from)?;
+    let last = hull(sources)?.last;
+    let bytes = |range: &TokenRange| bytes_of(sources, range);
+    let range = piece(first, last, settings.job_bytes_max, &[], &bytes);
+    Some(into_newest(levels, sources, range, output))
+}
+
+/// The plan whose output joins the newest run of level `output` if that has nothing in `range` and is
+/// not being merged itself, and begins one otherwise.
+fn into_newest(levels: &Levels, sources: &[Run], range: TokenRange, output: u8) -> Plan {
+    let newest = levels.level(output).first();
+    let joined = newest.filter(|run| run.overlapping(range).is_empty() && !is_cut(run));
+    Plan::new(levels, range, sources, output, joined.map(|run| run.id))
 }
 
 /// Merges one table of a leveled run into the next level: the one with the fewest bytes in its way.
@@ -109,8 +145,10 @@ pub(super) fn one_table(
 /// above them and nothing to purge are left alone.
 pub(super) fn everything(levels: &Levels, settings: &Settings, from: Token) -> Option<Plan> {
     let all = hull(levels.runs())?;
-    let targets = levels.level(BOTTOM);
-    let above = levels.runs().partition_point(|run| run.level < BOTTOM);
+    let bottom = levels.level(BOTTOM);
+    // Of several runs at the bottom, the oldest takes in the others.
+    let targets = &bottom[bottom.len().saturating_sub(1)..];
+    let above = levels.runs().len() - targets.len();
     let bytes = |range: &TokenRange| bytes_of(levels.runs(), range);
     let purgeable = targets.iter().flat_map(|run| &run.tables).filter(|table| {
         table.extent.last >= from && table.info.tombstones + table.info.expiring > 0
@@ -121,7 +159,7 @@ pub(super) fn everything(levels: &Levels, settings: &Settings, from: Token) -> O
         .min()?;
     let first = closed_in_front(first, targets, settings).max(from);
     let range = piece(first, all.last, settings.job_bytes_max, targets, &bytes);
-    let output_run = targets.first().map(|run| run.id);
+    let output_run = targets.last().map(|run| run.id);
     Some(Plan::new(levels, range, levels.runs(), BOTTOM, output_run))
 }
 
@@ -132,7 +170,7 @@ fn plan(
     range: TokenRange,
     output: u8,
 ) -> Option<Plan> {
-    let output_run = targets.first().map(|run| run.id);
+    let output_run = targets.last().map(|run| run.id);
     let runs = sources.iter().chain(targets);
     Some(Plan::new(levels, range, runs, output, output_run))
 }

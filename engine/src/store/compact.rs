@@ -8,7 +8,7 @@ use torc_env::{Disk, Env, Instant, JobClass, Token, TreeId, WallTime};
 
 use super::Inner;
 use super::tables::changes_of;
-use crate::compaction::{Plan, Settings, pick, pick_full, pick_purge};
+use crate::compaction::{Plan, pick, pick_dead, pick_full, pick_purge};
 use crate::error::{JobError, WriteError};
 use crate::jobs::{CompactJob, CompactOutput};
 use crate::purge::PurgeRule;
@@ -104,37 +104,46 @@ impl<E: Env> Inner<E> {
     }
 
     /// The most urgent compaction of the next tree that needs one, in turn, so that a busy tree does
-    /// not keep the others from theirs; when none does, one that forgets what may be purged. A tree
-    /// with known damage waits until that is cut out.
+    /// not keep the others from theirs. Before them, tables of which nothing is needed any more; when there is
+    /// nothing else, one that forgets what may be purged. A tree with known damage waits until that is
+    /// cut out.
     fn pick_compaction(&self) -> Option<(TreeId, Plan)> {
-        let settings = Settings::from(&self.options);
         let tables = self.tables.borrow();
         let mut trees = tables.tree_ids();
         let last = self.compacted_last.get();
         let next = trees.partition_point(|tree| Some(*tree) <= last);
         trees.rotate_left(next);
         trees.retain(|tree| !self.damages.is_in(*tree));
-        let due = trees.iter().find_map(|tree| {
-            let levels = tables.tree(*tree)?;
-            Some((*tree, pick(&levels.levels, &settings)?))
-        });
         let now_ms = self.clock.now_ms(&self.env);
-        due.or_else(|| {
-            trees.iter().find_map(|tree| {
-                let levels = tables.tree(*tree)?;
-                let floors = tables.purge_floors(*tree);
-                let plan = pick_purge(&levels.levels, &settings, &floors, now_ms)?;
-                Some((*tree, plan))
-            })
-        })
+        let first = |pick: &dyn Fn(TreeId) -> Option<Plan>| {
+            trees.iter().find_map(|tree| Some((*tree, pick(*tree)?)))
+        };
+        let dead = |tree| {
+            let levels = tables.tree(tree)?;
+            pick_dead(&levels.levels, &tables.purge_floors(tree), now_ms)
+        };
+        let due = |tree| {
+            let settings = tables.settings(&self.options, tree)?;
+            pick(&tables.tree(tree)?.levels, &settings)
+        };
+        let purge = |tree| {
+            let settings = tables.settings(&self.options, tree)?;
+            let floors = tables.purge_floors(tree);
+            pick_purge(&tables.tree(tree)?.levels, &settings, &floors, now_ms)
+        };
+        first(&dead)
+            .or_else(|| first(&due))
+            .or_else(|| first(&purge))
     }
 
     /// See [`super::Store::compact`].
     pub(super) async fn compact_all(&self) -> Result<(), WriteError> {
         self.check_open()?;
-        let settings = Settings::from(&self.options);
         let trees = self.tables.borrow().tree_ids();
         for tree in trees {
+            let Some(settings) = self.tables.borrow().settings(&self.options, tree) else {
+                continue;
+            };
             let mut from = Token(0);
             loop {
                 let _turn = self.compacting.take().await;
@@ -162,7 +171,7 @@ impl<E: Env> Inner<E> {
     }
 
     async fn compact_piece(&self, tree: TreeId, plan: &Plan) -> Result<(), Failure> {
-        if !self.has_room_for(plan).await {
+        if !plan.is_drop && !self.has_room_for(plan).await {
             return Err(Failure::NoSpace);
         }
         let output = match self.merge_tables(tree, plan).await {
@@ -199,6 +208,7 @@ impl<E: Env> Inner<E> {
         let gone = self.tables.borrow_mut().apply(tree, &edit, opened);
         self.count(|counts| {
             counts.compactions += 1;
+            counts.dropped_tables += u64::from(plan.is_drop);
             counts.purged += output.purged;
             counts.compacted_bytes += output.tables.iter().map(|info| info.bytes).sum::<u64>();
         });
@@ -208,6 +218,15 @@ impl<E: Env> Inner<E> {
     }
 
     async fn merge_tables(&self, tree: TreeId, plan: &Plan) -> Result<CompactOutput, JobError> {
+        if plan.is_drop {
+            let tables = plan.inputs.iter().flat_map(|input| &input.tables);
+            return Ok(CompactOutput {
+                tables: Vec::new(),
+                merged: 0,
+                superseded: 0,
+                purged: tables.map(|table| table.info.entries).sum(),
+            });
+        }
         let job = self.merge_job(tree, plan);
         self.env.background(JobClass::Compaction, job).await
     }

@@ -15,7 +15,6 @@ use super::supply::{Live, Supply};
 use super::tables::Tables;
 use super::{Health, Inner, Store};
 use crate::cache::RecordCache;
-use crate::compaction::Settings;
 use crate::error::OpenError;
 use crate::frame::Mark;
 use crate::le::len64;
@@ -71,10 +70,7 @@ pub(super) async fn open<E: Env>(
     files.check_listed(&state, &wal_dir, &tables_dir)?;
 
     let next_file_id = files.tables.keys().map(|id| id + 1).max().unwrap_or(1);
-    let mut tables = Tables::new(
-        Settings::from(&options),
-        next_file_id.max(state.file_id_floor),
-    );
+    let mut tables = Tables::new(next_file_id.max(state.file_id_floor));
     let loaded = load_tables(disk, &tables_dir, &state, &mut tables).await?;
     let seqno = loaded.seqno;
     let mut memory = Memory::new(

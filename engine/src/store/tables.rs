@@ -7,9 +7,10 @@ use std::rc::Rc;
 use torc_env::{Disk, TokenRange, TreeId};
 
 use super::Inner;
-use crate::compaction::{Settings, debt_bytes};
+use crate::compaction::{Settings, Strategy, debt_bytes};
 use crate::levels::{Edit, Levels, TableRef};
 use crate::manifest::{Change, Listed};
+use crate::options::Options;
 use crate::purge::PurgeFloors;
 use crate::stats::Stats;
 use crate::table::{Table, table_path};
@@ -33,7 +34,7 @@ impl<D: Disk> Tree<D> {
 pub(super) struct Tables<D: Disk> {
     trees: BTreeMap<TreeId, Rc<Tree<D>>>,
     floors: BTreeMap<TreeId, PurgeFloors>,
-    settings: Settings,
+    strategies: BTreeMap<TreeId, Strategy>,
     /// Counts the flushes that were applied, and the drops: what was read before one of them may
     /// no longer be the newest.
     generation: u64,
@@ -41,11 +42,11 @@ pub(super) struct Tables<D: Disk> {
 }
 
 impl<D: Disk> Tables<D> {
-    pub(super) fn new(settings: Settings, next_file_id: u64) -> Self {
+    pub(super) fn new(next_file_id: u64) -> Self {
         Self {
             trees: BTreeMap::new(),
             floors: BTreeMap::new(),
-            settings,
+            strategies: BTreeMap::new(),
             generation: 0,
             next_file_id,
         }
@@ -124,6 +125,7 @@ impl<D: Disk> Tables<D> {
     /// Forgets a tree; returns its files.
     pub(super) fn drop_tree(&mut self, tree: TreeId) -> Vec<u64> {
         self.floors.remove(&tree);
+        self.strategies.remove(&tree);
         self.generation += 1;
         match self.trees.remove(&tree) {
             Some(tree) => tree.open.keys().copied().collect(),
@@ -139,6 +141,17 @@ impl<D: Disk> Tables<D> {
         self.floors.get(&tree).cloned().unwrap_or_default()
     }
 
+    /// Says how a tree is compacted; true when that is news.
+    pub(super) fn set_strategy(&mut self, tree: TreeId, strategy: Strategy) -> bool {
+        self.strategies.insert(tree, strategy) != Some(strategy)
+    }
+
+    /// How to compact a tree; `None` when nobody has said so yet and it is to wait for that.
+    pub(super) fn settings(&self, options: &Options, tree: TreeId) -> Option<Settings> {
+        let strategy = self.strategies.get(&tree).copied().or(options.strategy)?;
+        Some(Settings::new(options, strategy))
+    }
+
     /// Runs on level 0 of the tree that has the most.
     pub(super) fn level0_runs(&self) -> usize {
         let trees = self.trees.values();
@@ -148,15 +161,19 @@ impl<D: Disk> Tables<D> {
             .unwrap_or(0)
     }
 
-    pub(super) fn add_stats(&self, stats: &mut Stats) {
-        for tree in self.trees.values() {
+    pub(super) fn add_stats(&self, options: &Options, stats: &mut Stats) {
+        for (id, tree) in &self.trees {
             stats.trees += 1;
             stats.tables += tree.open.len();
             for table in tree.open.values() {
                 stats.table_memory_bytes += table.memory_bytes();
                 stats.table_bytes += table.info().bytes;
             }
-            stats.compaction_debt_bytes += debt_bytes(&tree.levels, &self.settings);
+            if let Some(settings) = self.settings(options, *id) {
+                stats.compaction_debt_bytes += debt_bytes(&tree.levels, &settings);
+            }
+            stats.runs_max = stats.runs_max.max(tree.levels.runs().len());
+            stats.live_bytes += tree.levels.tables().map(TableRef::bytes).sum::<u64>();
         }
         stats.level0_runs = self.level0_runs();
         stats.purge_floors = self.floors.len();

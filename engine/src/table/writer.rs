@@ -267,7 +267,7 @@ impl<D: Disk> TableWriter<D> {
                 let none_yet = info.tombstones + info.expiring == 0;
                 info.purgeable_stamps.include(row.stamp, none_yet);
             }
-            if row.expires_at_ms != 0 {
+            if row.expires_at_ms != 0 && !is_tombstone {
                 info.expiries_ms
                     .include(row.expires_at_ms, info.expiring == 0);
                 info.expiring += 1;

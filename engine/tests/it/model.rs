@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use torc_engine::{Fsync, Kind, Options, Record, Store};
 use torc_env::Token;
 
+use crate::compaction::EVERY_STRATEGY;
 use crate::support::{TREE, get, options, put, scan_all, submit, tombstone, value};
 
 #[derive(Clone, Debug)]
@@ -20,6 +21,7 @@ enum Op {
     Compact,
     Reopen,
     DropTree,
+    Compaction(usize),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -34,6 +36,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => Just(Op::Compact),
         2 => Just(Op::Reopen),
         1 => Just(Op::DropTree),
+        2 => (0..EVERY_STRATEGY.len()).prop_map(Op::Compaction),
     ]
 }
 
@@ -107,6 +110,7 @@ proptest! {
                         assert!(!recovery.amnesia);
                         store = opened;
                     }
+                    Op::Compaction(number) => store.set_strategy(TREE, EVERY_STRATEGY[number]),
                     Op::DropTree => {
                         store.drop_tree(TREE).await.unwrap();
                         model.clear();

@@ -62,3 +62,11 @@ fn a_record_shown_before_it_is_durable_is_found() {
         crate::store::an_update_is_decided_on_pending_records_that_reads_do_not_see,
     );
 }
+
+#[test]
+fn newer_runs_that_sink_below_older_ones_are_found() {
+    must_find(
+        "sink_below_older_runs",
+        crate::compaction::runs_of_the_open_window_do_not_sink_below_those_of_one_that_has_passed,
+    );
+}

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use torc_engine::compaction::Strategy;
 use torc_engine::{
     Decision, Fsync, Options, PurgeFloors, Record, ScanFrom, ScanLimits, Store, WriteError,
 };
@@ -407,6 +408,66 @@ fn expired_records_are_purged_below_the_floor() {
         env.sleep(Duration::from_millis(20)).await;
         store.compact().await.unwrap();
         assert_eq!(scan_all(&store, 10).await, []);
+    });
+}
+
+#[test]
+fn expired_tables_of_a_fifo_tree_go_unread_once_they_lie_below_the_floor() {
+    torc_sim::run(13, |env| async move {
+        let (store, _) = Store::open(env.clone(), options()).await.unwrap();
+        store.set_strategy(TREE, Strategy::Fifo);
+        let write = |number: u64, stamp| {
+            let record = Record {
+                expires_at_ms: env.wall().millis() + 1000,
+                ..value(vec![1; 100], stamp)
+            };
+            put(&store, number.to_le_bytes(), record)
+        };
+        for number in 0..100 {
+            write(number, 1).await.unwrap();
+        }
+        store.flush().await.unwrap();
+        env.sleep(Duration::from_secs(2)).await;
+        write(7, 2).await.unwrap();
+        store.flush().await.unwrap();
+        let dropped = || store.stats().counts.dropped_tables;
+        assert_eq!((dropped(), scan_all(&store, 10).await.len()), (0, 100));
+
+        store.set_purge_floors(TREE, PurgeFloors::everywhere(2));
+        for _ in 0..10 {
+            env.give_way().await;
+        }
+        env.sleep(Duration::from_secs(2)).await;
+        assert_eq!((dropped(), store.stats().tables), (1, 1));
+        assert_eq!(store.stats().counts.compacted_bytes, 0);
+        let left = scan_all(&store, 10).await;
+        assert_eq!(left.len(), 1, "what was written again is there");
+        store.close().await.unwrap();
+        let (store, _) = Store::open(env, options()).await.unwrap();
+        assert_eq!(scan_all(&store, 10).await, left);
+    });
+}
+
+#[test]
+fn a_tree_whose_strategy_is_not_known_yet_is_left_alone() {
+    torc_sim::run(14, |env| async move {
+        let options = Options {
+            strategy: None,
+            ..options()
+        };
+        let (store, _) = Store::open(env.clone(), options).await.unwrap();
+        for number in 0..8u64 {
+            put(&store, number.to_le_bytes(), value("v", 1))
+                .await
+                .unwrap();
+            store.flush().await.unwrap();
+        }
+        store.compact().await.unwrap();
+        assert_eq!(store.stats().level0_runs, 8);
+        store.set_strategy(TREE, Strategy::Leveled);
+        env.sleep(Duration::from_secs(2)).await;
+        assert!(store.stats().level0_runs < 4);
+        assert_eq!(scan_all(&store, 10).await.len(), 8);
     });
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use torc_cluster::keyspace::{Conflict, Keyspace, Mode};
+use torc_cluster::keyspace::{Compaction, Conflict, Keyspace, Mode};
 use torc_cluster::membership::{ChangeError, Standing, View};
 use torc_cluster::ring::MemberIndex;
 use torc_cluster::topology::{Epoch, Member};
@@ -354,7 +354,7 @@ fn find_keyspace<'a>(view: &'a View, name: &[u8]) -> Result<&'a Keyspace, Proble
 }
 
 fn keyspace_json(view: &View, keyspace: &Keyspace) -> Value {
-    json!({
+    let mut settings = json!({
         "name": keyspace.name,
         "id": keyspace.id.0,
         "n": keyspace.n,
@@ -368,7 +368,13 @@ fn keyspace_json(view: &View, keyspace: &Keyspace) -> Value {
             Conflict::Lww => "lww",
         },
         "ttl_default_seconds": keyspace.ttl_default_seconds,
-    })
+        "compaction": keyspace.compaction.name(),
+        "tombstone_grace_seconds": keyspace.tombstone_grace_seconds,
+    });
+    if let Compaction::TimeWindow { seconds } = keyspace.compaction {
+        settings["compaction_window_seconds"] = json!(seconds);
+    }
+    settings
 }
 
 async fn keyspace(
@@ -414,6 +420,7 @@ fn read_keyspace(bytes: bytes::BytesMut, mut keyspace: Keyspace) -> Result<Keysp
         return Ok(keyspace);
     }
     let unknown = |what: &str, values: &str| body::JsonError(format!("{what} must be {values}"));
+    let (mut compaction, mut window_seconds) = (None, None);
     let (keyspace, _) = body::parse(bytes, |root| {
         for (name, node) in root.members("the body")? {
             match name {
@@ -439,18 +446,55 @@ fn read_keyspace(bytes: bytes::BytesMut, mut keyspace: Keyspace) -> Result<Keysp
                 "ttl_default_seconds" => {
                     keyspace.ttl_default_seconds = node.unsigned("ttl_default_seconds")?;
                 }
+                "tombstone_grace_seconds" => {
+                    let seconds = node.unsigned("tombstone_grace_seconds")?;
+                    keyspace.tombstone_grace_seconds = seconds;
+                }
+                "compaction" => compaction = Some(node.string("compaction")?.to_owned()),
+                "compaction_window_seconds" => {
+                    let seconds = node.unsigned("compaction_window_seconds")?;
+                    window_seconds = Some(u32::try_from(seconds).unwrap_or(u32::MAX));
+                }
                 "name" | "id" | "effective_n" => {}
                 other => {
                     return Err(body::JsonError(format!(
-                        "a keyspace has no setting {other:?} (n, mode, conflict, ttl_default_seconds)"
+                        "a keyspace has no setting {other:?} (n, mode, conflict, \
+                         ttl_default_seconds, compaction, compaction_window_seconds, \
+                         tombstone_grace_seconds)"
                     )));
                 }
             }
         }
+        keyspace.compaction = read_compaction(keyspace.compaction, compaction, window_seconds)?;
         Ok(keyspace)
     })
     .map_err(|error| Problem::bad_request(error.to_string()))?;
     Ok(keyspace)
+}
+
+/// The strategy named, or else the one there was; with the window given, or else the one there was.
+fn read_compaction(
+    before: Compaction,
+    name: Option<String>,
+    window_seconds: Option<u32>,
+) -> Result<Compaction, body::JsonError> {
+    let known = match name {
+        None => before,
+        Some(name) => Compaction::from_name(&name).ok_or_else(|| {
+            let names = Compaction::NAMES.join(", ");
+            body::JsonError(format!("compaction must be one of {names}"))
+        })?,
+    };
+    match (known, before, window_seconds) {
+        (Compaction::TimeWindow { .. }, _, Some(seconds))
+        | (Compaction::TimeWindow { .. }, Compaction::TimeWindow { seconds }, None) => {
+            Ok(Compaction::TimeWindow { seconds })
+        }
+        (known, _, None) => Ok(known),
+        (_, _, Some(_)) => Err(body::JsonError(
+            "compaction_window_seconds is a setting of compaction \"time_window\"".into(),
+        )),
+    }
 }
 
 fn change_problem(error: ChangeError) -> Problem {

@@ -553,7 +553,32 @@ fn operators_see_status_ring_metrics_and_keyspaces() {
     }
     let read = node.http("GET", "/v1/keyspaces/users/keys/a", &[], b"");
     assert_eq!(read.status, 200, "the last write wins");
+    let body = br#"{"compaction":"fifo","ttl_default_seconds":60,"tombstone_grace_seconds":5}"#;
+    let altered = node.http("PUT", "/admin/keyspaces/users", &[JSON], body);
+    assert_eq!(altered.status, 200, "{altered:?}");
+    let body = br#"{"compaction":"time_window","compaction_window_seconds":600}"#;
+    let altered = node.http("PUT", "/admin/keyspaces/users", &[JSON], body);
+    let now = node.http("GET", "/admin/keyspaces/users", &[], b"").json();
+    assert_eq!(altered.json(), now);
+    let expected = json!({
+        "name": "users", "id": 2, "n": 1, "effective_n": 1, "mode": "eventual", "conflict": "lww",
+        "ttl_default_seconds": 60, "compaction": "time_window", "compaction_window_seconds": 600,
+        "tombstone_grace_seconds": 5,
+    });
+    assert_eq!(now, expected, "what is not named stays as it was");
+    let same = node.http("PUT", "/admin/keyspaces/users", &[JSON], &altered.body);
+    assert_eq!(same.json(), now, "an answer can be put back");
+    for fixed in ["{\"conflict\":\"siblings\"}", "{\"n\":2}"] {
+        let answer = node.http("PUT", "/admin/keyspaces/users", &[JSON], fixed.as_bytes());
+        assert_eq!(answer.status, 409, "{fixed}");
+        let message = answer.json()["error"]["message"].to_string();
+        assert!(message.contains("cannot be altered"), "{message}");
+    }
     for bad in [
+        "{\"compaction\":\"fifo\",\"ttl_default_seconds\":0}",
+        "{\"compaction\":\"hybrid\",\"compaction_window_seconds\":60}",
+        "{\"compaction_window_seconds\":59}",
+        "{\"compaction\":\"sometimes\"}",
         "{\"n\":0}",
         "{\"n\":300}",
         "{\"mode\":\"x\"}",

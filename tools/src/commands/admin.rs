@@ -1,7 +1,7 @@
 //! `torc status|ring|keyspace|node|repair|compact|scrub`: what an operator asks and orders.
 
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::endpoint::{Endpoint, Request, add_query};
 use crate::failure::Failure;
@@ -108,6 +108,18 @@ pub enum Keyspace {
         /// `siblings` or `lww`
         #[arg(long)]
         conflict: Option<String>,
+        /// Time to live of values written without one; 0 is for ever
+        #[arg(long, value_name = "SECONDS")]
+        ttl_default: Option<u64>,
+        /// `hybrid`, `leveled`, `size_tiered`, `fifo` or `time_window`
+        #[arg(long, value_name = "STRATEGY")]
+        compaction: Option<String>,
+        /// Width of a window of `time_window`
+        #[arg(long, value_name = "SECONDS")]
+        compaction_window: Option<u32>,
+        /// How long deletions are kept at least
+        #[arg(long, value_name = "SECONDS")]
+        tombstone_grace: Option<u64>,
         #[command(flatten)]
         common: Common,
     },
@@ -130,10 +142,17 @@ pub fn keyspace(command: &Keyspace) -> Result<(), Failure> {
                 return Ok(());
             }
             let rows = document.get("keyspaces").and_then(Value::as_array);
-            print_table(
-                &["name", "n", "mode", "conflict"],
-                rows.map_or(&[][..], Vec::as_slice),
-            );
+            let columns = [
+                "name",
+                "n",
+                "mode",
+                "conflict",
+                "ttl_default_seconds",
+                "compaction",
+                "compaction_window_seconds",
+                "tombstone_grace_seconds",
+            ];
+            print_table(&columns, rows.map_or(&[][..], Vec::as_slice));
             Ok(())
         }
         Keyspace::Set {
@@ -141,17 +160,28 @@ pub fn keyspace(command: &Keyspace) -> Result<(), Failure> {
             n,
             mode,
             conflict,
+            ttl_default,
+            compaction,
+            compaction_window,
+            tombstone_grace,
             common,
         } => {
-            let mut body = json!({});
-            for (field, value) in [("mode", mode), ("conflict", conflict)] {
-                if let Some(value) = value {
-                    body[field] = json!(value);
-                }
-            }
-            if let Some(n) = n {
-                body["n"] = json!(n);
-            }
+            let given = [
+                ("n", n.map(Value::from)),
+                ("mode", mode.clone().map(Value::from)),
+                ("conflict", conflict.clone().map(Value::from)),
+                ("ttl_default_seconds", ttl_default.map(Value::from)),
+                ("compaction", compaction.clone().map(Value::from)),
+                (
+                    "compaction_window_seconds",
+                    compaction_window.map(Value::from),
+                ),
+                ("tombstone_grace_seconds", tombstone_grace.map(Value::from)),
+            ];
+            let given = given
+                .into_iter()
+                .filter_map(|(name, value)| Some((name, value?)));
+            let body = Value::from_iter(given);
             order(
                 common,
                 "PUT",
