@@ -145,7 +145,13 @@ fn interrupts(before: &Host, after: &Host, layout: &Layout) -> Vec<Proof> {
             if shards.is_empty() {
                 continue;
             }
-            let planned = queue.cpus.and(&layout.shard_cpus());
+            // A managed interrupt arrives on whichever of its queue's CPUs the kernel chose. Whether the
+            // asking shard gets its answer on its own CPU, the completions tell.
+            let interrupt_of = queue.interrupt.and_then(|number| after.interrupt(number));
+            let planned = match interrupt_of {
+                Some(irq) if irq.is_kept_by_kernel() => queue.cpus.clone(),
+                _ => queue.cpus.and(&layout.shard_cpus()),
+            };
             let what = format!("{} q{}", block.name, queue.index);
             proofs.extend(interrupt(
                 before,
@@ -157,14 +163,13 @@ fn interrupts(before: &Host, after: &Host, layout: &Layout) -> Vec<Proof> {
     }
     for nic in &after.nics {
         for queue in &nic.receive {
-            let owner = layout.owner(&nic.name, queue.index);
-            let planned = match owner {
-                Some(shard) => CpuSet::of(layout.shards[shard].cpu),
+            let shards = layout.owners(&nic.name, queue.index);
+            let planned = match shards.first() {
+                Some(shard) => CpuSet::of(layout.shards[*shard].cpu),
                 None if layout.isolates => near(after, &layout.housekeeping, nic.node),
                 None => after.usable(),
             };
             let what = format!("{} rx{}", nic.name, queue.index);
-            let shards = owner.into_iter().collect();
             proofs.extend(interrupt(
                 before,
                 after,

@@ -14,6 +14,8 @@ pub struct Queue {
     pub index: u32,
     /// Receive: CPUs to which software steers packets (RPS). Transmit: CPUs that send through it (XPS).
     pub cpus: CpuSet,
+    /// Receive: connections whose reader the kernel follows (RFS).
+    pub flows: Option<u64>,
     /// Its interrupt, where the driver's names tell.
     pub interrupt: Option<u32>,
 }
@@ -46,8 +48,6 @@ pub struct Nic {
     pub receive: Vec<Queue>,
     /// Transmit queues.
     pub transmit: Vec<Queue>,
-    /// Entries of all RFS tables of the card.
-    pub flow_entries: u64,
     /// Coalescing, where the driver tells.
     pub coalescing: Option<Coalescing>,
     /// Queues in use and at most, in the driver's words.
@@ -94,7 +94,6 @@ fn read_one(kernel: &impl Kernel, name: &str, interrupts: &[Interrupt]) -> Nic {
     let own = own_interrupts(kernel, name, interrupts);
     let mut receive = Vec::new();
     let mut transmit = Vec::new();
-    let mut flow_entries = 0;
     for queue in kernel
         .list(&format!("{directory}/queues"))
         .unwrap_or_default()
@@ -108,12 +107,12 @@ fn read_one(kernel: &impl Kernel, name: &str, interrupts: &[Interrupt]) -> Nic {
             continue;
         };
         let cpus = kernel.text(&format!("{directory}/queues/{queue}/{file}"));
-        flow_entries += number(&format!("queues/{queue}/rps_flow_cnt")).unwrap_or(0);
         list.push(Queue {
             index,
             cpus: cpus
                 .and_then(|mask| CpuSet::parse_mask(&mask).ok())
                 .unwrap_or_default(),
+            flows: number(&format!("queues/{queue}/rps_flow_cnt")),
             interrupt: own
                 .iter()
                 .find(|irq| serves(irq, sort, index))
@@ -132,7 +131,6 @@ fn read_one(kernel: &impl Kernel, name: &str, interrupts: &[Interrupt]) -> Nic {
         speed_mbps: number("speed"),
         receive,
         transmit,
-        flow_entries,
         coalescing: usecs("rx-usecs").map(|receive_us| Coalescing {
             adaptive: usecs("adaptive-rx").unwrap_or(0) != 0,
             receive_us,

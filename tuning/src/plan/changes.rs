@@ -4,7 +4,7 @@
 use super::{Layout, Profile, network};
 use crate::change::{Change, Disturbed, Risk, Syntax, Target};
 use crate::cpuset::CpuSet;
-use crate::host::{Block, Host};
+use crate::host::{Block, Host, Nic};
 
 pub(super) struct Wishes(Vec<Change>);
 
@@ -59,13 +59,13 @@ pub(super) fn wishes(
                 .into(),
         );
     } else {
-        for nic in host
-            .nics
-            .iter()
-            .filter(|nic| nic.state.as_deref() != Some("down"))
-        {
+        let up = |nic: &&Nic| nic.state.as_deref() != Some("down");
+        for nic in host.nics.iter().filter(up) {
             network::wishes(&mut wishes, host, nic, profile, layout);
             notes.extend(network::unowned_queues(nic, layout));
+        }
+        if host.nics.iter().any(|nic| up(&nic)) && layout.shards.len() > 1 {
+            network::followed(&mut wishes, host.settings.flow_entries);
         }
         if layout.isolates {
             strays(&mut wishes, host, layout);
@@ -98,9 +98,11 @@ fn storage(wishes: &mut Wishes, host: &Host, block: &Block, profile: Profile) {
         reason,
         risk: Risk::Low,
     };
+    // A queue of one CPU completes there anyhow.
+    let is_shared = block.queues.iter().any(|queue| queue.cpus.len() > 1);
     let affinity = number(
         "rq_affinity",
-        block.completion_affinity,
+        block.completion_affinity.filter(|_| is_shared),
         2,
         "completes on the shard that asked, not on the CPU that took the interrupt",
     );

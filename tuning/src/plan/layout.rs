@@ -6,8 +6,9 @@
 //! cores of a hybrid processor do; else the core of the boot CPU, which the kernel keeps for time, then
 //! cores of the network card's node. (4) The others carry shards, spread so that as many as possible have
 //! a storage queue of their own; a queue's CPUs are the kernel's choice and are taken as they are. A
-//! shared host gives half of them, those near the card first. (5) A shard takes network queue `i` when
-//! there are enough queues for all shards; with fewer, the housekeeping cores take them.
+//! shared host gives half of them, those near the card first, then those near a disk. (5) Network queue
+//! `i` is shard `i`'s when there are enough queues for all shards, core `i`'s when there are enough for
+//! their cores; with fewer, and on a shared host, queues have no shard.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Profile;
 use crate::cpuset::CpuSet;
-use crate::host::{CoreKind, Host};
+use crate::host::{CoreKind, Host, Nic};
 use crate::render::counted;
 
 /// Largest host on which nothing is set aside.
@@ -73,10 +74,11 @@ impl Layout {
         inside.map(|(shard, _)| shard).collect()
     }
 
-    /// The shard that has this receive queue of a network card.
-    pub fn owner(&self, nic: &str, queue: u32) -> Option<usize> {
-        let mut places = self.shards.iter();
-        places.position(|place| place.network.get(nic) == Some(&queue))
+    /// The shards that have this queue of a network card; its interrupts go to the first of them.
+    pub fn owners(&self, nic: &str, queue: u32) -> Vec<usize> {
+        let places = self.shards.iter().enumerate();
+        let owners = places.filter(|(_, place)| place.network.get(nic) == Some(&queue));
+        owners.map(|(shard, _)| shard).collect()
     }
 
     /// What `cpu` does.
@@ -118,8 +120,14 @@ pub(super) fn lay_out(host: &Host, profile: Profile) -> Layout {
     if profile == Profile::Shared {
         wanted = wanted.div_ceil(2);
         let near = near(host);
-        // Stable: the card's node first, so that the others' half is whole nodes where it can be.
-        candidates.sort_by_key(|cpu| near.is_some() && node_of(host, *cpu) != near);
+        let is_far = |node: Option<u32>| near.is_some() && node != near;
+        let has_disk = |node: Option<u32>| host.blocks.iter().any(|block| block.node == node);
+        // Stable: the card's node first, then the disks', so that the others' half is whole nodes where
+        // it can be.
+        candidates.sort_by_key(|cpu| {
+            let node = node_of(host, *cpu);
+            (is_far(node), !has_disk(node))
+        });
     }
     let chosen = spread_over_queues(host, candidates, wanted);
     let shard_cpus: CpuSet = chosen.iter().copied().collect();
@@ -130,7 +138,7 @@ pub(super) fn lay_out(host: &Host, profile: Profile) -> Layout {
     };
     Layout {
         spare: usable.minus(&shard_cpus).minus(&housekeeping),
-        shards: place(host, chosen),
+        shards: place(host, profile, chosen),
         housekeeping,
         isolates: divided && profile != Profile::Shared,
     }
@@ -199,9 +207,23 @@ fn spread_over_queues(host: &Host, candidates: Vec<u32>, wanted: usize) -> Vec<u
     chosen
 }
 
-fn place(host: &Host, chosen: Vec<u32>) -> Vec<Place> {
+fn place(host: &Host, profile: Profile, chosen: Vec<u32>) -> Vec<Place> {
     let shards = chosen.len();
-    let places = chosen.into_iter().enumerate();
+    let carries = |core: &CpuSet| chosen.iter().any(|cpu| core.contains(*cpu));
+    let mut cores = host.cpus.cores();
+    cores.retain(carries);
+    let core_of = |cpu: u32| cores.iter().position(|core| core.contains(cpu));
+    // A queue for each shard, or one for each core.
+    let queue_of = |nic: &Nic, shard: usize, cpu: u32| {
+        let at = match nic.receive.len() {
+            _ if profile == Profile::Shared => None,
+            queues if queues >= shards => Some(shard),
+            queues if queues >= cores.len() => core_of(cpu),
+            _ => None,
+        };
+        Some(nic.receive.get(at?)?.index)
+    };
+    let places = chosen.iter().copied().enumerate();
     places
         .map(|(shard, cpu)| Place {
             cpu,
@@ -214,8 +236,7 @@ fn place(host: &Host, chosen: Vec<u32>) -> Vec<Place> {
             network: host
                 .nics
                 .iter()
-                .filter(|nic| nic.receive.len() >= shards)
-                .filter_map(|nic| Some((nic.name.clone(), nic.receive.get(shard)?.index)))
+                .filter_map(|nic| Some((nic.name.clone(), queue_of(nic, shard, cpu)?)))
                 .collect(),
         })
         .collect()
@@ -231,6 +252,16 @@ pub(super) fn notes(host: &Host, layout: &Layout) -> Vec<String> {
             } else {
                 "this host is shared"
             }
+        ));
+    }
+    let boot = host.cpus.online.first();
+    let on_boot = layout
+        .shards
+        .iter()
+        .position(|place| Some(place.cpu) == boot);
+    if let (true, Some(shard)) = (layout.isolates, on_boot) {
+        notes.push(format!(
+            "s{shard} is on the boot CPU, which keeps the time: its tick stays, and an idle fast core would cost more"
         ));
     }
     for block in &host.blocks {

@@ -2,11 +2,15 @@
 //! else's away from it.
 
 use super::changes::{Wish, Wishes, move_interrupt};
-use super::{Layout, Place, Profile};
+use super::{Layout, Profile};
 use crate::change::{Risk, Syntax, Target};
 use crate::cpuset::CpuSet;
 use crate::host::{Host, Nic, Queue};
 use crate::kernel::CALLS;
+
+/// Connections of a card whose readers the kernel follows: what its documentation advises for a busy
+/// server.
+const FLOWS: u64 = 32_768;
 
 pub(super) fn wishes(
     wishes: &mut Wishes,
@@ -51,11 +55,10 @@ pub(super) fn wishes(
 }
 
 fn receive(wishes: &mut Wishes, host: &Host, nic: &Nic, layout: &Layout) {
-    let has_own = nic.receive.len() >= layout.shards.len();
-    let (want, reason) = if has_own {
+    let (want, reason) = if owned_queues(nic, layout) > 0 {
         (
             CpuSet::new(),
-            "every shard has a queue: steering again in software costs an interrupt between CPUs",
+            "the card spreads packets over the shards: doing it once more costs an interrupt between CPUs",
         )
     } else {
         (
@@ -63,10 +66,9 @@ fn receive(wishes: &mut Wishes, host: &Host, nic: &Nic, layout: &Layout) {
             "fewer queues than shards: software spreads packets over the shards",
         )
     };
-    for (at, queue) in nic.receive.iter().enumerate() {
-        let owner = layout.shards.get(at).filter(|_| has_own);
-        let why_own = "packets of a shard wake it on its own core";
-        queue_interrupt(wishes, host, (nic, queue), layout, owner, why_own);
+    for queue in &nic.receive {
+        let why_own = "packets are handled by the shards, each core its part";
+        queue_interrupt(wishes, host, (nic, queue), layout, why_own);
         wishes.add(Wish {
             knob: format!("{} rx-{} steering", nic.name, queue.index),
             target: queue_file(nic, &format!("rx-{}/rps_cpus", queue.index)),
@@ -76,27 +78,58 @@ fn receive(wishes: &mut Wishes, host: &Host, nic: &Nic, layout: &Layout) {
             reason,
             risk: Risk::Low,
         });
+        if layout.shards.len() == 1 {
+            continue;
+        }
+        follow(
+            wishes,
+            format!("{} rx-{} flows", nic.name, queue.index),
+            queue_file(nic, &format!("rx-{}/rps_flow_cnt", queue.index)),
+            queue.flows,
+            (FLOWS / nic.receive.len() as u64).next_power_of_two(),
+        );
     }
+}
+
+/// Lets packets follow the thread that reads their connection (RFS): neither the card's hash nor the
+/// software's knows which shard that is.
+fn follow(wishes: &mut Wishes, knob: String, target: Target, now: Option<u64>, want: u64) {
+    wishes.add(Wish {
+        knob,
+        target,
+        syntax: Syntax::Number,
+        // More than that is as good.
+        now: now.filter(|now| *now < want).map(|now| now.to_string()),
+        want: want.to_string(),
+        reason: "packets go on to the shard that reads their connection: no hash knows which that is",
+        risk: Risk::Low,
+    });
+}
+
+/// The kernel's table of who reads which connection: all cards need it.
+pub(super) fn followed(wishes: &mut Wishes, now: Option<u64>) {
+    let name = "net/core/rps_sock_flow_entries";
+    let target = Target::File(format!("/proc/sys/{name}"));
+    follow(wishes, name.replace('/', "."), target, now, FLOWS);
 }
 
 fn transmit(wishes: &mut Wishes, host: &Host, nic: &Nic, layout: &Layout) {
     // Who sends through which queue can be said only where there are several.
-    let has_own = nic.transmit.len() >= layout.shards.len() && nic.transmit.len() > 1;
+    let owned = owned_queues(nic, layout);
+    let has_own = owned > 0 && nic.transmit.len() >= owned && nic.transmit.len() > 1;
     let others = host.usable().minus(&layout.shard_cpus());
-    for (at, queue) in nic.transmit.iter().enumerate() {
-        let owner = layout.shards.get(at).filter(|_| has_own);
+    for queue in &nic.transmit {
         let why_own = "a shard's sent packets complete on its own core";
-        queue_interrupt(wishes, host, (nic, queue), layout, owner, why_own);
-        let (want, reason) = match owner {
-            Some(place) => (
-                CpuSet::of(place.cpu),
-                "a queue of its own needs no lock with other senders",
-            ),
-            None if has_own && !others.is_empty() => (
-                others.clone(),
-                "CPUs without a shard send here, and not through the shards' queues",
-            ),
-            None => continue,
+        queue_interrupt(wishes, host, (nic, queue), layout, why_own);
+        let owners = cpus(layout, &layout.owners(&nic.name, queue.index));
+        let (want, reason) = if has_own && !owners.is_empty() {
+            let reason = "a queue of its own needs no lock with other senders";
+            (owners, reason)
+        } else if has_own && !others.is_empty() {
+            let reason = "CPUs without a shard send here, and not through the shards' queues";
+            (others.clone(), reason)
+        } else {
+            continue;
         };
         wishes.add(Wish {
             knob: format!("{} tx-{} senders", nic.name, queue.index),
@@ -110,17 +143,30 @@ fn transmit(wishes: &mut Wishes, host: &Host, nic: &Nic, layout: &Layout) {
     }
 }
 
+fn cpus(layout: &Layout, shards: &[usize]) -> CpuSet {
+    shards
+        .iter()
+        .map(|shard| layout.shards[*shard].cpu)
+        .collect()
+}
+
+fn owned_queues(nic: &Nic, layout: &Layout) -> usize {
+    let queues = nic.receive.iter();
+    queues
+        .filter(|queue| !layout.owners(&nic.name, queue.index).is_empty())
+        .count()
+}
+
 /// To the shard that owns the queue; else, where CPUs are set aside for it, to those near the card.
 fn queue_interrupt(
     wishes: &mut Wishes,
     host: &Host,
     (nic, queue): (&Nic, &Queue),
     layout: &Layout,
-    owner: Option<&Place>,
     why_own: &'static str,
 ) {
-    if let Some(place) = owner {
-        let own = CpuSet::of(place.cpu);
+    if let Some(shard) = layout.owners(&nic.name, queue.index).first() {
+        let own = CpuSet::of(layout.shards[*shard].cpu);
         move_interrupt(wishes, host, queue.interrupt, &own, why_own);
     } else if layout.isolates {
         let housekeeping = near(host, &layout.housekeeping, nic.node);
@@ -141,13 +187,31 @@ pub(crate) fn near(host: &Host, cpus: &CpuSet, node: Option<u32>) -> CpuSet {
     if near.is_empty() { cpus.clone() } else { near }
 }
 
-/// Packets go to any queue of the table that spreads them, so they miss the shards when it is wider.
+/// Packets go to any queue that the card spreads them over, so they miss the shards where it has more.
 pub(super) fn unowned_queues(nic: &Nic, layout: &Layout) -> Option<String> {
-    let shards = layout.shards.len();
-    let spread = nic.rss_queues.filter(|queues| *queues > shards)?;
+    let owned = owned_queues(nic, layout);
+    let spread = nic.rss_queues.unwrap_or(nic.receive.len());
+    if owned == 0 || spread <= owned {
+        return None;
+    }
+    let what = if nic.driver.as_deref() == Some("virtio_net") {
+        "the hypervisor answers on the queue pair through which a connection sent last, so that it \
+         comes to its shard"
+            .into()
+    } else if nic.rss_queues.is_some() {
+        format!(
+            "`ethtool -X {} equal {owned}` keeps them there (not done here: it moves connections from \
+             queue to queue)",
+            nic.name
+        )
+    } else {
+        format!(
+            "`ethtool -L {} combined {owned}` leaves these (not done here: the link goes down for it)",
+            nic.name
+        )
+    };
     Some(format!(
-        "{0}: packets are spread over {spread} queues and {shards} of them are the shards'; \
-         `ethtool -X {0} equal {shards}` keeps them there (not done here: it moves connections from queue to queue)",
+        "{}: packets are spread over {spread} queues and {owned} of them are the shards'; {what}",
         nic.name
     ))
 }

@@ -89,7 +89,12 @@ pub fn map(host: &Host, layout: Option<&Layout>) -> String {
         let cells = block.queues.iter().map(|queue| {
             let shards = layout.map(|layout| layout.shards_on(&queue.cpus));
             let shards = shard_names(&shards.unwrap_or_default());
-            format!("q{}:{} {shards}", queue.index, queue.cpus)
+            let irq = queue.interrupt.and_then(|number| host.interrupt(number));
+            let one = irq
+                .map(Interrupt::lands_on)
+                .filter(|cpus| **cpus != queue.cpus);
+            let now = one.map_or_else(String::new, |cpus| format!(">{cpus}"));
+            format!("q{}:{}{now} {shards}", queue.index, queue.cpus)
         });
         grid(&mut out, cells.collect());
     }
@@ -99,16 +104,18 @@ pub fn map(host: &Host, layout: Option<&Layout>) -> String {
         let cells = nic.receive.iter().map(|queue| {
             let irq = queue.interrupt.and_then(|number| host.interrupt(number));
             let cpus = irq.map_or_else(|| "?".into(), |irq| irq.lands_on().to_string());
-            let owner = layout.and_then(|layout| layout.owner(&nic.name, queue.index));
-            let owner = shard_names(owner.as_slice());
-            format!("rx{}:{cpus} {owner}", queue.index)
+            let owners = layout.map(|layout| layout.owners(&nic.name, queue.index));
+            let owners = shard_names(&owners.unwrap_or_default());
+            format!("rx{}:{cpus} {owners}", queue.index)
         });
         grid(&mut out, cells.collect());
     }
     if layout.is_some() {
         out.push_str("sN shard, hk housekeeping, -- spare, e slow core\n");
     }
-    out.push_str("q0:1 a queue and its CPUs, rx0:1 a queue and the CPU that it interrupts now\n");
+    out.push_str(
+        "q0:1-2>1 a queue, its CPUs and the one that it interrupts now; rx0:1 a queue and that CPU\n",
+    );
     out
 }
 

@@ -98,14 +98,12 @@ fn row(run: &[&Change]) -> [String; 4] {
     let want = if run.iter().all(|change| change.want == first.want) {
         shown(first, &first.want)
     } else {
-        let cpus = run.iter().filter_map(|change| match change.syntax {
-            Syntax::Mask => CpuSet::parse_mask(&change.want).ok(),
-            _ => CpuSet::parse_list(&change.want).ok(),
-        });
-        format!(
-            "{}, one each",
-            cpus.fold(CpuSet::new(), |all, cpus| all.or(&cpus))
-        )
+        let cpus = run.iter().filter_map(|change| wanted_cpus(change));
+        let all = cpus.fold(CpuSet::new(), |all, cpus| all.or(&cpus));
+        match all.len() / run.len() {
+            1 => format!("{all}, one each"),
+            count => format!("{all}, {count} each"),
+        }
     };
     [
         series(&first.knob, &last.knob),
@@ -123,20 +121,24 @@ pub(super) fn series(first: &str, last: &str) -> String {
     }
 }
 
-/// Whether a single line can say both: numbered one up, from one value to one value, or to one CPU each.
+/// Whether a single line can say both: numbered one up, from one value to one value, or to as many CPUs
+/// each.
 fn continues(a: &Change, b: &Change) -> bool {
     let numbered = differing_number(&a.knob, &b.knob).is_some_and(|(_, a, b, _)| b == a + 1);
     let same_kind = a.syntax == b.syntax && a.now == b.now && a.at_most == b.at_most;
-    numbered && same_kind && (a.want == b.want || (is_one_cpu(a) && is_one_cpu(b)))
+    let as_many_each = || match (wanted_cpus(a), wanted_cpus(b)) {
+        (Some(a), Some(b)) => a.len() == b.len() && a.and(&b).is_empty(),
+        _ => false,
+    };
+    numbered && same_kind && (a.want == b.want || as_many_each())
 }
 
-fn is_one_cpu(change: &Change) -> bool {
-    let cpus = match change.syntax {
-        Syntax::Mask => CpuSet::parse_mask(&change.want),
-        Syntax::List => CpuSet::parse_list(&change.want),
-        Syntax::Word | Syntax::Number | Syntax::Bracketed => return false,
-    };
-    cpus.is_ok_and(|cpus| cpus.len() == 1)
+fn wanted_cpus(change: &Change) -> Option<CpuSet> {
+    match change.syntax {
+        Syntax::Mask => CpuSet::parse_mask(&change.want).ok(),
+        Syntax::List => CpuSet::parse_list(&change.want).ok(),
+        Syntax::Word | Syntax::Number | Syntax::Bracketed => None,
+    }
 }
 
 /// For names that differ in one number only: what stands before it, both numbers, and what stands

@@ -2,16 +2,19 @@
 
 use super::line;
 use super::map::{device, groups, role_name};
-use crate::host::Host;
+use crate::cpuset::CpuSet;
+use crate::host::{CoreKind, HardwareQueue, Host};
 use crate::plan::{Layout, Role, near};
 
-const CELL: usize = 72;
+const CELL: usize = 88;
+/// Letters that fit into a cell.
+const LETTERS: usize = 12;
 const GAP: usize = 6;
 const CORES_A_LINE: usize = 16;
 const WIDTH: usize = 3 * GAP + CORES_A_LINE * (CELL + GAP);
 
-/// A queue's name and the CPU that it serves.
-type Served = (String, Option<u32>);
+/// A queue's name and the CPUs that it serves.
+type Served = (String, CpuSet);
 
 fn colour(layout: Option<&Layout>, cpu: u32) -> &'static str {
     match layout.and_then(|layout| layout.role(cpu)) {
@@ -26,6 +29,14 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
+}
+
+/// Cuts what is too long for a cell.
+fn fit(words: String) -> String {
+    if words.chars().count() <= LETTERS {
+        return words;
+    }
+    words.chars().take(LETTERS - 1).chain(['…']).collect()
 }
 
 /// Draws the host: a box for each socket, node and cache, a cell for each hardware thread, and a
@@ -64,7 +75,11 @@ pub fn svg(host: &Host, layout: Option<&Layout>) -> String {
             for (at, core) in row.iter().enumerate() {
                 let x = 2 * GAP + at * (CELL + GAP);
                 for (thread, cpu) in core.iter().enumerate() {
-                    let words = format!("{} {}", cpu.id, role_name(layout, cpu.id));
+                    let slow = match cpu.kind {
+                        CoreKind::Efficiency => " slow",
+                        _ => "",
+                    };
+                    let words = format!("{} {}{slow}", cpu.id, role_name(layout, cpu.id));
                     cell(
                         &mut body,
                         x,
@@ -83,38 +98,52 @@ pub fn svg(host: &Host, layout: Option<&Layout>) -> String {
         let mut title = String::new();
         let interrupts = block.queues.iter().map(|queue| queue.interrupt);
         device(&mut title, host, (&block.name, block.node), interrupts);
-        // The shard that owns the queue, else any CPU of it.
-        let cpu_of = |queue: &crate::host::HardwareQueue| {
+        // The shards that use it, else all CPUs that may.
+        let served = |queue: &HardwareQueue| {
             let shards = layout.map(Layout::shard_cpus).unwrap_or_default();
-            shards.and(&queue.cpus).first().or(queue.cpus.first())
+            let shards = shards.and(&queue.cpus);
+            if shards.is_empty() {
+                queue.cpus.clone()
+            } else {
+                shards
+            }
         };
         let queues = block.queues.iter();
-        let queues = queues.map(|queue| (format!("q{}", queue.index), cpu_of(queue)));
+        let queues = queues.map(|queue| (format!("q{}", queue.index), served(queue)));
         devices.push((title, queues.collect()));
     }
     for nic in &host.nics {
         let mut title = String::new();
         let interrupts = nic.receive.iter().map(|queue| queue.interrupt);
         device(&mut title, host, (&nic.name, nic.node), interrupts);
-        let owner = |index: u32| {
-            let layout = layout?;
-            match layout.owner(&nic.name, index) {
-                Some(shard) => Some(layout.shards[shard].cpu),
-                None => near(host, &layout.housekeeping, nic.node).first(),
+        let served = |index: u32| {
+            let Some(layout) = layout else {
+                return CpuSet::new();
+            };
+            let owners = layout.owners(&nic.name, index).into_iter();
+            let owners: CpuSet = owners.map(|shard| layout.shards[shard].cpu).collect();
+            if owners.is_empty() {
+                near(host, &layout.housekeeping, nic.node)
+            } else {
+                owners
             }
         };
         let queues = nic.receive.iter();
-        let queues = queues.map(|queue| (format!("rx{}", queue.index), owner(queue.index)));
+        let queues = queues.map(|queue| (format!("rx{}", queue.index), served(queue.index)));
         devices.push((title, queues.collect()));
     }
     for (title, queues) in devices {
         text(&mut body, GAP, y + 12, title.trim_end());
         y += 18;
         for row in queues.chunks(CORES_A_LINE) {
-            for (at, (queue, cpu)) in row.iter().enumerate() {
+            for (at, (queue, cpus)) in row.iter().enumerate() {
                 let x = 2 * GAP + at * (CELL + GAP);
-                let fill = cpu.map_or("#ffffff", |cpu| colour(layout, cpu));
-                let words = cpu.map_or_else(|| queue.clone(), |cpu| format!("{queue} → {cpu}"));
+                let fill = cpus.first().map_or("#ffffff", |cpu| colour(layout, cpu));
+                let words = if cpus.is_empty() {
+                    queue.clone()
+                } else {
+                    fit(format!("{queue} → {cpus}"))
+                };
                 cell(&mut body, x, y, 20, fill, &words);
             }
             y += 22 + GAP;
@@ -135,7 +164,7 @@ pub fn svg(host: &Host, layout: Option<&Layout>) -> String {
         &mut body,
         x,
         y + 14,
-        "q1 → 2: a queue and the CPU that it serves",
+        "q1 → 2: a queue and the CPUs that it serves",
     );
     y += 28;
     format!(

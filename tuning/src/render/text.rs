@@ -166,9 +166,10 @@ pub fn host(host: &Host) -> String {
             fact(
                 "",
                 format!(
-                    "rx {} RPS {} irq {}",
+                    "rx {} RPS {} RFS {} irq {}",
                     queue.index,
                     queue.cpus.to_mask(),
+                    or_unknown(queue.flows),
                     or_unknown(queue.interrupt)
                 ),
             );

@@ -85,6 +85,30 @@ fn a_queue_that_shards_share_is_proven_once_for_all_of_them() {
 }
 
 #[test]
+fn a_managed_interrupt_may_arrive_on_any_cpu_of_its_queue() {
+    let (before, layout) = machine("nvme-few-queues");
+    // The kernel chooses among 0-3 and 16-19: CPU 0 keeps house, 1-3 carry shards, 17 is spare.
+    let strays = |cpu: u32| {
+        let after = after(&before, "nvme0q1", &[(cpu, 10)]);
+        let proof = prove(&before, &after, &layout, &unseen());
+        let queue = of(&proof, "nvme0q1");
+        assert_eq!(queue.shards, [0, 1, 2]);
+        assert_eq!(queue.planned.to_string(), "0-3,16-19");
+        proof.has_strays()
+    };
+    assert!(!strays(0) && !strays(2) && !strays(17));
+    assert!(strays(4));
+}
+
+#[test]
+fn on_a_shared_host_the_cards_queues_go_where_they_like() {
+    let (before, _) = machine("one-socket-8-cores");
+    let layout = Plan::of(&before, Profile::Shared).layout;
+    let after = after(&before, "ice-eth0-TxRx-2", &[(7, 10)]);
+    assert!(!prove(&before, &after, &layout, &unseen()).has_strays());
+}
+
+#[test]
 fn completions_and_packets_are_held_to_the_shards_cpu() {
     let (host, layout) = machine("one-socket-8-cores");
     let landed = Landed {

@@ -552,6 +552,7 @@ fn settings(tree: &mut Tree, all: &CpuSet, nodes: u32) {
     .file("/proc/sys/vm/stat_interval", "1\n")
     .file("/proc/sys/net/core/somaxconn", "4096\n")
     .file("/proc/sys/net/ipv4/tcp_max_syn_backlog", "1024\n")
+    .file("/proc/sys/net/core/rps_sock_flow_entries", "0\n")
     .file("/proc/swaps", "Filename Type Size Used Priority\n")
     .file(
         "/sys/kernel/mm/transparent_hugepage/enabled",

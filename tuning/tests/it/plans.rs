@@ -31,6 +31,14 @@ fn golden(name: &str, text: &str) {
     );
 }
 
+/// What the plan wants of a file, if it wants anything.
+fn want(plan: &Plan, path: &str) -> Option<String> {
+    let target = Target::File(path.into());
+    let mut changes = plan.changes.iter();
+    let change = changes.find(|change| change.target == target);
+    change.map(|change| change.want.clone())
+}
+
 #[test]
 fn plans_of_all_machines_are_as_reviewed() {
     for shape in shapes() {
@@ -147,14 +155,16 @@ fn queues_of_a_shard_arrive_on_its_cpu_and_all_others_keep_house() {
                 change.map(|change| CpuSet::parse_list(&change.want).unwrap())
             };
             for nic in &host.nics {
-                for (at, queue) in nic.receive.iter().enumerate() {
+                for queue in &nic.receive {
                     let irq = host.interrupt(queue.interrupt.unwrap()).unwrap();
                     let want = want(&Target::Interrupt(irq.name.clone()));
-                    let place = plan.layout.shards.get(at);
-                    let place = place.filter(|place| place.network.contains_key("eth0"));
+                    let owners = plan.layout.owners("eth0", queue.index);
                     let what = format!("{} {}", shape.name, irq.name);
-                    match place {
-                        Some(place) => assert_eq!(want, Some(CpuSet::of(place.cpu)), "{what}"),
+                    match owners.first() {
+                        Some(shard) => {
+                            let cpu = plan.layout.shards[*shard].cpu;
+                            assert_eq!(want, Some(CpuSet::of(cpu)), "{what}");
+                        }
                         None if plan.layout.isolates => {
                             let want = want.unwrap();
                             assert!(want.within(&plan.layout.housekeeping), "{what}");
@@ -164,6 +174,66 @@ fn queues_of_a_shard_arrive_on_its_cpu_and_all_others_keep_house() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn shards_that_are_siblings_share_a_queue_where_there_is_one_for_each_core() {
+    let host = read(&build(&shape("two-sockets-smt")));
+    let plan = Plan::of(&host, Profile::Throughput);
+    // 60 shards on 30 cores, and 32 queues.
+    for (core, pair) in plan.layout.shards.chunks(2).enumerate() {
+        let queue = u32::try_from(core).unwrap();
+        assert_eq!(plan.layout.owners("eth0", queue), [2 * core, 2 * core + 1]);
+        let senders = format!("/sys/class/net/eth0/queues/tx-{core}/xps_cpus");
+        let senders = want(&plan, &senders).unwrap();
+        let pair: CpuSet = pair.iter().map(|place| place.cpu).collect();
+        assert_eq!(CpuSet::parse_mask(&senders).unwrap(), pair);
+    }
+    assert_eq!(plan.layout.owners("eth0", 30), [0; 0]);
+}
+
+#[test]
+fn packets_follow_the_shard_that_reads_them() {
+    let table = "/proc/sys/net/core/rps_sock_flow_entries";
+    for shape in shapes() {
+        let host = read(&build(&shape));
+        for profile in [Profile::Latency, Profile::Throughput] {
+            let plan = Plan::of(&host, profile);
+            assert_eq!(want(&plan, table).as_deref(), Some("32768"));
+            let queues = host.nics[0].receive.iter();
+            let flows = queues.map(|queue| {
+                let index = queue.index;
+                let file = format!("/sys/class/net/eth0/queues/rx-{index}/rps_flow_cnt");
+                want(&plan, &file).unwrap().parse::<u64>().unwrap()
+            });
+            let flows: Vec<u64> = flows.collect();
+            // The kernel keeps powers of two only.
+            assert!(flows.iter().all(|flows| flows.is_power_of_two()));
+            let all: u64 = flows.iter().sum();
+            assert!((32_768..65_536).contains(&all), "{all}");
+        }
+    }
+    // Somebody who set more knows why.
+    let mut tree = build(&shape("two-core-vm"));
+    tree.file(table, "65536\n");
+    assert_eq!(want(&Plan::of(&read(&tree), Profile::Latency), table), None);
+}
+
+#[test]
+fn on_a_shared_host_shards_are_near_the_card_and_then_near_the_disk() {
+    // Node 3 has the card, node 2 the disk; CPU 24 keeps house.
+    let host = read(&build(&shape("amd-ccx-nps4")));
+    let layout = Plan::of(&host, Profile::Shared).layout;
+    assert_eq!(layout.shard_cpus().to_string(), "16-23,25-31");
+}
+
+#[test]
+fn completions_are_sent_on_only_where_cpus_share_a_queue() {
+    for (name, is_shared) in [("one-socket-8-cores", false), ("arm-64-cores", true)] {
+        let plan = Plan::of(&read(&build(&shape(name))), Profile::Latency);
+        let affinity = want(&plan, "/sys/block/nvme0n1/queue/rq_affinity");
+        assert_eq!(affinity.is_some(), is_shared, "{name}");
     }
 }
 
