@@ -72,6 +72,9 @@ pub enum ApplyError {
         /// Why the newest ones were undone, if there were any.
         last_undone: Option<String>,
     },
+    /// The changes could not be recorded, so none was made, or all were undone.
+    #[error("everything is as it was: {0}")]
+    Unrecorded(JournalError),
     /// The journal failed.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -133,7 +136,8 @@ pub fn apply(
             changes: changes.to_vec(),
             saved,
         },
-    )?;
+    )
+    .map_err(ApplyError::Unrecorded)?;
     let writes = match write_all(kernel, changes) {
         Ok(writes) => writes,
         Err((change, why)) => {
@@ -145,11 +149,20 @@ pub fn apply(
             });
         }
     };
-    journal.append(Record::Applied {
+    let mut recorded = journal.append(Record::Applied {
         confirm_before_s: options.confirm_before_s,
-    })?;
-    if options.confirm_before_s.is_none() {
-        journal.append(Record::Confirmed)?;
+    });
+    if recorded.is_ok() && options.confirm_before_s.is_none() {
+        recorded = journal.append(Record::Confirmed);
+    }
+    if let Err(error) = recorded {
+        restore_all(kernel, &journal)?;
+        // Refused as well, most likely. Then the next command finds an unfinished journal and restores
+        // once more.
+        drop(journal.append(Record::RolledBack {
+            reason: error.to_string(),
+        }));
+        return Err(ApplyError::Unrecorded(error));
     }
     Ok(writes)
 }
@@ -247,9 +260,18 @@ fn boot(kernel: &impl Kernel) -> String {
     id.unwrap_or_else(|| "unknown".into())
 }
 
-/// Restores every byte, last write first, and records it. Files that are gone took their setting
-/// with them.
+/// Restores every byte and records it.
 fn undo(kernel: &impl Kernel, journal: &mut Journal, reason: &str) -> Result<(), ApplyError> {
+    restore_all(kernel, journal)?;
+    journal.append(Record::RolledBack {
+        reason: reason.to_owned(),
+    })?;
+    forget_plan(journal);
+    Ok(())
+}
+
+/// Restores every byte, last write first. Files that are gone took their setting with them.
+fn restore_all(kernel: &impl Kernel, journal: &Journal) -> Result<(), ApplyError> {
     let saved = journal.begun().1.to_vec();
     let numbers = InterruptNumbers::read(kernel);
     let mut left = Vec::new();
@@ -276,10 +298,6 @@ fn undo(kernel: &impl Kernel, journal: &mut Journal, reason: &str) -> Result<(),
             journal: journal.path().display().to_string(),
         });
     }
-    journal.append(Record::RolledBack {
-        reason: reason.to_owned(),
-    })?;
-    forget_plan(journal);
     Ok(())
 }
 

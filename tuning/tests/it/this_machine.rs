@@ -12,6 +12,9 @@ use torc_tuning::jitter::{self, JitterError, JitterOptions};
 use torc_tuning::kernel::{Kernel as _, Live};
 use torc_tuning::plan::{Plan, Profile};
 
+use crate::fake_kernel::FakeKernel;
+use crate::machines::{build, shape};
+
 /// Says why a test shows nothing here.
 fn not_available(why: impl std::fmt::Display) {
     println!("not available here: {why}");
@@ -150,6 +153,71 @@ fn settings_of_a_loop_device_go_away_unless_confirmed() {
     let undone = recover(&kernel, state.path(), 100).unwrap();
     assert!(matches!(undone, Recovered::Undone(_)));
     assert_eq!(files(&device.queue()), before);
+}
+
+/// A file system of a few bytes in memory, mounted until dropped.
+struct Tiny(tempfile::TempDir);
+
+impl Tiny {
+    fn mount(bytes: usize) -> Result<Self, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let (size, path) = (format!("size={bytes}"), directory.path().to_str().unwrap());
+        output("mount", &["-t", "tmpfs", "-o", &size, "tmpfs", path])?;
+        Ok(Self(directory))
+    }
+
+    fn grow(&self, bytes: usize) {
+        let size = format!("remount,size={bytes}");
+        output("mount", &["-o", &size, self.0.path().to_str().unwrap()]).unwrap();
+    }
+}
+
+impl Drop for Tiny {
+    fn drop(&mut self) {
+        drop(output("umount", &[self.0.path().to_str().unwrap()]));
+    }
+}
+
+#[test]
+fn a_disk_that_is_full_under_the_journal_leaves_everything_as_it_was() {
+    const PAGE: usize = 4096;
+    if !is_root() {
+        return not_available("a file system of its own: this is not root");
+    }
+    let tree = build(&shape("two-core-vm"));
+    let apply_in = |state: &Path, kernel: &FakeKernel, plan: String| {
+        let changes = Plan::of(&Host::read(kernel, "fake").unwrap(), Profile::Latency).changes;
+        let options = ApplyOptions {
+            plan,
+            ..options(None)
+        };
+        apply(kernel, state, &changes, &options)
+    };
+    // How long the first record is, which the name of the plan then fills up to whole pages.
+    let (roomy, kernel) = (tempfile::tempdir().unwrap(), FakeKernel::over(tree.clone()));
+    apply_in(roomy.path(), &kernel, String::new()).unwrap();
+    let journal = std::fs::read(roomy.path().join("journal-0001")).unwrap();
+    let first = journal.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    let plan = "x".repeat(2 * PAGE - first % PAGE);
+    let pages = (first + plan.len()) / PAGE;
+
+    for room in [pages - 1, pages] {
+        let disk = match Tiny::mount(room * PAGE) {
+            Ok(disk) => disk,
+            Err(why) => return not_available(format!("a file system of its own: {why}")),
+        };
+        let (state, kernel) = (disk.0.path(), FakeKernel::over(tree.clone()));
+        let refused = apply_in(state, &kernel, plan.clone()).unwrap_err();
+        assert!(matches!(refused, ApplyError::Unrecorded(_)), "{refused}");
+        assert!(refused.to_string().starts_with("everything is as it was: "));
+        assert_eq!(kernel.snapshot(), tree);
+        assert_eq!(kernel.writes.get() > 0, room == pages);
+        // With room again, what is unfinished is undone once more, and then there is nothing.
+        disk.grow(16 * pages * PAGE);
+        recover(&kernel, state, 1).unwrap();
+        assert_eq!(recover(&kernel, state, 1).unwrap(), Recovered::Nothing);
+        assert_eq!(kernel.snapshot(), tree);
+    }
 }
 
 fn move_of(name: &str, now: &str, want: &str) -> Change {
