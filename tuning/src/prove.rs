@@ -70,6 +70,9 @@ fn group_name(change: &Change) -> String {
         "interrupts".into()
     } else if change.knob.ends_with(" governor") {
         "governor".into()
+    } else if change.knob.ends_with(" flows") || change.knob.ends_with("rps_sock_flow_entries") {
+        // Neither table does anything without the other.
+        "packets follow their readers".into()
     } else if change.knob.contains(" steering") || change.knob.contains(" senders") {
         format!("{first} queues")
     } else if change.knob.starts_with("transparent") || change.knob.starts_with("kernel work") {

@@ -284,6 +284,14 @@ struct ProveArgs {
     /// Endpoint, for `--measure load`
     #[arg(long, env = "TORC_ENDPOINT", default_value = "http://127.0.0.1:7480")]
     endpoint: String,
+    /// More options of `torc load run`, for `--measure load`, such as "--rate 20000 --reads 90"
+    #[arg(
+        long,
+        value_name = "OPTIONS",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
+    load: String,
     /// As JSON
     #[arg(long)]
     json: bool,

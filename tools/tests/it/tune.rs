@@ -329,3 +329,36 @@ fn a_server_warns_at_start_of_what_is_serious() {
     );
     assert!(message.contains("LimitNOFILE"), "{message}");
 }
+
+#[test]
+fn prove_measures_a_server_by_the_latencies_of_torc_load() {
+    let cluster = Cluster::start(1, 1, &[]);
+    let prove = |load: &str| {
+        let words = [
+            "tune",
+            "prove",
+            "--aa",
+            "--measure",
+            "load",
+            "--run",
+            "200ms",
+        ];
+        let mut command = cluster.command(&words);
+        command.args(["--json", "--load", load]).output().unwrap()
+    };
+    let short = "--warmup 0s --keys 50 --rate 200 --connections 4 --no-settle";
+    let output = prove(short);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let proofs: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let comparisons = proofs[0]["comparisons"].as_array().unwrap();
+    for (comparison, name) in comparisons.iter().zip(["read p99 us", "write p99 us"]) {
+        assert_eq!(comparison["name"], name);
+        assert!(comparison["before"].as_f64().unwrap() > 0.0, "{comparison}");
+        assert!(comparison["after"].as_f64().unwrap() > 0.0, "{comparison}");
+    }
+    assert_eq!(comparisons.len(), 2);
+    let output = prove(&format!("{short} --mix scan=1"));
+    let message = text(&output.stderr);
+    assert!(message.contains("neither read nor wrote"), "{message}");
+    assert!(!output.status.success());
+}

@@ -213,7 +213,7 @@ impl<'a> Measurement<'a> {
         let run = self.args.run;
         match (&self.args.measure, &self.disk) {
             (Measure::Disk, Some(probe)) => disk_figures(probe, run, self.runs),
-            (Measure::Load, _) => load_figures(&self.args.endpoint, run, self.runs),
+            (Measure::Load, _) => load_figures(self.args, self.runs),
             (Measure::Jitter | Measure::Disk, _) => jitter_figures(&self.cpus, run),
         }
     }
@@ -262,41 +262,59 @@ fn disk_figures(probe: &Probe, duration: Duration, seed: u64) -> Result<Vec<Figu
     ])
 }
 
-fn load_figures(endpoint: &str, duration: Duration, seed: u64) -> Result<Vec<Figure>, Failure> {
+/// One run of `torc load`. The first fills the keys; those that follow find them.
+fn load_figures(args: &ProveArgs, number: u64) -> Result<Vec<Figure>, Failure> {
     let file = tempfile::NamedTempFile::new()?;
     let mut command = Command::new(std::env::current_exe()?);
     command
-        .args(["load", "run", "--endpoint", endpoint])
-        .args(["--duration", &format!("{}ms", duration.as_millis())])
-        .args(["--seed", &seed.to_string(), "--json"])
+        .args(["load", "run", "--endpoint", &args.endpoint])
+        .args(["--duration", &format!("{}ms", args.run.as_millis())])
+        .args(["--seed", &number.to_string()])
+        .args(args.load.split_whitespace())
+        .arg("--json")
         .arg(file.path())
         .stdin(Stdio::null())
         .stdout(Stdio::null());
+    if number > 1 {
+        command.arg("--no-fill");
+    }
     if !command.status()?.success() {
         return Err(Failure::new(
             "torc load failed, so there is nothing to compare",
         ));
     }
     let bytes = std::fs::read(file.path())?;
-    let document: serde_json::Value =
-        serde_json::from_slice(&bytes).map_err(|error| words(&error))?;
-    let number = |pointer: &str| {
-        document
-            .pointer(pointer)
-            .and_then(serde_json::Value::as_f64)
-            .unwrap_or(f64::NAN)
-    };
-    let get = number("/operations/read/latency_us_from_intended/p99");
-    Ok(vec![
-        Figure {
-            name: "operations a second".into(),
-            good: Good::Higher,
-            value: number("/rate_per_s"),
-        },
-        Figure {
-            name: "read p99 us".into(),
+    let document = serde_json::from_slice(&bytes).map_err(|error| words(&error))?;
+    for reason in load_doubts(&document) {
+        eprintln!("    run {number} is not valid: {reason}");
+    }
+    load_latencies(&document)
+}
+
+/// Why a run may not be quoted.
+fn load_doubts(document: &serde_json::Value) -> Vec<&str> {
+    let reasons = document.pointer("/validity/reasons");
+    let reasons = reasons.and_then(serde_json::Value::as_array);
+    let reasons = reasons.into_iter().flatten();
+    reasons.filter_map(serde_json::Value::as_str).collect()
+}
+
+/// In an open loop the rate is given, so what a run finds out is how long operations took.
+fn load_latencies(document: &serde_json::Value) -> Result<Vec<Figure>, Failure> {
+    let figure = |kind: &str| {
+        let path = format!("/operations/{kind}/latency_us_from_intended/p99");
+        let value = document.pointer(&path)?.as_f64()?;
+        Some(Figure {
+            name: format!("{kind} p99 us"),
             good: Good::Lower,
-            value: get,
-        },
-    ])
+            value,
+        })
+    };
+    let figures: Vec<Figure> = ["read", "write"].into_iter().filter_map(figure).collect();
+    if figures.is_empty() {
+        return Err(Failure::new(
+            "torc load neither read nor wrote, so there is nothing to compare",
+        ));
+    }
+    Ok(figures)
 }
