@@ -65,7 +65,7 @@ pub(super) fn wishes(
             notes.extend(network::unowned_queues(nic, layout));
         }
         if host.nics.iter().any(|nic| up(&nic)) && layout.shards.len() > 1 {
-            network::followed(&mut wishes, host.settings.flow_entries);
+            notes.extend(network::followed(&mut wishes, host.settings.flow_entries));
         }
         if layout.isolates {
             strays(&mut wishes, host, layout);

@@ -106,11 +106,21 @@ fn follow(wishes: &mut Wishes, knob: String, target: Target, now: Option<u64>, w
     });
 }
 
-/// The kernel's table of who reads which connection: all cards need it.
-pub(super) fn followed(wishes: &mut Wishes, now: Option<u64>) {
-    let name = "net/core/rps_sock_flow_entries";
-    let target = Target::File(format!("/proc/sys/{name}"));
-    follow(wishes, name.replace('/', "."), target, now, FLOWS);
+/// The kernel's table of who reads which connection: all cards need it. Returns what to do where it is
+/// out of reach.
+pub(super) fn followed(wishes: &mut Wishes, now: Option<u64>) -> Option<String> {
+    let (name, file) = (
+        "net.core.rps_sock_flow_entries",
+        "net/core/rps_sock_flow_entries",
+    );
+    let target = Target::File(format!("/proc/sys/{file}"));
+    follow(wishes, name.into(), target, now, FLOWS);
+    now.is_none().then(|| {
+        format!(
+            "{name} is not seen from this network namespace: without {FLOWS} there, set on the host, \
+             packets follow nobody"
+        )
+    })
 }
 
 fn transmit(wishes: &mut Wishes, host: &Host, nic: &Nic, layout: &Layout) {

@@ -217,7 +217,15 @@ fn packets_follow_the_shard_that_reads_them() {
     // Somebody who set more knows why.
     let mut tree = build(&shape("two-core-vm"));
     tree.file(table, "65536\n");
-    assert_eq!(want(&Plan::of(&read(&tree), Profile::Latency), table), None);
+    let plan = Plan::of(&read(&tree), Profile::Latency);
+    assert_eq!(want(&plan, table), None);
+    let names_table = |note: &String| note.contains("rps_sock_flow_entries");
+    assert!(!plan.notes.iter().any(names_table));
+    // The first network namespace alone has it.
+    tree.remove(table);
+    let plan = Plan::of(&read(&tree), Profile::Latency);
+    assert_eq!(want(&plan, table), None);
+    assert!(plan.notes.iter().any(names_table));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use torc_tuning::disk::{self, DiskOptions, Subject};
 use torc_tuning::irqproof::{self, Arrivals, Landed, Watch};
 use torc_tuning::jitter::{self, JitterOptions};
 use torc_tuning::kernel::Live;
-use torc_tuning::plan::Plan;
+use torc_tuning::plan::{Plan, Profile};
 use torc_tuning::render;
 use torc_tuning::server::applied_plan;
 
@@ -30,20 +30,22 @@ pub(super) fn irqproof(state: &Path, args: &IrqproofArgs) -> Result<(), Failure>
     let watch = Watch::start();
     std::thread::sleep(args.duration);
     let completions = watch.and_then(|watch| watch.finish(&kernel));
+    let after = host::read(None)?;
+    let plan = match args.profile {
+        Some(profile) => Plan::of(&after, profile.into()),
+        None => applied_plan(state, &after).unwrap_or_else(|| Plan::of(&after, Profile::Latency)),
+    };
     let landed = Landed {
         completions: completions.map_err(|error| format!("requests cannot be traced: {error}")),
         sockets: match sockets {
+            _ if plan.profile == Profile::Shared => {
+                Err("a shared host's plan leaves the network alone".into())
+            }
             None => Err("only the server can tell: name it with --endpoint".into()),
             Some(before) => before.and_then(|before| {
                 sockets_since(args.endpoint.as_deref().unwrap_or_default(), &before)
             }),
         },
-    };
-    let after = host::read(None)?;
-    let plan = match args.profile {
-        Some(profile) => Plan::of(&after, profile.into()),
-        None => applied_plan(state, &after)
-            .unwrap_or_else(|| Plan::of(&after, torc_tuning::plan::Profile::Latency)),
     };
     let outcome = irqproof::prove(&before, &after, &plan.layout, &landed);
     if args.json {
