@@ -76,6 +76,9 @@ pub struct Stats {
     pub table_memory_bytes: usize,
     /// Size of all tables.
     pub table_bytes: u64,
+    /// What there would be without older versions of keys, at least: of each tree its largest run, or
+    /// all runs where each key is written once (FIFO, time window).
+    pub base_bytes: u64,
     /// What of it still counts: the rest belongs to parts that a compaction has taken out.
     pub live_bytes: u64,
     /// Runs of the tree that has most: the most filters that a read asks.
@@ -96,4 +99,57 @@ pub struct Stats {
     pub poisoned: bool,
     /// Free space of the volume when last looked at.
     pub free_bytes: u64,
+}
+
+impl Stats {
+    /// Bytes of tables written for each byte that came out of memory, since the open. The log writes
+    /// one more. 0 before the first flush.
+    pub fn write_amplification(&self) -> f64 {
+        let written = self.counts.flushed_bytes + self.counts.compacted_bytes;
+        ratio(written, self.counts.flushed_bytes)
+    }
+
+    /// Tables asked, each about one device read, for each point read that neither memtables nor the
+    /// record cache answered. 0 before the first.
+    pub fn read_amplification(&self) -> f64 {
+        ratio(self.counts.table_reads, self.cache.misses)
+    }
+
+    /// Size of the table files over [`Stats::base_bytes`]: an upper bound, which counts each record
+    /// outside the largest run as if it replaced one inside. 0 without tables.
+    pub fn space_amplification(&self) -> f64 {
+        ratio(self.table_bytes, self.base_bytes)
+    }
+}
+
+/// Precise to one in 10^15.
+#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+fn ratio(part: u64, whole: u64) -> f64 {
+    if whole == 0 {
+        return 0.0;
+    }
+    part as f64 / whole as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amplifications_are_ratios_and_zero_before_there_is_anything() {
+        let mut stats = Stats::default();
+        let all = |stats: &Stats| {
+            [
+                stats.write_amplification(),
+                stats.read_amplification(),
+                stats.space_amplification(),
+            ]
+        };
+        assert_eq!(all(&stats), [0.0; 3]);
+        stats.counts.flushed_bytes = 100;
+        stats.counts.compacted_bytes = 250;
+        (stats.counts.table_reads, stats.cache.misses) = (6, 4);
+        (stats.table_bytes, stats.base_bytes) = (9, 8);
+        assert_eq!(all(&stats), [3.5, 1.5, 1.125]);
+    }
 }

@@ -109,6 +109,8 @@ pub struct Snapshot {
     pub gauges: Vec<(String, u64)>,
     /// Receives by shard and by the CPU on which the kernel handled their packets, as sampled.
     pub arrivals: Vec<((u16, usize), u64)>,
+    /// Gauges of each shard that mean nothing together.
+    pub by_shard: Vec<(u16, &'static str, f64)>,
     /// Gauges of which the node's is the greatest of its shards', not their sum.
     pub greatest: Vec<(String, u64)>,
 }
@@ -126,6 +128,7 @@ impl Snapshot {
             counters: Vec::new(),
             gauges: vec![("connections".into(), connections as u64)],
             arrivals: Vec::new(),
+            by_shard: Vec::new(),
             greatest: Vec::new(),
         }
     }
@@ -148,6 +151,7 @@ impl Snapshot {
         combine(&mut self.counters, other.counters, sum);
         combine(&mut self.gauges, other.gauges, sum);
         self.arrivals.extend(other.arrivals);
+        self.by_shard.extend(other.by_shard);
         combine(&mut self.greatest, other.greatest, |ours, theirs| {
             *ours = (*ours).max(theirs);
         });
@@ -177,6 +181,16 @@ impl Snapshot {
         for ((shard, cpu), count) in &self.arrivals {
             let labels = format!("{{shard=\"{shard}\",cpu=\"{cpu}\"}}");
             line(&mut text, "socket_arrivals_total", &labels, count);
+        }
+        let mut by_shard = self.by_shard.clone();
+        by_shard.sort_by_key(|(shard, name, _)| (*name, *shard));
+        let mut last = "";
+        for (shard, name, value) in by_shard {
+            if name != last {
+                family(&mut text, name, "gauge");
+                last = name;
+            }
+            line(&mut text, name, &format!("{{shard=\"{shard}\"}}"), &value);
         }
         family(&mut text, "connections_refused_total", "counter");
         line(&mut text, "connections_refused_total", "", &self.refused);

@@ -140,6 +140,7 @@ impl Service {
             ("compactions", counts.compactions),
             ("compacted_bytes", counts.compacted_bytes),
             ("compactions_failed", counts.failed_compactions),
+            ("tables_dropped", counts.dropped_tables),
             ("purged_records", counts.purged),
             ("cache_hits", stats.cache.hits),
             ("cache_misses", stats.cache.misses),
@@ -169,7 +170,19 @@ impl Service {
         ];
         let gauges = gauges.map(|(name, value)| (name.to_owned(), value));
         snapshot.gauges.extend(gauges);
+        let shard = self.env.shard().0;
+        #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+        let backlog = stats.compaction_debt_bytes as f64;
+        let by_shard = [
+            ("compaction_backlog_bytes", backlog),
+            ("write_amplification", stats.write_amplification()),
+            ("read_amplification", stats.read_amplification()),
+            ("space_amplification", stats.space_amplification()),
+        ];
+        let by_shard = by_shard.map(|(name, value)| (shard, name, value));
+        snapshot.by_shard.extend(by_shard);
         snapshot.greatest.extend([
+            ("runs".into(), stats.runs_max as u64),
             ("level0_runs".into(), stats.level0_runs as u64),
             ("disk_full".into(), u64::from(stats.disk_full)),
             ("store_poisoned".into(), u64::from(stats.poisoned)),

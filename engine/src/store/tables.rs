@@ -172,11 +172,24 @@ impl<D: Disk> Tables<D> {
             if let Some(settings) = self.settings(options, *id) {
                 stats.compaction_debt_bytes += debt_bytes(&tree.levels, &settings);
             }
+            stats.base_bytes += base_bytes(&tree.levels, self.settings(options, *id));
             stats.runs_max = stats.runs_max.max(tree.levels.runs().len());
             stats.live_bytes += tree.levels.tables().map(TableRef::bytes).sum::<u64>();
         }
         stats.level0_runs = self.level0_runs();
         stats.purge_floors = self.floors.len();
+    }
+}
+
+/// See [`Stats::base_bytes`].
+fn base_bytes(levels: &Levels, settings: Option<Settings>) -> u64 {
+    let runs = levels
+        .runs()
+        .iter()
+        .map(|run| run.bytes_in(&TokenRange::ALL));
+    match settings.map(|settings| settings.strategy) {
+        Some(Strategy::Fifo | Strategy::TimeWindow { .. }) => runs.sum(),
+        _ => runs.max().unwrap_or(0),
     }
 }
 

@@ -10,8 +10,9 @@
 
 use crate::le;
 
-/// One sample for so many ones, and one for so many zeros: half a bit a value each.
-const SAMPLE_EVERY: usize = 64;
+/// One sample for so many ones, and one for so many zeros: an eighth of a bit a value each, and eight
+/// words to walk through at most, mostly.
+const SAMPLE_EVERY: usize = 256;
 
 /// Bytes before the words of an encoded list.
 const HEADER_BYTES: usize = 16;

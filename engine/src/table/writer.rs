@@ -290,7 +290,7 @@ impl<D: Disk> TableWriter<D> {
         let filters = std::mem::replace(&mut self.filters, FilterBuilder::new(self.options.filter));
         let filters = self.append_section(&filters.encode()).await?;
         self.disk.give_way().await;
-        let fences = std::mem::take(&mut self.fences).encode(data_end);
+        let fences = std::mem::take(&mut self.fences).encode();
         let fences = self.append_section(&fences).await?;
         let mut bounds = Vec::new();
         for key in [&self.info.first_key, &self.info.last_key] {

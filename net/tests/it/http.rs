@@ -527,6 +527,10 @@ fn operators_see_status_ring_metrics_and_keyspaces() {
         "torc_corrupt_blocks_total 0",
         "torc_writes_total 1",
         "torc_ready 1",
+        "torc_compaction_backlog_bytes{shard=\"1\"} 0",
+        "torc_write_amplification{shard=\"0\"} 0",
+        "torc_space_amplification{shard=\"0\"} 0",
+        "torc_read_amplification{shard=\"0\"} ",
         "torc_request_duration_seconds_count{protocol=\"http\",operation=\"put\"} 1",
     ] {
         assert!(
