@@ -9,8 +9,13 @@
 //! a scan of unrelated keys passes without pushing anything out; keys that left and return soon
 //! (their hashes are remembered in a *ghost* queue) go straight to the main queue.
 //!
+//! A write costs the cache no copy: the written state is in a memtable, where it is found first, so
+//! the cached one is only marked *outdated* and keeps its place. The flush of that memtable
+//! [renews](RecordCache::renew) what has a place, so keys that are read or overwritten often are not
+//! forgotten by a flush.
+//!
 //! Invariant: a cached state is the newest synced one. A write that becomes visible calls
-//! [`RecordCache::refresh`] in the same turn; and a get that went to the device may only fill the
+//! [`RecordCache::outdate`] in the same turn; and a get that went to the device may only fill the
 //! cache through the [`Fill`] it got *before* reading, which a write in between has spoilt.
 //!
 //! It does no I/O and is never filled by scans or compactions.
@@ -109,13 +114,28 @@ impl RecordCache {
         })
     }
 
-    /// Tells that `record` is now the newest synced state of a key. Replaces what is cached of it;
-    /// a key that is not cached stays so (what is written need not be read).
-    pub fn refresh(&self, tree: TreeId, token: Token, key: &[u8], record: &Record) {
+    /// Tells that a key's newest synced state is now one in a memtable. A key that has no place here
+    /// gets none (what is written need not be read).
+    pub fn outdate(&self, tree: TreeId, token: Token, key: &[u8]) {
         let inner = &mut *self.0.borrow_mut();
         let hash = inner.hasher.hash_one((tree, token));
         inner.spoil(hash);
-        inner.entries.replace(hash, tree, token, key, Some(record));
+        inner.entries.outdate(hash, tree, token, key);
+    }
+
+    /// Gives an outdated key its state again, before that leaves the memtables: `newest` says what it
+    /// is, unless a newer one stays in memory. Does nothing to a key without a place. Costs a copy of
+    /// the value.
+    pub fn renew(
+        &self,
+        tree: TreeId,
+        token: Token,
+        key: &[u8],
+        newest: impl FnOnce() -> Option<Record>,
+    ) {
+        let inner = &mut *self.0.borrow_mut();
+        let hash = inner.hasher.hash_one((tree, token));
+        inner.entries.renew(hash, tree, token, key, newest);
     }
 
     /// Forgets everything, and spoils every get that is at the device: for a tree that goes, or
@@ -190,7 +210,7 @@ impl Fill {
             .find(self.hash, |filling| filling.hash == self.hash)
             .is_some_and(|filling| !filling.is_spoilt);
         if is_fresh {
-            let entry = Entry::new(self.hash, self.tree, self.token, key, record);
+            let entry = Entry::known(self.hash, self.tree, self.token, key, record);
             inner.entries.insert(entry);
         }
     }
@@ -246,6 +266,16 @@ mod tests {
         }
     }
 
+    fn overwrite(cache: &RecordCache, number: u32) {
+        let (token, key) = key(number);
+        cache.outdate(TREE, token, &key);
+    }
+
+    fn renew(cache: &RecordCache, number: u32, newest: &Record) {
+        let (token, key) = key(number);
+        cache.renew(TREE, token, &key, || Some(newest.clone()));
+    }
+
     #[test]
     fn records_and_absence_are_remembered() {
         let cache = cache(1 << 20);
@@ -287,7 +317,7 @@ mod tests {
         let Lookup::Miss(given_up) = cache.lookup(TREE, token, &key_bytes) else {
             panic!("empty");
         };
-        cache.refresh(TREE, token, &key_bytes, &record(2, 5));
+        cache.outdate(TREE, token, &key_bytes);
         drop(given_up);
         early.fill(&key_bytes, Some(&record(1, 5)));
         assert!(
@@ -299,11 +329,39 @@ mod tests {
     }
 
     #[test]
+    fn an_overwritten_key_keeps_its_place_and_gets_its_state_from_the_flush() {
+        let cache = cache(1 << 20);
+        assert!(!get(&cache, 1, Some(&record(1, 10))));
+        overwrite(&cache, 1);
+        renew(&cache, 1, &record(2, 10));
+        assert!(get(&cache, 1, Some(&record(2, 10))));
+        renew(&cache, 1, &record(1, 10));
+        assert!(
+            get(&cache, 1, Some(&record(2, 10))),
+            "what is known is not replaced by a flush"
+        );
+        renew(&cache, 2, &record(2, 10));
+        assert!(!get(&cache, 2, None), "nobody asked for this key");
+    }
+
+    #[test]
+    fn an_outdated_state_is_not_shown() {
+        let cache = cache(1 << 20);
+        assert!(!get(&cache, 1, Some(&record(1, 10))));
+        overwrite(&cache, 1);
+        assert!(
+            !get(&cache, 1, Some(&record(2, 10))),
+            "it is found elsewhere"
+        );
+        assert!(get(&cache, 1, Some(&record(2, 10))));
+    }
+
+    #[test]
     fn a_value_too_large_to_cache_leaves_no_older_one_behind() {
         let cache = cache(100_000);
         assert!(!get(&cache, 1, Some(&record(1, 10))));
-        let (token, key_bytes) = key(1);
-        cache.refresh(TREE, token, &key_bytes, &record(2, 50_000));
+        overwrite(&cache, 1);
+        renew(&cache, 1, &record(2, 50_000));
         assert!(!get(&cache, 1, Some(&record(2, 50_000))));
         assert!(!get(&cache, 1, Some(&record(2, 50_000))), "not cached");
         assert!(!get(&cache, 1, Some(&record(3, 10))));
@@ -355,6 +413,8 @@ mod tests {
         Put(u32, usize),
         /// Begins a get, writes the key, ends the get.
         Race(u32, usize),
+        /// What was written so far leaves the memtable.
+        Flush,
         Clear,
     }
 
@@ -363,6 +423,7 @@ mod tests {
             10 => (0u32..60).prop_map(Op::Get),
             4 => (0u32..60, 0usize..3000).prop_map(|(key, len)| Op::Put(key, len)),
             2 => (0u32..60, 0usize..3000).prop_map(|(key, len)| Op::Race(key, len)),
+            2 => Just(Op::Flush),
             1 => Just(Op::Clear),
         ]
     }
@@ -381,22 +442,22 @@ mod tests {
                         get(&cache, number, model.get(&number));
                     }
                     Op::Put(number, len) => {
-                        let (token, key) = key(number);
-                        let record = record(stamp, len);
-                        cache.refresh(TREE, token, &key, &record);
-                        model.insert(number, record);
+                        overwrite(&cache, number);
+                        model.insert(number, record(stamp, len));
                     }
                     Op::Race(number, len) => {
                         let (token, key) = key(number);
                         let before = model.get(&number).cloned();
                         let lookup = cache.lookup(TREE, token, &key);
-                        let record = record(stamp, len);
-                        cache.refresh(TREE, token, &key, &record);
-                        model.insert(number, record);
+                        overwrite(&cache, number);
+                        model.insert(number, record(stamp, len));
                         if let Lookup::Miss(fill) = lookup {
                             fill.fill(&key, before.as_ref());
                         }
                     }
+                    Op::Flush => model.iter().for_each(|(number, newest)| {
+                        renew(&cache, *number, newest);
+                    }),
                     Op::Clear => cache.clear(),
                 }
                 cache.0.borrow().entries.check();

@@ -18,19 +18,28 @@ const HITS_TO_STAY: u8 = 1;
 /// share of the ghosts.
 const ENTRY_BYTES: usize = size_of::<Option<Entry>>() + 32;
 
-/// A cached state.
+/// What an entry says about its key.
+enum State {
+    /// The newest synced state: a record, or that there is none.
+    Known(Option<Record>),
+    /// A newer one is in a memtable. The entry keeps the key's place, for when that is flushed.
+    Outdated,
+}
+
+/// A key's place in the cache.
 pub(super) struct Entry {
     hash: u64,
     tree: TreeId,
     token: Token,
     key: Box<[u8]>,
-    record: Option<Record>,
+    state: State,
     hits: u8,
     is_main: bool,
 }
 
 impl Entry {
-    pub(super) fn new(
+    /// Of a key whose newest synced state is `record`.
+    pub(super) fn known(
         hash: u64,
         tree: TreeId,
         token: Token,
@@ -42,7 +51,7 @@ impl Entry {
             tree,
             token,
             key: key.into(),
-            record: record.cloned(),
+            state: State::Known(record.cloned()),
             hits: 0,
             is_main: false,
         }
@@ -53,7 +62,10 @@ impl Entry {
     }
 
     fn bytes(&self) -> usize {
-        let value = self.record.as_ref().map_or(0, |record| record.value.len());
+        let value = match &self.state {
+            State::Known(Some(record)) => record.value.len(),
+            State::Known(None) | State::Outdated => 0,
+        };
         ENTRY_BYTES + self.key.len() + value
     }
 }
@@ -100,7 +112,7 @@ impl S3Fifo {
         self.evictions
     }
 
-    /// The cached state of a key, which counts as a hit.
+    /// The newest synced state of a key, if that is known; it counts as a hit.
     pub(super) fn hit(
         &mut self,
         hash: u64,
@@ -110,31 +122,51 @@ impl S3Fifo {
     ) -> Option<Option<Record>> {
         let slot = self.find(hash, tree, token, key)?;
         let entry = self.slots[slot].as_mut()?;
+        let State::Known(record) = &entry.state else {
+            return None;
+        };
         entry.hits = (entry.hits + 1).min(HITS_MAX);
-        Some(entry.record.clone())
+        Some(record.clone())
     }
 
-    /// Replaces the state of a key that is cached.
-    pub(super) fn replace(
+    /// A newer state of a key is in a memtable: what is known of it is forgotten, its place kept.
+    pub(super) fn outdate(&mut self, hash: u64, tree: TreeId, token: Token, key: &[u8]) {
+        if let Some(slot) = self.find(hash, tree, token, key) {
+            self.set_state(slot, State::Outdated);
+        }
+    }
+
+    /// Gives an outdated key the state that `newest` says, if it says one.
+    pub(super) fn renew(
         &mut self,
         hash: u64,
         tree: TreeId,
         token: Token,
         key: &[u8],
-        record: Option<&Record>,
+        newest: impl FnOnce() -> Option<Record>,
     ) {
         let Some(slot) = self.find(hash, tree, token, key) else {
             return;
         };
-        self.set_record(slot, record);
-        self.shrink();
+        let is_outdated = |entry: &Entry| matches!(entry.state, State::Outdated);
+        if self.slots[slot].as_ref().is_some_and(is_outdated)
+            && let Some(newest) = newest()
+        {
+            // A copy: what was written shares memory with much that is not worth keeping.
+            let record = Record {
+                value: Bytes::copy_from_slice(&newest.value),
+                ..newest
+            };
+            self.set_state(slot, State::Known(Some(record)));
+            self.shrink();
+        }
     }
 
-    /// Puts a state in, or replaces the one that is there. A state that would take more than the
-    /// small queue's share is not cached: it would push out more than it can be worth.
+    /// Puts an entry in, or its state into the place that the key has. One that would take more than
+    /// the small queue's share is not cached: it would push out more than it can be worth.
     pub(super) fn insert(&mut self, mut entry: Entry) {
         if let Some(slot) = self.find(entry.hash, entry.tree, entry.token, &entry.key) {
-            self.set_record(slot, entry.record.as_ref());
+            self.set_state(slot, entry.state);
             self.shrink();
             return;
         }
@@ -180,22 +212,18 @@ impl S3Fifo {
         self.budget_bytes / SMALL_SHARE
     }
 
-    /// Gives a cached key another state. One that is too large to cache leaves a husk behind, which
-    /// is found no more and goes when its queue comes to it.
-    fn set_record(&mut self, slot: usize, record: Option<&Record>) {
+    /// Gives a key another state. One that is too large to cache leaves a husk behind, which is found
+    /// no more and goes when its queue comes to it.
+    fn set_state(&mut self, slot: usize, state: State) {
         let bytes_max = self.entry_bytes_max();
         let Some(entry) = &mut self.slots[slot] else {
             return;
         };
         let (hash, is_main, before) = (entry.hash, entry.is_main, entry.bytes());
-        // A copy: what was written shares memory with much that is not worth keeping.
-        entry.record = record.map(|record| Record {
-            value: Bytes::copy_from_slice(&record.value),
-            ..*record
-        });
+        entry.state = state;
         let is_husk = entry.bytes() > bytes_max;
         if is_husk {
-            entry.record = None;
+            entry.state = State::Outdated;
             entry.key = Box::default();
             entry.hits = 0;
         }

@@ -100,6 +100,7 @@ impl<E: Env> Inner<E> {
                 return Err(Failure::Job(error));
             }
         };
+        self.renew_cache(slot).await;
         let retired = self.supply.borrow().retirable(slot.through.sequence);
         if mutation::on("recycle_before_edit") {
             let ids: Vec<_> = retired.iter().map(|live| live.id).collect();
@@ -148,6 +149,18 @@ impl<E: Env> Inner<E> {
         self.remove_segments(&surplus).await;
         self.discard(&dropped).await.map_err(|_| Failure::Final)?;
         Ok(flushed)
+    }
+
+    /// Hands the record cache what it has a place for, while the records are still found in memory.
+    async fn renew_cache(&self, slot: &SealedSlot) {
+        for tree in slot.memtable.trees() {
+            for entry in slot.memtable.entries(tree) {
+                self.cache.renew(tree, entry.token, entry.key, || {
+                    self.memory.borrow().still_newest(tree, &entry)
+                });
+                self.env.give_way().await;
+            }
+        }
     }
 
     async fn write_tables(&self, slot: &SealedSlot) -> Result<Vec<TableInfo>, JobError> {

@@ -113,7 +113,7 @@ impl Memory {
         for (tree, packed) in batch.entries.drain(..) {
             self.pending.remove(tree, &packed);
             if self.is_current(tree, packed.seqno) {
-                cache.refresh(tree, packed.token, packed.key(), &packed.record());
+                cache.outdate(tree, packed.token, packed.key());
                 self.active.insert(tree, packed);
             }
         }
@@ -146,6 +146,13 @@ impl Memory {
     /// The durable record of a key, if it is in memory.
     pub(super) fn get(&self, tree: TreeId, token: Token, key: &[u8]) -> Option<Record> {
         self.find(tree, token, key).map(Packed::record)
+    }
+
+    /// The record of an entry that was found in a memtable, if it is still its key's newest durable one.
+    pub(super) fn still_newest(&self, tree: TreeId, entry: &EntryRef<'_>) -> Option<Record> {
+        self.find(tree, entry.token, entry.key)
+            .filter(|packed| packed.seqno == entry.seqno)
+            .map(Packed::record)
     }
 
     fn find(&self, tree: TreeId, token: Token, key: &[u8]) -> Option<&Packed> {

@@ -109,11 +109,12 @@ impl<E: Env> Inner<E> {
                 Newest::Durable(record) => return Ok((Some(record), None)),
                 Newest::Absent => {}
             }
-            if let Lookup::Hit(record) = self.cache.lookup(tree, token, key) {
-                return Ok((record, None));
-            }
+            let fill = match self.cache.lookup(tree, token, key) {
+                Lookup::Hit(record) => return Ok((record, None)),
+                Lookup::Miss(fill) => fill,
+            };
             let generation = self.tables.borrow().generation();
-            let (record, _) = self
+            let (record, reads) = self
                 .get_from_tables(tree, token, key)
                 .await
                 .map_err(|error| WriteError::Read(Rc::new(error)))?;
@@ -125,6 +126,10 @@ impl<E: Env> Inner<E> {
             );
             let is_current = is_absent && generation == self.tables.borrow().generation();
             if is_current || mutation::on("decide_on_stale_base") {
+                // A place for the key: the next flush brings what is written now.
+                if is_current && reads > 0 {
+                    fill.fill(key, record.as_ref());
+                }
                 return Ok((record, None));
             }
         }

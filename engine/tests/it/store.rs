@@ -92,6 +92,61 @@ fn keys_that_the_filters_rule_out_take_no_place_in_the_cache() {
 }
 
 #[test]
+fn keys_that_are_overwritten_again_and_again_are_not_read_from_the_device() {
+    torc_sim::run(4, |env| async move {
+        let (store, _) = Store::open(env, options()).await.unwrap();
+        let mut reads = Vec::new();
+        for round in 1..5u64 {
+            for number in 0..50u32 {
+                let ticket = submit(&store, number.to_be_bytes(), value("v", round));
+                ticket.await.unwrap().wait().await.unwrap();
+            }
+            reads.push(store.stats().counts.table_reads);
+            store.flush().await.unwrap();
+        }
+        assert_eq!(
+            reads,
+            [0, 50, 50, 50],
+            "the first overwrite gives a key its place"
+        );
+        for number in 0..50u32 {
+            assert_eq!(get(&store, number.to_be_bytes()).await.unwrap(), "v");
+        }
+        assert_eq!(store.stats().counts.table_reads, 50);
+    });
+}
+
+#[test]
+fn what_was_overwritten_during_its_flush_is_not_cached_by_it() {
+    torc_sim::run(5, |env| async move {
+        let (store, _) = Store::open(env.clone(), options()).await.unwrap();
+        for (round, written) in (1..).zip(["a", "b"]) {
+            put(&store, "key", value(written, round)).await.unwrap();
+            store.flush().await.unwrap();
+            assert_eq!(get(&store, "key").await.unwrap(), written);
+        }
+        put(&store, "key", value("c", 3)).await.unwrap();
+        let flushing = store.clone();
+        let flushed = Rc::new(Cell::new(false));
+        let done = Rc::clone(&flushed);
+        env.spawn(Class::Flush, async move {
+            flushing.flush().await.unwrap();
+            done.set(true);
+        });
+        let mut round = 4;
+        while !flushed.get() {
+            let now = Bytes::from(round.to_string());
+            put(&store, "key", value(now.clone(), round)).await.unwrap();
+            assert_eq!(get(&store, "key").await.unwrap(), now);
+            round += 1;
+        }
+        assert!(round > 5, "it was overwritten while it was flushed");
+        store.flush().await.unwrap();
+        assert_eq!(get(&store, "key").await.unwrap(), (round - 1).to_string());
+    });
+}
+
+#[test]
 pub fn an_update_is_decided_on_pending_records_that_reads_do_not_see() {
     torc_sim::run(3, |env| async move {
         let (store, _) = Store::open(env, options()).await.unwrap();
