@@ -187,6 +187,7 @@ impl Client {
             seen: seen.clone(),
             w,
             sloppy: options.sloppy,
+            is_retried: false,
             begun_ns: self.now_ns(),
             ended_ns: u64::MAX,
             outcome: Outcome::InDoubt("never answered".to_owned()),
@@ -199,7 +200,7 @@ impl Client {
         }
         let length = self.rng.log_within(1..=self.load.value_bytes);
         let value = (kind == Kind::Put).then(|| value::of(key, id, length));
-        let answer = self.attempt(key, value, options).await;
+        let answer = self.attempt(id, key, value, options).await;
         let outcome = match &answer {
             Ok(written) => Outcome::Done {
                 replicas: written.replicas,
@@ -223,6 +224,7 @@ impl Client {
     /// attempt left in doubt stays so until one is done.
     async fn attempt(
         &mut self,
+        id: WriteId,
         key: KeyId,
         value: Option<Bytes>,
         options: WriteOptions,
@@ -230,7 +232,10 @@ impl Client {
         let attempts = if options.idempotency.is_some() { 5 } else { 1 };
         let mut doubt = false;
         let mut last = Err(no_answer());
-        for _ in 0..attempts {
+        for attempt in 0..attempts {
+            if attempt > 0 {
+                self.recorder.retried(id);
+            }
             let answer = match &value {
                 Some(value) => self.put(key, value.clone(), options.clone()).await,
                 None => self.delete(key, options.clone()).await,

@@ -121,6 +121,8 @@ pub struct Write {
     pub w: u8,
     /// Whether hints count as acks.
     pub sloppy: bool,
+    /// Whether it was sent more than once, by its name: it may have got a dot at each coordinator.
+    pub is_retried: bool,
     /// When it was issued, in nanoseconds of true time.
     pub begun_ns: u64,
     /// When its answer came.

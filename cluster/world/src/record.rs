@@ -38,6 +38,10 @@ impl Recorder {
         WriteId(number)
     }
 
+    pub(crate) fn retried(&self, id: WriteId) {
+        self.0.borrow_mut().history.writes[id.index()].is_retried = true;
+    }
+
     pub(crate) fn end(&self, id: WriteId, now_ns: u64, outcome: Outcome) {
         let write = &mut self.0.borrow_mut().history.writes[id.index()];
         write.ended_ns = now_ns;

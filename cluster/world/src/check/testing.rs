@@ -4,7 +4,7 @@
 //! it. Writes are numbered from 0 in order of appearance.
 //!
 //! ```text
-//! put [sees 0,1] [w 2] [client 1] [refused | doubt | counts 2+1]
+//! put [sees 0,1] [w 2] [client 1] [retried] [refused | doubt | counts 2+1]
 //! delete …
 //! read shows 0,1 | shows - | shows ? | fails  [r 2] [client 1] [at_least 0,1]
 //! dot 7.1 is 0 | dot 7.1 is tombstone
@@ -98,6 +98,7 @@ fn step(history: &mut History, line: &str, now: u64) {
                 seen: writes(after("sees").unwrap_or("-")),
                 w: number("w", "2"),
                 sloppy: words.contains(&"sloppy"),
+                is_retried: words.contains(&"retried"),
                 begun_ns: now,
                 ended_ns: now + 5,
                 outcome,
