@@ -20,7 +20,7 @@
 //! It decides no quorum.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -94,7 +94,17 @@ pub(crate) struct Hints {
     options: HintOptions,
     waiting: RefCell<BTreeMap<SlotId, Waiting>>,
     bytes: Cell<u64>,
-    is_loaded: Cell<bool>,
+    /// `None` when everything in the store is in the books.
+    loading: RefCell<Option<Loading>>,
+}
+
+/// How far the store has been looked through, at the start.
+#[derive(Debug, Default)]
+struct Loading {
+    /// Records up to here are in the books; `None` = none yet.
+    done: Option<(Token, Bytes)>,
+    /// Keys beyond `done` that were stored meanwhile: they are in the books already.
+    ahead: BTreeSet<(Token, Bytes)>,
 }
 
 /// A hint to be stored.
@@ -112,7 +122,7 @@ impl Hints {
             options,
             waiting: RefCell::default(),
             bytes: Cell::new(0),
-            is_loaded: Cell::new(false),
+            loading: RefCell::new(Some(Loading::default())),
         }
     }
 
@@ -125,7 +135,7 @@ impl Hints {
     /// Creation time of the oldest hint for anybody, in milliseconds since 1970. `None` when there
     /// is none; 0 while the store has not been looked through yet.
     pub(crate) fn oldest_ms(&self) -> Option<u64> {
-        if !self.is_loaded.get() {
+        if self.loading.borrow().is_some() {
             return Some(0);
         }
         let waiting = self.waiting.borrow();
@@ -141,7 +151,27 @@ impl Hints {
         self.bytes.get().saturating_add(bytes) <= self.options.bytes_max
     }
 
-    /// A record has come (`before` = none) or changed.
+    /// The record of `key` has come (`before` = none) or changed.
+    fn stored(
+        &self,
+        target: SlotId,
+        key: (Token, &[u8]),
+        before: Option<usize>,
+        after: usize,
+        created_ms: u64,
+    ) {
+        let is_new_here = self.loading.borrow_mut().as_mut().is_some_and(|loading| {
+            let is_done = loading
+                .done
+                .as_ref()
+                .is_some_and(|(token, last)| key <= (*token, last.as_ref()));
+            !is_done && loading.ahead.insert((key.0, Bytes::copy_from_slice(key.1)))
+        });
+        // What an earlier run has left of it is not in the books yet.
+        let before = before.filter(|_| !is_new_here);
+        self.changed(target, before, after, created_ms);
+    }
+
     fn changed(&self, target: SlotId, before: Option<usize>, after: usize, created_ms: u64) {
         let before_bytes = before.map_or(0, |len| u64::try_from(len).unwrap_or(0));
         let after = u64::try_from(after).unwrap_or(0);
@@ -156,6 +186,23 @@ impl Hints {
                 _ => of.oldest_ms.min(created_ms),
             };
             of.count += 1;
+        }
+    }
+
+    /// The look through the store has come to this record.
+    fn found(&self, entry: &Entry) {
+        let place = (entry.token, entry.key.clone());
+        let is_counted = self.loading.borrow_mut().as_mut().is_some_and(|loading| {
+            let is_counted = loading.ahead.remove(&place);
+            loading.done = Some(place);
+            is_counted
+        });
+        if !is_counted
+            && entry.record.kind == Kind::Value
+            && let Some(stored) = Stored::read(&entry.key, &entry.record.value)
+        {
+            let len = entry.record.value.len();
+            self.changed(stored.target, None, len, stored.created_ms);
         }
     }
 
@@ -302,7 +349,8 @@ async fn store<E: Env>(core: &Core<E>, hint: Hint<'_>, is_counted: bool) -> Resu
     // Only now: the store may refuse what was decided. Nothing waits between the decision and this
     // line.
     let (before, after, created_ms) = result?;
-    core.hints.changed(hint.target, before, after, created_ms);
+    core.hints
+        .stored(hint.target, (token, &key), before, after, created_ms);
     core.count(Counter::HintsStored);
     ticket.wait().await.map_err(|error| write_failure(&error))
 }
@@ -329,32 +377,30 @@ fn conflict_of<E: Env>(core: &Core<E>, tree: TreeId) -> Conflict {
     })
 }
 
-/// Counts what an earlier run has left. Run once, before [`replay`].
+/// Counts what an earlier run has left, before [`replay`]. After a failure it goes on where it was.
 pub(crate) async fn load<E: Env>(core: &Core<E>) -> Result<(), Failure> {
-    let mut from = ScanFrom::Token(Token(0));
     loop {
+        let from = match core.hints.loading.borrow().as_ref() {
+            None => return Ok(()),
+            Some(Loading { done: None, .. }) => ScanFrom::Token(Token(0)),
+            Some(Loading {
+                done: Some((token, key)),
+                ..
+            }) => ScanFrom::After(*token, key.clone()),
+        };
         let page = core
             .store
             .scan(tree::HINTS, from, Token::MAX, PAGE)
             .await
             .map_err(|error| replica::read_failure(&error))?;
         for entry in &page.entries {
-            if entry.record.kind == Kind::Value
-                && let Some(stored) = Stored::read(&entry.key, &entry.record.value)
-            {
-                let len = entry.record.value.len();
-                core.hints
-                    .changed(stored.target, None, len, stored.created_ms);
-            }
+            core.hints.found(entry);
         }
-        match page.next {
-            Some(next) => from = next,
-            None => break,
+        if page.next.is_none() {
+            core.hints.loading.replace(None);
         }
         core.env.give_way().await;
     }
-    core.hints.is_loaded.set(true);
-    Ok(())
 }
 
 /// Delivers hints for as long as the shard runs.
@@ -557,6 +603,58 @@ async fn remove<E: Env>(core: &Core<E>, entry: &Entry, target: SlotId, why: Coun
         Err(error) => {
             tracing::debug!(%error, "a hint is not deleted yet");
             false
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TARGET: SlotId = SlotId(3);
+
+    fn entry(key: &'static str) -> Entry {
+        let key = record_key(TARGET, TreeId(1), key.as_bytes());
+        Entry {
+            token: Token::of(tree::HINTS, &key),
+            key: key.into(),
+            seqno: 1,
+            record: record(false, 7, 1, b"state"),
+        }
+    }
+
+    fn store(hints: &Hints, entry: &Entry, is_there: bool) {
+        let len = entry.record.value.len();
+        let key = (entry.token, entry.key.as_ref());
+        hints.stored(TARGET, key, is_there.then_some(len), len, 7);
+    }
+
+    #[test]
+    fn a_hint_stored_while_the_store_is_looked_through_counts_once() {
+        let mut entries = ["a", "b", "c", "d", "e"].map(entry);
+        entries.sort_by(|a, b| (a.token, &a.key).cmp(&(b.token, &b.key)));
+        for stored_before in 0..=entries.len() {
+            for is_there in [false, true] {
+                let hints = Hints::new(HintOptions::default());
+                for (index, entry) in entries.iter().enumerate() {
+                    if index == stored_before {
+                        // All of them: what is behind, what is ahead.
+                        for (place, entry) in entries.iter().enumerate() {
+                            store(&hints, entry, is_there || place < stored_before);
+                        }
+                    }
+                    hints.found(entry);
+                }
+                let bytes = entries
+                    .iter()
+                    .map(|entry| entry.record.value.len())
+                    .sum::<usize>();
+                assert_eq!(
+                    hints.waiting(),
+                    (5, u64::try_from(bytes).unwrap()),
+                    "stored before record {stored_before}"
+                );
+            }
         }
     }
 }
