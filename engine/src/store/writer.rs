@@ -2,14 +2,17 @@
 //! frame.
 
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
+use futures_util::poll;
 use torc_env::{AlignedBuf, Class, Env, File};
 
 use super::{FileOf, Inner};
-use crate::commit::Batch;
+use crate::commit::{Batch, Fate};
 use crate::error::WriteError;
 use crate::frame::{Mark, frame_bytes};
 use crate::le::len64;
@@ -19,11 +22,20 @@ use crate::wal::{FLAG_CLOSED, FLAG_UNSYNCED, FrameMeta, Log};
 impl<E: Env> Inner<E> {
     /// The commit task: one frame at a time, until the store is closed or poisoned.
     pub(super) async fn run_commits(self: Rc<Self>, mut log: Log<FileOf<E>>) {
-        while let Some(batch) = self.next_batch().await {
-            if let Err(cause) = self.write_batch(&mut log, batch).await {
-                self.poison_with(&cause);
-                return;
+        let mut acknowledged = None;
+        while let Some(batch) = self.next_batch(acknowledged.is_some()).await {
+            match self.write_batch(&mut log, batch, acknowledged.take()).await {
+                Ok(written) if self.memory.borrow().gather.is_empty() => written.decide(),
+                Ok(written) => acknowledged = Some(written),
+                Err(cause) => {
+                    self.poison_with(&cause);
+                    return;
+                }
             }
+        }
+        // Only when the store was poisoned after that frame.
+        if let Some(acknowledged) = acknowledged {
+            acknowledged.decide();
         }
         if self.health.poison.borrow().is_some() {
             return;
@@ -38,7 +50,8 @@ impl<E: Env> Inner<E> {
     }
 
     /// The next batch; `None` when the store is poisoned, or closed with nothing left to write.
-    async fn next_batch(&self) -> Option<Batch> {
+    /// `is_busy`: a frame has just been written.
+    async fn next_batch(&self, is_busy: bool) -> Option<Batch> {
         let found = self
             .work
             .until(|| {
@@ -54,18 +67,21 @@ impl<E: Env> Inner<E> {
         if !found {
             return None;
         }
-        if self.options.fsync == Fsync::Group {
+        if self.options.fsync == Fsync::Group && !is_busy {
             // One more turn: what is runnable now joins the frame.
             give_turn().await;
         }
         self.memory.borrow_mut().take_batch()
     }
 
+    /// Writes a frame. Whoever waited for the frame before is told as soon as this one is on its way: the
+    /// device need not wait for their answers.
     async fn write_batch(
         self: &Rc<Self>,
         log: &mut Log<FileOf<E>>,
         mut batch: Batch,
-    ) -> Result<(), Rc<str>> {
+        acknowledged: Option<Acknowledged>,
+    ) -> Result<Acknowledged, Rc<str>> {
         let meta = FrameMeta {
             flags: self.policy_flags(),
             durable_through: self.health.synced.get(),
@@ -74,7 +90,17 @@ impl<E: Env> Inner<E> {
             first_seqno: batch.first_seqno,
         };
         let frame = batch.take_frame();
-        let written = self.write_frame(log, frame, meta).await;
+        let written = {
+            let mut writing = pin!(self.write_frame(log, frame, meta));
+            let at_once = poll!(writing.as_mut());
+            if let Some(acknowledged) = acknowledged {
+                acknowledged.decide();
+            }
+            match at_once {
+                Poll::Ready(written) => written,
+                Poll::Pending => writing.await,
+            }
+        };
         let (outcome, buffer) = match written {
             Ok((mark, buffer)) => (self.not_poisoned(mark), buffer),
             Err(cause) => (Err(cause), AlignedBuf::default()),
@@ -85,9 +111,11 @@ impl<E: Env> Inner<E> {
                 memory.gather.recycle(buffer);
                 memory.complete(&mut batch, mark, &self.cache);
                 drop(memory);
-                batch.fate.decide(Ok(mark.sequence));
                 self.seal_if_due(log);
-                Ok(())
+                Ok(Acknowledged {
+                    fate: batch.fate,
+                    sequence: mark.sequence,
+                })
             }
             Err(cause) => {
                 batch.fate.decide(Err(WriteError::Poisoned {
@@ -287,6 +315,18 @@ impl<E: Env> Inner<E> {
                 })
             })
             .await
+    }
+}
+
+/// A batch that is as durable as promised, and whose waiters do not know it yet.
+struct Acknowledged {
+    fate: Rc<Fate>,
+    sequence: u64,
+}
+
+impl Acknowledged {
+    fn decide(self) {
+        self.fate.decide(Ok(self.sequence));
     }
 }
 
