@@ -59,7 +59,7 @@ impl Leaf {
     /// `None` when the record cannot be parsed: it is then left out, and differs from every replica
     /// that can.
     pub(crate) fn of(key: &[u8], record: &Record) -> Option<Self> {
-        let state = StateRef::parse(&record.value).ok()?;
+        let state = StateRef::parse_head(&record.value).ok()?;
         let dead_ms = match record.kind {
             Kind::Tombstone => Some(stamp_millis(record.stamp)),
             Kind::Value if record.expires_at_ms != 0 => {

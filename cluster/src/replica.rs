@@ -80,7 +80,7 @@ pub(crate) async fn merge<E: Env>(
     incoming: &Bytes,
     conflict: Conflict,
 ) -> Result<Ticket<E>, Failure> {
-    if let Ok(state) = StateRef::parse(incoming) {
+    if let Ok(state) = StateRef::parse_head(incoming) {
         // A stamp beyond the bound does not move the clock; the state is merged all the same,
         // because it exists already.
         let observed = core.clock.observe(core.env.wall(), state.newest_stamp());

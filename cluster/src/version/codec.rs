@@ -5,15 +5,18 @@
 //! version u8 │ flags u8 = 0 │ siblings u16 │ remembered u16
 //! context                         (see opaque.rs)
 //! per sibling, ascending by dot   actor u16 │ kind u8 │ value length u32 │ counter u56 │ expires_at_ms u64
+//!                                 │ value check u64
 //! per remembered, ascending       id u128 │ body u64 │ until_ms u64 │ actor u128 │ counter u56
 //!                                 │ retries u8 │ (actor u128 │ counter u56) × retries
 //!                                 │ version length u16 │ version (see opaque.rs)
-//! values, one after the other
 //! check u64                       low half of xxh3-128 over everything before it
+//! values, one after the other
 //! ```
 //!
-//! Little-endian, no padding, one form for one state: equal states are equal bytes, so the hash
-//! over the bytes is the state's digest. `docs/formats/state.md` has every field with its rule.
+//! Little-endian, no padding, one form for one state: equal states are equal bytes. Each value has a
+//! check of its own, made when it was written, which goes wherever the value goes: a state can be
+//! read, changed and compared without touching the values that it holds. The hash over what comes
+//! before `check` is the state's digest. `docs/formats/state.md` has every field with its rule.
 //!
 //! Invariant: every byte string either decodes to a state that encodes to the same bytes, or is an
 //! error; none panics.
@@ -29,7 +32,7 @@ use super::{Dot, Sibling, State};
 pub const FORMAT_VERSION: u8 = 1;
 
 pub(super) const HEADER_BYTES: usize = 6;
-pub(super) const SIBLING_BYTES: usize = 2 + 1 + 4 + STAMP_BYTES + 8;
+pub(super) const SIBLING_BYTES: usize = 2 + 1 + 4 + STAMP_BYTES + 8 + 8;
 pub(super) const DOT_BYTES: usize = 16 + STAMP_BYTES;
 /// A remembered request without retries and without its version.
 const REMEMBERED_BYTES: usize = 16 + 8 + 8 + DOT_BYTES + 1 + 2;
@@ -47,7 +50,7 @@ pub enum StateError {
         /// Bytes there are.
         len: usize,
     },
-    /// The check does not fit: damaged. What the key holds is unknown, not absent.
+    /// A check does not fit: damaged. What the key holds is unknown, not absent.
     #[error("the state is damaged: its check is {stored:016x}, its bytes give {computed:016x}")]
     Check {
         /// In the bytes.
@@ -78,47 +81,54 @@ impl State {
         StateRef::parse(bytes)?.to_state(bytes)
     }
 
-    /// The state as bytes. One allocation of the exact size, one copy of the values, one hash.
+    /// The state as bytes. One allocation of the exact size, one copy of the values; no hash over them.
     ///
     /// # Panics
     /// When there are more than 65,535 siblings or a value has 4 GiB: both are bounded far below.
     pub fn encode(&self) -> Bytes {
         let mut into = Vec::with_capacity(self.encoded_len());
-        into.push(FORMAT_VERSION);
-        into.push(0);
-        push_count(&mut into, self.siblings.len());
-        push_count(&mut into, self.window.entries.len());
-        self.seen.write_bytes(&mut into);
-        for sibling in &self.siblings {
-            self.push_sibling(&mut into, sibling);
-        }
-        for entry in &self.window.entries {
-            push_remembered(&mut into, entry);
-        }
-        for value in self.siblings.iter().filter_map(|s| s.value.as_ref()) {
+        let digest = self.push_head(&mut into);
+        into.extend_from_slice(&low_half(digest).to_le_bytes());
+        for value in self.values() {
             into.extend_from_slice(value);
         }
-        let check = low_half(xxhash_rust::xxh3::xxh3_128(&into));
-        into.extend_from_slice(&check.to_le_bytes());
         debug_assert_eq!(into.len(), self.encoded_len());
         into.into()
     }
 
     /// 128 bits over the whole state: equal states have equal digests. Equal to
-    /// [`StateRef::digest`] of the encoded state, which costs nothing.
+    /// [`StateRef::digest`] of the encoded state.
     pub fn digest(&self) -> u128 {
-        let encoded = self.encode();
-        xxhash_rust::xxh3::xxh3_128(&encoded[..encoded.len() - CHECK_BYTES])
+        self.push_head(&mut Vec::new())
+    }
+
+    /// Appends what comes before the check. Returns the hash over it.
+    fn push_head(&self, into: &mut Vec<u8>) -> u128 {
+        into.push(FORMAT_VERSION);
+        into.push(0);
+        push_count(into, self.siblings.len());
+        push_count(into, self.window.entries.len());
+        self.seen.write_bytes(into);
+        for sibling in &self.siblings {
+            self.push_sibling(into, sibling);
+        }
+        for entry in &self.window.entries {
+            push_remembered(into, entry);
+        }
+        xxhash_rust::xxh3::xxh3_128(into)
+    }
+
+    fn values(&self) -> impl Iterator<Item = &Bytes> {
+        self.siblings.iter().filter_map(|s| s.value.as_ref())
     }
 
     /// Bytes that [`State::encode`] gives.
     pub fn encoded_len(&self) -> usize {
-        let values = self.siblings.iter().filter_map(|s| s.value.as_ref());
         HEADER_BYTES
             + self.seen.bytes_len()
             + self.siblings.len() * SIBLING_BYTES
             + self.window.encoded_len()
-            + values.map(Bytes::len).sum::<usize>()
+            + self.values().map(Bytes::len).sum::<usize>()
             + CHECK_BYTES
     }
 
@@ -137,6 +147,7 @@ impl State {
         into.extend_from_slice(&len.to_le_bytes());
         into.extend_from_slice(&stamp_bytes(sibling.dot.counter));
         into.extend_from_slice(&sibling.expires_at_ms.to_le_bytes());
+        into.extend_from_slice(&sibling.value_check.to_le_bytes());
     }
 }
 
@@ -170,6 +181,11 @@ fn push_dot(into: &mut Vec<u8>, dot: Dot) {
 fn push_count(into: &mut Vec<u8>, count: usize) {
     let count = u16::try_from(count).expect("a state's tables have at most 65535 entries");
     into.extend_from_slice(&count.to_le_bytes());
+}
+
+/// The check of a sibling's value; 0 for a tombstone, which has none.
+pub(super) fn value_check(value: Option<&[u8]>) -> u64 {
+    value.map_or(0, xxhash_rust::xxh3::xxh3_64)
 }
 
 pub(super) fn low_half(hash: u128) -> u64 {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use torc_engine::record::{Kind, Record};
 use torc_env::mutation;
 
-use super::{DotClash, State, StateError};
+use super::{DotClash, State, StateError, StateRef};
 use crate::conflict::Conflict;
 use crate::hlc::stamp_of_millis;
 
@@ -47,12 +47,13 @@ impl State {
         self.record_of(self.encode())
     }
 
-    /// The state in a record. Values share its buffer.
+    /// The state in a record, to be changed and written again. Values share its buffer; they are not
+    /// checked here but by whoever shows them, since they keep their checks.
     ///
     /// # Errors
-    /// See [`State::decode`].
+    /// See [`StateRef::parse_head`].
     pub fn from_record(record: &Record) -> Result<State, StateError> {
-        State::decode(&record.value)
+        StateRef::parse_head(&record.value)?.to_state(&record.value)
     }
 
     fn record_of(&self, encoded: Bytes) -> Record {

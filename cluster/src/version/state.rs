@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use torc_env::mutation;
 
+use super::codec::value_check;
 use super::window::{Answered, Keyed, Window};
 use super::{Actor, Context, Dot};
 use crate::conflict::Conflict;
@@ -22,6 +23,8 @@ pub struct Sibling {
     pub value: Option<Bytes>,
     /// Milliseconds since 1970 from which on it counts as deleted; 0 = never. 0 in tombstones.
     pub expires_at_ms: u64,
+    /// Made when the value was written, and never again: a value that was damaged since does not fit.
+    pub(super) value_check: u64,
 }
 
 impl Sibling {
@@ -202,6 +205,7 @@ impl State {
         // The highest dot of all, so the order holds.
         self.siblings.push(Sibling {
             dot: write.dot,
+            value_check: value_check(write.value.as_deref()),
             value: write.value,
             expires_at_ms: write.expires_at_ms,
         });
