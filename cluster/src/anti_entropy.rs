@@ -480,7 +480,7 @@ async fn ask_oldest_hint<E: Env>(
     address: torc_env::Address,
 ) -> Result<Option<u64>, Failure> {
     if address.node == core.env.node() && address.shard == core.env.shard() {
-        return Ok(core.hints.oldest_ms());
+        return Ok(core.old_values_since_ms());
     }
     let deadline = core.env.now() + REPORT_TIMEOUT;
     let message = Request {

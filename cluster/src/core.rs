@@ -64,6 +64,8 @@ pub(crate) struct Core<E: Env> {
     /// Whether this shard has all that it has acknowledged and all that it should have; see
     /// [`catch_up`](crate::anti_entropy::catch_up).
     pub(crate) is_whole: Cell<bool>,
+    /// Since when the node keeps a snapshot, in milliseconds since 1970.
+    pub(crate) snapshot_since_ms: Cell<Option<u64>>,
     /// Writes that are answered and still wait for a replica.
     pub(crate) finishing: Rc<Cell<u32>>,
     next_request: Cell<u64>,
@@ -96,6 +98,7 @@ impl<E: Env> Core<E> {
             store,
             membership,
             is_whole: Cell::new(is_whole),
+            snapshot_since_ms: Cell::new(options.snapshot_since_ms),
             options,
         }
     }
@@ -227,6 +230,12 @@ impl<E: Env> Core<E> {
             host: SocketAddr::from(([0, 0, 0, 0], 0)),
             shard,
         }
+    }
+
+    /// Since when something outside the keyspaces' trees may hold an old value: a hint, or a snapshot.
+    pub(crate) fn old_values_since_ms(&self) -> Option<u64> {
+        let since = [self.hints.oldest_ms(), self.snapshot_since_ms.get()];
+        since.into_iter().flatten().min()
     }
 
     pub(crate) fn count(&self, counter: Counter) {

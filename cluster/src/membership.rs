@@ -58,6 +58,8 @@ pub struct MembershipConfig {
     pub own: Description,
     /// How often this node has started: higher at every start.
     pub generation: u64,
+    /// Whether this node may have forgotten how it voted, and so must not vote on the topology.
+    pub abstains: bool,
     /// Gossip settings.
     pub gossip: GossipOptions,
     /// Detector settings.

@@ -67,6 +67,8 @@ pub struct NodeConfig {
     /// Whether the store may have lost what it had acknowledged: `amnesia` of its recovery. The shard
     /// then fetches what its ranges should hold before it answers reads.
     pub amnesia: bool,
+    /// When the oldest snapshot that this node keeps was taken, in milliseconds since 1970.
+    pub snapshot_since_ms: Option<u64>,
     /// How the node finds its cluster.
     pub membership: MembershipConfig,
 }
@@ -82,6 +84,7 @@ impl NodeConfig {
             idempotency_window_ms: RETENTION_DEFAULT_MS,
             admission: AdmissionLimits::default(),
             amnesia: false,
+            snapshot_since_ms: None,
             hints: HintOptions::default(),
             repair: RepairOptions::default(),
         }
@@ -127,6 +130,18 @@ impl<E: Env> Node<E> {
         core.spawn(Class::Repair, anti_entropy::schedule(Rc::clone(&core)));
         core.spawn(Class::Repair, catch_up::run(Rc::clone(&core)));
         Ok(Self(core))
+    }
+
+    /// Says since when this node keeps a snapshot that could be restored, if it does: from then on no
+    /// deletion is forgotten anywhere that the snapshot does not know of.
+    pub fn set_snapshot_since_ms(&self, since_ms: Option<u64>) {
+        self.0.snapshot_since_ms.set(since_ms);
+    }
+
+    /// The newest stamp of this shard's hybrid clock: microseconds since 1970, above every stamp that it
+    /// has minted or seen.
+    pub fn newest_stamp(&self) -> u64 {
+        self.0.clock.last()
     }
 
     /// Answers a request of another shard or node.

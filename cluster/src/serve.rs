@@ -247,7 +247,7 @@ async fn dispatch<E: Env>(
             Ok(respond(core, Answer::Hashes { entries, looked }))
         }
         ArchivedBody::OldestHint => {
-            let oldest_ms = core.hints.oldest_ms();
+            let oldest_ms = core.old_values_since_ms();
             Ok(respond(core, Answer::OldestHint { oldest_ms }))
         }
         ArchivedBody::Repair => {

@@ -18,6 +18,7 @@ pub mod error;
 mod frame;
 pub mod inspect;
 pub mod jobs;
+pub mod layout;
 mod le;
 pub mod levels;
 mod manifest;
@@ -34,9 +35,13 @@ pub mod table;
 mod wal;
 
 pub use error::{JobError, OpenError, ReadError, WriteError};
+pub use layout::Layout;
 pub use memtable::Sealed;
 pub use options::{Fsync, Options};
 pub use purge::PurgeFloors;
 pub use record::{Entry, EntryRef, Kind, Record, ScanFrom};
 pub use stats::{Counts, Stats};
-pub use store::{Damage, Decision, Recovery, ScanLimits, ScanPage, ScrubReport, Store, Ticket};
+pub use store::{
+    Cut, Damage, Decision, Recovery, ScanLimits, ScanPage, ScrubReport, SnapshotError,
+    SnapshotReport, Store, Ticket, remove_all,
+};

@@ -58,7 +58,7 @@ impl<E: Env> Manifest<E> {
                 let (log, state) = LogFile::read(disk, dir, pointer).await?;
                 (Files { root, log }, state)
             }
-            None if is_fresh => Self::begin(env, dir).await?,
+            None if is_fresh => Self::begin(env, dir, State::default()).await?,
             None => {
                 return Err(OpenError::Corrupt {
                     path: files::root_path(dir),
@@ -77,8 +77,13 @@ impl<E: Env> Manifest<E> {
         })
     }
 
-    async fn begin(env: &E, dir: &Path) -> Result<(Files<E>, State), OpenError> {
-        let state = State::default();
+    /// Begins a manifest in `dir`, which has none, that says `state` from the start. Durable on
+    /// return, except for the directory's own name.
+    pub(crate) async fn create(env: &E, dir: &Path, state: State) -> Result<(), OpenError> {
+        Self::begin(env, dir, state).await.map(drop)
+    }
+
+    async fn begin(env: &E, dir: &Path, state: State) -> Result<(Files<E>, State), OpenError> {
         let begin = async {
             let disk = env.disk();
             let log = LogFile::create(disk, dir, env.random(), &state.snapshot()).await?;

@@ -34,6 +34,8 @@ impl Fsync {
 pub struct Options {
     /// Directory of this store below the data directory, as in `shard-00`.
     pub dir: PathBuf,
+    /// The lowest id that a table file gets; see [`Layout`](crate::Layout). Default 1.
+    pub file_id_first: u64,
     /// When an update counts as done. Default: group.
     pub fsync: Fsync,
     /// Memory of all memtables, active and sealed. Half of it full seals the active one.
@@ -86,6 +88,7 @@ impl Options {
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
+            file_id_first: 1,
             fsync: Fsync::Group,
             memtable_bytes: 64 << 20,
             cache_bytes: 64 << 20,

@@ -23,6 +23,7 @@ mod memory;
 mod open;
 mod read;
 mod scrub;
+mod snapshot;
 mod space;
 mod supply;
 mod tables;
@@ -51,6 +52,8 @@ use memory::Memory;
 pub use open::Recovery;
 pub use read::{ScanLimits, ScanPage};
 pub use scrub::ScrubReport;
+use snapshot::Hold;
+pub use snapshot::{Cut, SnapshotError, SnapshotReport, remove_all};
 use supply::Supply;
 use tables::Tables;
 pub use write::{Decision, Ticket};
@@ -95,6 +98,7 @@ struct Inner<E: Env> {
     compacted_last: Cell<Option<TreeId>>,
     clock: ExpiryClock,
     damages: Damages,
+    hold: Hold,
     /// Tasks that write files or edit the manifest.
     writing_tasks: Cell<usize>,
     /// One of them has ended, or the log is closed.
@@ -267,6 +271,47 @@ impl<E: Env> Store<E> {
     /// When the store is poisoned or closed.
     pub async fn quarantine(&self) -> Result<Vec<Damage>, WriteError> {
         self.0.quarantine().await
+    }
+
+    /// Makes updates wait, for `patience` at most, until [`Store::cut`]; on return everything that was
+    /// decided before is durable as far as the policy promises. For a cut over several stores: hold all
+    /// of them, then cut all of them, and no update of one that follows an update of another is in
+    /// without it. Must be followed by [`Store::snapshot`] or [`Store::release`]: table files are kept until
+    /// then.
+    ///
+    /// # Errors
+    /// When the store is poisoned or closed, another snapshot is being taken, or what was in flight took longer than `patience`.
+    pub async fn hold(&self, patience: std::time::Duration) -> Result<(), SnapshotError> {
+        self.0.hold(patience).await
+    }
+
+    /// Where the store is now, to be given to [`Store::snapshot`], and the end of a
+    /// [`Store::hold`].
+    ///
+    /// # Errors
+    /// When the store is not held any more.
+    pub fn cut(&self) -> Result<Cut, SnapshotError> {
+        self.0.cut()
+    }
+
+    /// Gives up the snapshot that a successful [`Store::hold`] began.
+    pub async fn release(&self) {
+        self.0.release().await;
+    }
+
+    /// Puts the store as of `cut` into `dir`, which must not hold anything yet: hard links of its
+    /// tables, and a manifest of its own. What `dir` then is can be opened as a store; it reports
+    /// [`Recovery::amnesia`], because what came after the cut is missing. Waits for the flush of what
+    /// was in memory at the cut. Durable on return; a failure leaves parts of it.
+    ///
+    /// # Errors
+    /// When the store is poisoned or closed, or the device refuses.
+    pub async fn snapshot(
+        &self,
+        cut: Cut,
+        dir: &std::path::Path,
+    ) -> Result<SnapshotReport, SnapshotError> {
+        self.0.snapshot(cut, dir).await
     }
 
     /// What the store holds and does, in plain numbers.

@@ -26,6 +26,7 @@ pub mod server;
 pub mod service;
 pub mod shard;
 pub mod signal;
+mod snapshot;
 
 pub use config::ServerConfig;
 pub use server::{Addresses, Server, ServerError};

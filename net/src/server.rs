@@ -23,6 +23,7 @@ use crate::config::ServerConfig;
 use crate::gather::on_every_shard;
 use crate::service::Service;
 use crate::shard::{self, Plan, Port, ShardError};
+use crate::snapshot;
 
 /// Pause of an accept loop after an error, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -129,7 +130,14 @@ impl Server {
             disk_rates: config.disk_rates,
             ..RuntimeConfig::new(&config.node.data_dir)
         };
+        let data_dir = &config.node.data_dir;
+        let snapshot_since_ms = snapshot::collect(data_dir).map_err(|source| BootError::Io {
+            action: "clear the snapshots in",
+            path: data_dir.clone(),
+            source,
+        })?;
         let plan = Arc::new(Plan {
+            snapshot_since_ms,
             identity: boot.identity.clone(),
             config,
             description,

@@ -12,6 +12,7 @@ use torc_engine::Store;
 use torc_env::{Env, Instant, Token, TreeId};
 use torc_runtime::{RealEnv, ShardHandle};
 
+use crate::boot::identity::Identity;
 use crate::config::ServerConfig;
 use crate::connection::Touches;
 use crate::metrics::{ShardMetrics, Snapshot};
@@ -34,6 +35,8 @@ pub struct Service {
     pub store: Store<RealEnv>,
     /// What the node was told.
     pub config: Rc<ServerConfig>,
+    /// Who this node is.
+    pub identity: Identity,
     /// What is counted here.
     pub metrics: ShardMetrics,
     /// Raised when the server stops: clients are answered and sent away.

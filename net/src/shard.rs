@@ -62,6 +62,8 @@ pub struct Plan {
     pub identity: Identity,
     /// What it says about itself to the cluster.
     pub description: Description,
+    /// When the oldest snapshot in the data directory was taken, in milliseconds since 1970.
+    pub snapshot_since_ms: Option<u64>,
 }
 
 /// Why a shard does not start.
@@ -107,7 +109,8 @@ pub async fn assemble(handle: ShardHandle, plan: &Plan) -> Result<Running, Shard
         cache_bytes: config.memory.cache_bytes,
         // The topology says how.
         strategy: None,
-        ..Options::new(format!("shard-{:02}", shard.0))
+        file_id_first: plan.identity.layout().file_id_first(shard),
+        ..Options::new(plan.identity.layout().dir(shard))
     };
     let opened = Store::open(env.clone(), options).await;
     let (store, recovery) = opened.map_err(|source| ShardError::Store { shard, source })?;
@@ -134,12 +137,14 @@ pub async fn assemble(handle: ShardHandle, plan: &Plan) -> Result<Running, Shard
         seeds: config.cluster.seeds.clone(),
         own: plan.description.clone(),
         generation: plan.identity.boot,
+        abstains: plan.identity.abstains,
         gossip: Default::default(),
         detector: Default::default(),
     };
     membership.gossip.interval = config.cluster.gossip_interval;
     let mut node_config = NodeConfig::new(boot, membership);
     node_config.amnesia = recovery.amnesia;
+    node_config.snapshot_since_ms = plan.snapshot_since_ms;
     node_config.repair.target = config.cluster.repair_interval;
     if !config.cluster.hints {
         node_config.hints.bytes_max = 0;
@@ -155,6 +160,7 @@ pub async fn assemble(handle: ShardHandle, plan: &Plan) -> Result<Running, Shard
         node,
         store,
         config: Rc::new(config.clone()),
+        identity: plan.identity.clone(),
         metrics: ShardMetrics::default(),
         stop: Rc::new(Flag::default()),
         stop_links: Rc::new(Flag::default()),

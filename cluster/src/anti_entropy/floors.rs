@@ -7,6 +7,7 @@
 //!    and was completed with all owners, so each of them holds it.
 //! 2. No hint anywhere was created before that repair was over: hints are the only other place where
 //!    an older value of the key may wait. A member that does not answer may hold one.
+//!    A snapshot counts as a hint of its time: restored, it brings old values back.
 //! 3. This node is in the ring: what a joining one lacks is not yet known.
 //!
 //! There is no grace time that could be too short.

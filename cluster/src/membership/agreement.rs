@@ -138,6 +138,9 @@ impl<E: Env> Membership<E> {
     /// The slot in which this node votes on `instance`, or the answer that says why it does not.
     fn voter_in(&self, instance: &Instance) -> Result<SlotId, Answer> {
         let inner = &self.0;
+        if inner.config.abstains {
+            return Err(refused("restored from a backup, and without a vote since"));
+        }
         let state = inner.state.borrow();
         let Some(decided) = &state.decided else {
             if instance.epoch != Epoch::FIRST.0 || instance.cluster != ClusterId::default().0 {

@@ -64,6 +64,7 @@ impl World {
                 vnodes: 8,
             },
             generation: self.boots.borrow()[host],
+            abstains: false,
             gossip: GossipOptions::default(),
             detector: DetectorOptions::default(),
         }

@@ -137,6 +137,7 @@ impl World {
                 vnodes: 8,
             },
             generation: boot,
+            abstains: false,
             gossip: GossipOptions::default(),
             detector: DetectorOptions::default(),
         };

@@ -219,6 +219,7 @@ impl Cluster {
                 vnodes: self.config.vnodes,
             },
             generation,
+            abstains: false,
             gossip: Default::default(),
             detector: Default::default(),
         }

@@ -259,6 +259,11 @@ impl Memory {
         self.through
     }
 
+    /// The highest number given to a record.
+    pub(super) fn seqno(&self) -> u64 {
+        self.seqno
+    }
+
     /// Memtables waiting for their flush.
     pub(super) fn sealed_count(&self) -> usize {
         self.sealed.len()

@@ -11,6 +11,7 @@ use super::compact::ExpiryClock;
 use super::damage::Damages;
 use super::load::load_tables;
 use super::memory::Memory;
+use super::snapshot::Hold;
 use super::supply::{Live, Supply};
 use super::tables::Tables;
 use super::{Health, Inner, Store};
@@ -70,7 +71,11 @@ pub(super) async fn open<E: Env>(
     files.check_listed(&state, &wal_dir, &tables_dir)?;
 
     let next_file_id = files.tables.keys().map(|id| id + 1).max().unwrap_or(1);
-    let mut tables = Tables::new(next_file_id.max(state.file_id_floor));
+    let mut tables = Tables::new(
+        next_file_id
+            .max(state.file_id_floor)
+            .max(options.file_id_first),
+    );
     let loaded = load_tables(disk, &tables_dir, &state, &mut tables).await?;
     let seqno = loaded.seqno;
     let mut memory = Memory::new(
@@ -146,6 +151,7 @@ pub(super) async fn open<E: Env>(
         compacting: Turn::default(),
         compacted_last: Cell::new(None),
         damages: Damages::default(),
+        hold: Hold::default(),
         writing_tasks: Cell::new(0),
         stopped: Signal::default(),
     });

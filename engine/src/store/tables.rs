@@ -211,7 +211,11 @@ pub(super) fn changes_of(tree: TreeId, edit: &Edit) -> Vec<Change> {
 
 impl<E: torc_env::Env> Inner<E> {
     /// Removes table files that no manifest lists. Best effort: the next open collects what stays.
+    /// A snapshot that is being taken keeps them until it has its links.
     pub(super) async fn remove_tables(&self, file_ids: &[u64]) {
+        let Some(file_ids) = self.hold.defer(file_ids) else {
+            return;
+        };
         for file_id in file_ids {
             let path = table_path(&self.tables_dir, *file_id);
             if let Err(error) = self.env.disk().remove(&path).await {

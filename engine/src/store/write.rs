@@ -66,7 +66,13 @@ impl<E: Env> Inner<E> {
         debug_assert_eq!(token, Token::of(tree, key), "the token of the key");
         self.check_open()?;
         self.check_size(key.len(), self.options.key_bytes_max)?;
-        let (base, base_fate) = self.newest(tree, token, key).await?;
+        let (base, base_fate) = loop {
+            self.hold.released(&self.env).await;
+            let newest = self.newest(tree, token, key).await?;
+            if !self.hold.is_on(&self.env) {
+                break newest;
+            }
+        };
         // From here to the submission nothing waits, so nothing comes between.
         match decide(base.as_ref()) {
             Decision::Keep(answer) => {

@@ -242,6 +242,14 @@ impl Disk for MemoryDisk {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    async fn hard_link(&self, _: &Path, _: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    async fn remove_dir(&self, _: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     async fn list(&self, _: &Path) -> io::Result<Vec<DirEntry>> {
         Err(io::ErrorKind::Unsupported.into())
     }

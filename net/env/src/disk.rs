@@ -54,8 +54,15 @@ pub trait Disk: Clone + 'static {
     /// Renames a file over whatever has the new name. Durable after [`Disk::sync_dir`].
     fn rename(&self, from: &Path, to: &Path) -> impl Future<Output = io::Result<()>>;
 
+    /// Gives a file another name, which must not exist. Both names share the content until one of
+    /// them is removed. Durable after [`Disk::sync_dir`] of the new name's directory.
+    fn hard_link(&self, from: &Path, to: &Path) -> impl Future<Output = io::Result<()>>;
+
     /// The entries of a directory, sorted by name.
     fn list(&self, dir: &Path) -> impl Future<Output = io::Result<Vec<DirEntry>>>;
+
+    /// Removes an empty directory. Durable after [`Disk::sync_dir`] of its parent.
+    fn remove_dir(&self, dir: &Path) -> impl Future<Output = io::Result<()>>;
 
     /// Creates a directory and its parents; no error when it exists. Syncs the parents.
     fn create_dir(&self, dir: &Path) -> impl Future<Output = io::Result<()>>;

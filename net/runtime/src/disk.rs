@@ -199,6 +199,14 @@ impl Disk for RingDisk {
         op::rename(&self.core, &self.root().fd, inside(from)?, inside(to)?).await
     }
 
+    async fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        op::link(&self.core, &self.root().fd, inside(from)?, inside(to)?).await
+    }
+
+    async fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        op::remove_dir(&self.core, &self.root().fd, inside(dir)?).await
+    }
+
     async fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
         list(&self.root().path.join(inside(dir)?))
     }

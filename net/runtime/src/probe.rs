@@ -58,7 +58,7 @@ pub struct Features {
 }
 
 /// Operations that the runtime cannot do without.
-const REQUIRED: [(u8, &str); 15] = [
+const REQUIRED: [(u8, &str); 16] = [
     (opcode::Read::CODE, "read"),
     (opcode::Write::CODE, "write"),
     (opcode::Fsync::CODE, "fsync"),
@@ -67,6 +67,7 @@ const REQUIRED: [(u8, &str); 15] = [
     (opcode::Close::CODE, "close"),
     (opcode::UnlinkAt::CODE, "unlinkat"),
     (opcode::RenameAt::CODE, "renameat"),
+    (opcode::LinkAt::CODE, "linkat"),
     (opcode::MkDirAt::CODE, "mkdirat"),
     (opcode::Accept::CODE, "accept"),
     (opcode::Connect::CODE, "connect"),

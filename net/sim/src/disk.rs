@@ -191,6 +191,18 @@ impl Disk for SimDisk {
             .await
     }
 
+    async fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let begin = |host: &mut Host| host.volume.begin_link(from, to);
+        self.operate(Cost::Name, begin, |host, _, id| host.volume.complete(id))
+            .await
+    }
+
+    async fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        let begin = |host: &mut Host| host.volume.begin_remove_dir(dir);
+        self.operate(Cost::Name, begin, |host, _, id| host.volume.complete(id))
+            .await
+    }
+
     async fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
         let dir: PathBuf = dir.to_path_buf();
         self.operate(

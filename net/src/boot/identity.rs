@@ -2,22 +2,27 @@
 //! Format page: `docs/formats/identity.md`.
 //!
 //! ```text
-//! byte 0       8        12       16     32     40       48       50         52            54
-//!      | magic | format | crc32c | node | boot | random | shards | name len | cluster len | names …
+//! byte 0       8        12       16     32     40       48       50       52        60      62
+//!      | magic | format | crc32c | node | boot | random | shards | layout | lineage | flags | …
+//!      … name len | cluster len | names …
+//!        62         64            66
 //! ```
 //!
 //! Invariant: bytes that are damaged, cut, or of another format are an error, never a fresh node: a
 //! node that forgot who it was would be two nodes to the others.
 
 use bytes::{Buf, BufMut};
+use torc_engine::Layout;
 use torc_env::NodeId;
 
 /// First bytes of the file.
 const MAGIC: [u8; 8] = *b"TORCNODE";
 /// Format of the data directory that this build reads and writes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// Bytes before the names.
-const FIXED_BYTES: usize = 54;
+const FIXED_BYTES: usize = 66;
+/// Flag: this node has no vote about the topology.
+const ABSTAINS: u16 = 1;
 /// What the checksum does not cover: everything up to and including itself.
 const UNCOVERED_BYTES: usize = 16;
 /// The longest name of a node or cluster, in bytes.
@@ -34,6 +39,13 @@ pub struct Identity {
     pub random: u64,
     /// Shards that the directory's data is divided among.
     pub shards: u16,
+    /// How often that number has changed.
+    pub layout: u16,
+    /// Which restore from a backup the directory's data goes back to: the boot counter that the restore
+    /// gave it; 0 when it was never restored. Within one lineage no id of a table is used twice.
+    pub lineage: u64,
+    /// Whether this node may have forgotten a vote about the topology, and so gives none.
+    pub abstains: bool,
     /// The configured name of the node that made the directory.
     pub name: String,
     /// The configured name of its cluster.
@@ -74,6 +86,14 @@ pub enum IdentityError {
 }
 
 impl Identity {
+    /// How the directory's data is divided among shards.
+    pub fn layout(&self) -> Layout {
+        Layout {
+            generation: self.layout,
+            shards: self.shards,
+        }
+    }
+
     /// The file's bytes.
     ///
     /// # Panics
@@ -87,6 +107,9 @@ impl Identity {
         bytes.put_u64_le(self.boot);
         bytes.put_u64_le(self.random);
         bytes.put_u16_le(self.shards);
+        bytes.put_u16_le(self.layout);
+        bytes.put_u64_le(self.lineage);
+        bytes.put_u16_le(if self.abstains { ABSTAINS } else { 0 });
         for name in [&self.name, &self.cluster] {
             assert!(
                 name.len() <= NAME_BYTES_MAX,
@@ -131,6 +154,9 @@ impl Identity {
         let boot = rest.get_u64_le();
         let random = rest.get_u64_le();
         let shards = rest.get_u16_le();
+        let layout = rest.get_u16_le();
+        let lineage = rest.get_u64_le();
+        let abstains = rest.get_u16_le() & ABSTAINS != 0;
         let name_len = usize::from(rest.get_u16_le());
         let cluster_len = usize::from(rest.get_u16_le());
         if rest.len() != name_len + cluster_len {
@@ -149,6 +175,9 @@ impl Identity {
             boot,
             random,
             shards,
+            layout,
+            lineage,
+            abstains,
             name: text(name)?,
             cluster: text(cluster)?,
         })
@@ -165,6 +194,9 @@ mod tests {
             boot: 3,
             random: 0x0405,
             shards: 6,
+            layout: 7,
+            lineage: 8,
+            abstains: true,
             name: "n1".into(),
             cluster: "demo".into(),
         }
@@ -180,8 +212,9 @@ mod tests {
             .collect();
         assert_eq!(
             hex,
-            "544f52434e4f444501000000df477e8202010000000000000000000000000000\
-             030000000000000005040000000000000600020004006e3164656d6f"
+            "544f52434e4f44450200000058a39dcc020100000000000000000000000000\
+             00030000000000000005040000000000000600070008000000000000000100\
+             020004006e3164656d6f"
         );
     }
 

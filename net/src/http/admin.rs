@@ -19,6 +19,7 @@ use crate::http::response::{ContentType, Problem, Response};
 use crate::http::route::{Admin, check_key};
 use crate::metrics::Snapshot;
 use crate::service::Service;
+use crate::snapshot;
 
 /// How long an answer about a keyspace waits until every shard of this node knows the change.
 const SPREAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -124,6 +125,37 @@ pub async fn handle(
             only(&request, &[Method::Post], "POST")?;
             let detach = query.boolean("detach")?.unwrap_or(false);
             run(&service, detach, scrub(Rc::clone(&service))).await
+        }
+        Admin::Snapshots => match request.method {
+            Method::Get | Method::Head => {
+                let list = snapshot::list(&service).await?;
+                Ok(answer(&json!({ "snapshots": list })))
+            }
+            Method::Post => snapshot::create(&service).await.map(|made| answer(&made)),
+            _ => Err(Problem::method_not_allowed("GET, HEAD, POST")),
+        },
+        Admin::Snapshot(id) => {
+            let id = String::from_utf8_lossy(&id);
+            match request.method {
+                Method::Get | Method::Head => {
+                    let found = snapshot::describe(&service, &id).await;
+                    found.map(|found| answer(&found))
+                }
+                Method::Delete => {
+                    snapshot::remove(&service, &id).await?;
+                    Ok(Response::empty(204))
+                }
+                _ => Err(Problem::method_not_allowed("GET, HEAD, DELETE")),
+            }
+        }
+        Admin::SnapshotFile(id, path) => {
+            only(&request, &[Method::Get], "GET")?;
+            let (id, path) = (String::from_utf8_lossy(&id), String::from_utf8_lossy(&path));
+            let offset = query.number("offset", 0, u64::MAX)?.unwrap_or(0);
+            let most = snapshot::PIECE_BYTES_MAX;
+            let length = query.number("length", 1, most)?.unwrap_or(most);
+            let piece = snapshot::read(&service, &id, &path, offset, length).await?;
+            Ok(Response::with_body(200, ContentType::Octets, piece))
         }
         Admin::Decommission(_) => {
             only(&request, &[Method::Post], "POST")?;

@@ -57,6 +57,12 @@ pub enum Admin {
     Compact,
     /// `/admin/scrub`.
     Scrub,
+    /// `/admin/snapshots`.
+    Snapshots,
+    /// `/admin/snapshots/{id}`.
+    Snapshot(Bytes),
+    /// `/admin/snapshots/{id}/{path}`: a file of it.
+    SnapshotFile(Bytes, Bytes),
     /// `/admin/nodes/{name}/decommission`.
     Decommission(Bytes),
 }
@@ -89,6 +95,15 @@ impl Route {
             let name = percent_decode(path.slice_ref(name))?;
             return Ok(Route::Admin(Admin::Decommission(name)));
         }
+        if let Some(rest) = text.strip_prefix(b"/admin/snapshots/") {
+            return Ok(Route::Admin(match memchr::memchr(b'/', rest) {
+                None => Admin::Snapshot(path.slice_ref(rest)),
+                Some(end) => Admin::SnapshotFile(
+                    path.slice_ref(&rest[..end]),
+                    path.slice_ref(&rest[end + 1..]),
+                ),
+            }));
+        }
         if let Some(name) = text.strip_prefix(b"/admin/keyspaces/") {
             let name = keyspace_name(path.slice_ref(name))?;
             return Ok(Route::Admin(Admin::Keyspace(name)));
@@ -109,6 +124,7 @@ impl Route {
             b"/admin/repair" => Route::Admin(Admin::Repair),
             b"/admin/compact" => Route::Admin(Admin::Compact),
             b"/admin/scrub" => Route::Admin(Admin::Scrub),
+            b"/admin/snapshots" => Route::Admin(Admin::Snapshots),
             b"/" => Route::Page,
             _ => return Err(Problem::no_route()),
         })
@@ -257,6 +273,13 @@ mod tests {
         assert_eq!(
             route("/admin/keyspaces/a"),
             Ok(Route::Admin(Admin::Keyspace(Bytes::from_static(b"a"))))
+        );
+        assert_eq!(
+            route("/admin/snapshots/1/shard-00/tables/2.table"),
+            Ok(Route::Admin(Admin::SnapshotFile(
+                Bytes::from_static(b"1"),
+                Bytes::from_static(b"shard-00/tables/2.table"),
+            )))
         );
         for path in [
             "",

@@ -117,6 +117,14 @@ impl Disk for GlommioDisk {
             .map_err(system_error)
     }
 
+    async fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::hard_link(self.path(from)?, self.path(to)?)
+    }
+
+    async fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        std::fs::remove_dir(self.path(dir)?)
+    }
+
     async fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
         list(&self.path(dir)?)
     }

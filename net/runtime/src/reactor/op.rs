@@ -261,6 +261,24 @@ pub(crate) async fn unlink(core: &Rc<Core>, dir: &Rc<OwnedFd>, path: &Path) -> i
     count(op.await.result).map(drop)
 }
 
+/// Removes an empty directory below a directory.
+pub(crate) async fn remove_dir(core: &Rc<Core>, dir: &Rc<OwnedFd>, path: &Path) -> io::Result<()> {
+    let slot = slot(
+        Resource::Path(sys::c_path(path)?),
+        Some(dir),
+        OnDrop::Finish,
+    );
+    // SAFETY: the entry points to the slot's path.
+    let op = unsafe {
+        Op::start(core, slot, |resource| {
+            opcode::UnlinkAt::new(target(dir), path_of(resource).as_ptr())
+                .flags(libc::AT_REMOVEDIR)
+                .build()
+        })
+    };
+    count(op.await.result).map(drop)
+}
+
 /// Makes a directory below a directory.
 pub(crate) async fn make_dir(core: &Rc<Core>, dir: &Rc<OwnedFd>, path: &Path) -> io::Result<()> {
     let slot = slot(
@@ -294,6 +312,26 @@ pub(crate) async fn rename(
                 unreachable!("the slot owns two paths")
             };
             opcode::RenameAt::new(target(dir), from.as_ptr(), target(dir), to.as_ptr()).build()
+        })
+    };
+    count(op.await.result).map(drop)
+}
+
+/// Gives a file below a directory another name.
+pub(crate) async fn link(
+    core: &Rc<Core>,
+    dir: &Rc<OwnedFd>,
+    from: &Path,
+    to: &Path,
+) -> io::Result<()> {
+    let paths = Resource::Paths(sys::c_path(from)?, sys::c_path(to)?);
+    // SAFETY: the entry points to the slot's paths.
+    let op = unsafe {
+        Op::start(core, slot(paths, Some(dir), OnDrop::Finish), |resource| {
+            let Resource::Paths(from, to) = resource else {
+                unreachable!("the slot owns two paths")
+            };
+            opcode::LinkAt::new(target(dir), from.as_ptr(), target(dir), to.as_ptr()).build()
         })
     };
     count(op.await.result).map(drop)

@@ -35,6 +35,8 @@ pub async fn all<D: Disk>(disk: &D) {
     lengths_are_set_and_zero_filled(disk).await;
     names_are_made_moved_listed_and_removed(disk).await;
     a_removed_file_lives_while_it_is_open(disk).await;
+    a_link_is_a_second_name(disk).await;
+    only_empty_directories_are_removed(disk).await;
     large_transfers_are_whole(disk).await;
     clones_share_a_file(disk).await;
     space_is_known(disk).await;
@@ -100,6 +102,36 @@ pub async fn reads_end_at_the_end_of_the_file<D: Disk>(disk: &D) {
         read(&file, 0, 4 * SECTOR_BYTES).await.len(),
         SECTOR_BYTES + 10
     );
+}
+
+/// A file lives until its last name is gone, and a taken name is refused.
+pub async fn a_link_is_a_second_name<D: Disk>(disk: &D) {
+    disk.create_dir(Path::new("links")).await.unwrap();
+    let (first, second) = (Path::new("links/first"), Path::new("links/second"));
+    let file = disk.open(first, OpenMode::CreateNew).await.unwrap();
+    write(&file, 0, b"l").await;
+    drop(file);
+    disk.hard_link(first, second).await.unwrap();
+    let taken = disk.hard_link(first, second).await.unwrap_err();
+    assert_eq!(taken.kind(), ErrorKind::AlreadyExists);
+    let missing = disk.hard_link(Path::new("links/none"), first).await;
+    assert_eq!(missing.unwrap_err().kind(), ErrorKind::NotFound);
+    disk.remove(first).await.unwrap();
+    let file = disk.open(second, OpenMode::Read).await.unwrap();
+    assert_eq!(read(&file, 0, SECTOR_BYTES).await, &sectors(b"l")[..]);
+}
+
+/// A directory goes when nothing is in it.
+pub async fn only_empty_directories_are_removed<D: Disk>(disk: &D) {
+    let (dir, file) = (Path::new("emptied"), Path::new("emptied/file"));
+    disk.create_dir(dir).await.unwrap();
+    drop(disk.open(file, OpenMode::CreateNew).await.unwrap());
+    let full = disk.remove_dir(dir).await.unwrap_err();
+    assert_eq!(full.kind(), ErrorKind::DirectoryNotEmpty);
+    disk.remove(file).await.unwrap();
+    disk.remove_dir(dir).await.unwrap();
+    let missing = disk.remove_dir(dir).await.unwrap_err();
+    assert_eq!(missing.kind(), ErrorKind::NotFound);
 }
 
 /// Growing fills with zeroes, cutting forgets.

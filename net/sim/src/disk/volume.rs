@@ -97,7 +97,9 @@ enum Begun {
     },
     Remove(PathBuf),
     Rename(PathBuf, PathBuf),
+    Link(PathBuf, PathBuf),
     CreateDir(PathBuf),
+    RemoveDir(PathBuf),
 }
 
 /// A host's file system.
@@ -150,12 +152,7 @@ impl Volume {
     pub(crate) fn create(&mut self, path: &Path) -> io::Result<(InodeId, Rc<()>)> {
         let path = relative(path);
         self.check_parent(&path)?;
-        if self.names.contains_key(&path) || self.dirs.contains(&path) {
-            return Err(io::Error::new(
-                io::ErrorKind::AlreadyExists,
-                path.display().to_string(),
-            ));
-        }
+        self.check_free(&path)?;
         let inode = InodeId(self.next_sequence());
         let file = Inode::default();
         let opened = file.opened.clone();
@@ -274,6 +271,14 @@ impl Volume {
 
     pub(crate) fn begin_rename(&mut self, from: &Path, to: &Path) -> OperationId {
         self.begin(Begun::Rename(relative(from), relative(to)))
+    }
+
+    pub(crate) fn begin_link(&mut self, from: &Path, to: &Path) -> OperationId {
+        self.begin(Begun::Link(relative(from), relative(to)))
+    }
+
+    pub(crate) fn begin_remove_dir(&mut self, dir: &Path) -> OperationId {
+        self.begin(Begun::RemoveDir(relative(dir)))
     }
 
     pub(crate) fn begin_create_dir(&mut self, dir: &Path) -> OperationId {
@@ -405,6 +410,22 @@ impl Volume {
                 self.check_parent(&to)?;
                 self.change_name(NameChange::Rename { from, to, inode });
             }
+            Begun::Link(from, to) => {
+                let inode = *self.names.get(&from).ok_or_else(|| not_found(&from))?;
+                self.check_parent(&to)?;
+                self.check_free(&to)?;
+                self.change_name(NameChange::Create { path: to, inode });
+            }
+            Begun::RemoveDir(dir) => {
+                if !self.dirs.contains(&dir) {
+                    return Err(not_found(&dir));
+                }
+                let is_below = |path: &PathBuf| path.parent() == Some(&dir);
+                if self.names.keys().any(is_below) || self.dirs.iter().any(is_below) {
+                    return Err(io::ErrorKind::DirectoryNotEmpty.into());
+                }
+                self.dirs.remove(&dir);
+            }
             Begun::CreateDir(dir) => {
                 let mut dir = Some(dir.as_path());
                 while let Some(path) = dir {
@@ -438,6 +459,16 @@ impl Volume {
             Some(parent) if self.dirs.contains(parent) => Ok(()),
             _ => Err(not_found(path)),
         }
+    }
+
+    fn check_free(&self, path: &Path) -> io::Result<()> {
+        if self.names.contains_key(path) || self.dirs.contains(path) {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                path.display().to_string(),
+            ));
+        }
+        Ok(())
     }
 
     fn check_space(&mut self, inode: InodeId, end: u64) -> io::Result<()> {
@@ -551,6 +582,43 @@ mod tests {
         let mut buf = [0; 1];
         volume.read(old, 0, &mut buf);
         assert_eq!(buf, [1]);
+    }
+
+    #[test]
+    fn a_linked_file_lives_until_its_last_name_is_gone() {
+        let mut volume = volume();
+        let (inode, _) = volume.create(Path::new("d/a")).unwrap();
+        write(&mut volume, inode, 7, true).unwrap();
+        sync_dir(&mut volume);
+        let link = volume.begin_link(Path::new("d/a"), Path::new("d/b"));
+        volume.complete(link).unwrap();
+        let again = volume.begin_link(Path::new("d/a"), Path::new("d/b"));
+        let taken = volume.complete(again).unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AlreadyExists);
+        sync_dir(&mut volume);
+        let remove = volume.begin_remove(Path::new("d/a"));
+        volume.complete(remove).unwrap();
+        sync_dir(&mut volume);
+        volume.cut_power(&mut Survivors::none());
+        assert_eq!(names(&volume), ["b"]);
+        let (linked, _open) = volume.open(Path::new("d/b")).unwrap();
+        let mut buf = [0; 1];
+        volume.read(linked, 0, &mut buf);
+        assert_eq!(buf, [7]);
+    }
+
+    #[test]
+    fn a_directory_is_removed_only_when_it_is_empty() {
+        let mut volume = volume();
+        volume.create(Path::new("d/a")).unwrap();
+        let full = volume.begin_remove_dir(Path::new("d"));
+        let full = volume.complete(full).unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::DirectoryNotEmpty);
+        let remove = volume.begin_remove(Path::new("d/a"));
+        volume.complete(remove).unwrap();
+        let empty = volume.begin_remove_dir(Path::new("d"));
+        volume.complete(empty).unwrap();
+        volume.list(Path::new("d")).unwrap_err();
     }
 
     #[test]

@@ -1,0 +1,269 @@
+//! Snapshots: a directory that is a store of its own, as of one moment.
+//!
+//! Not on a request's path. A snapshot consists of hard links of the tables and a manifest of its own; it
+//! has no log, so what is in memory at the cut is flushed first. Updates wait while the stores of
+//! a node are brought to one cut, which takes as long as the log writes in flight.
+//!
+//! Invariants: between a hold and the end of its snapshot no table file loses its name; what a snapshot's
+//! manifest lists is there, durably, before that manifest is.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use torc_env::{Class, Disk, Env, Instant};
+
+use super::Inner;
+use crate::error::{OpenError, WriteError};
+use crate::frame::Mark;
+use crate::manifest::{Manifest, State};
+use crate::signal::Signal;
+use crate::table::table_path;
+
+/// How often a held store looks whether what was in flight is durable.
+const SETTLE_INTERVAL: Duration = Duration::from_micros(500);
+
+/// A moment of a store: all that was acknowledged before it, and nothing that was decided after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    through: u64,
+}
+
+/// What a snapshot holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotReport {
+    /// Its tables, ascending: file id and bytes.
+    pub tables: Vec<(u64, u64)>,
+}
+
+/// Why there is no snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The store takes no updates any more.
+    #[error(transparent)]
+    Store(#[from] WriteError),
+    /// One at a time.
+    #[error("another snapshot of this store is being taken")]
+    Busy,
+    /// Updates were not held long enough.
+    #[error("what was being written did not become durable in time")]
+    Late,
+    /// The device refused.
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the device said.
+        source: io::Error,
+    },
+    /// Its manifest cannot be written.
+    #[error("cannot write the snapshot's manifest")]
+    Manifest(#[source] OpenError),
+}
+
+/// Whether updates wait, and which files are kept for a snapshot.
+#[derive(Default)]
+pub(super) struct Hold {
+    until: Cell<Option<Instant>>,
+    released: Signal,
+    /// A snapshot is being taken.
+    is_pinned: Cell<bool>,
+    /// Tables that are not needed any more except for it.
+    deferred: RefCell<Vec<u64>>,
+}
+
+impl Hold {
+    /// Whether updates wait now.
+    pub(super) fn is_on(&self, env: &impl Env) -> bool {
+        self.until.get().is_some_and(|until| env.now() < until)
+    }
+
+    /// Completes when updates need not wait. Costs nothing when they need not.
+    pub(super) async fn released(&self, env: &impl Env) {
+        if self.until.get().is_some() {
+            self.released
+                .until(|| (!self.is_on(env)).then_some(()))
+                .await;
+        }
+    }
+
+    /// The files that may be removed now; `None` when they are kept for the time being.
+    pub(super) fn defer<'a>(&self, file_ids: &'a [u64]) -> Option<&'a [u64]> {
+        if !self.is_pinned.get() {
+            return Some(file_ids);
+        }
+        self.deferred.borrow_mut().extend_from_slice(file_ids);
+        None
+    }
+
+    fn let_updates_go(&self) {
+        self.until.set(None);
+        self.released.ring();
+    }
+}
+
+impl<E: Env> Inner<E> {
+    pub(super) async fn hold(self: &Rc<Self>, patience: Duration) -> Result<(), SnapshotError> {
+        self.check_open()?;
+        if self.hold.is_pinned.replace(true) {
+            return Err(SnapshotError::Busy);
+        }
+        let until = self.env.now() + patience;
+        self.hold.until.set(Some(until));
+        let inner = Rc::clone(self);
+        self.env.spawn(Class::Control, async move {
+            inner.env.sleep_until(until).await;
+            inner.hold.released.ring();
+        });
+        let settled = self.settle().await;
+        if settled.is_err() {
+            self.release().await;
+        }
+        settled
+    }
+
+    /// Waits until everything that was decided is durable, as long as updates are held.
+    async fn settle(&self) -> Result<(), SnapshotError> {
+        while self.memory.borrow().pending_bytes() > 0 {
+            if !self.hold.is_on(&self.env) {
+                return Err(SnapshotError::Late);
+            }
+            self.check_open()?;
+            self.env.sleep(SETTLE_INTERVAL).await;
+        }
+        Ok(())
+    }
+
+    /// Lets updates and the removal of files go on.
+    pub(super) async fn release(&self) {
+        self.hold.let_updates_go();
+        self.hold.is_pinned.set(false);
+        let deferred = std::mem::take(&mut *self.hold.deferred.borrow_mut());
+        self.remove_tables(&deferred).await;
+    }
+
+    pub(super) fn cut(&self) -> Result<Cut, SnapshotError> {
+        let was_on = self.hold.is_on(&self.env);
+        self.hold.let_updates_go();
+        self.check_open()?;
+        if !was_on {
+            return Err(SnapshotError::Late);
+        }
+        let through = {
+            let mut memory = self.memory.borrow_mut();
+            memory.seal();
+            memory.through().sequence
+        };
+        self.flush.ring();
+        Ok(Cut { through })
+    }
+
+    pub(super) async fn snapshot(
+        &self,
+        cut: Cut,
+        dir: &Path,
+    ) -> Result<SnapshotReport, SnapshotError> {
+        let outcome = self.link_into(cut, dir).await;
+        self.release().await;
+        outcome
+    }
+
+    async fn link_into(&self, cut: Cut, dir: &Path) -> Result<SnapshotReport, SnapshotError> {
+        let state = self
+            .flush
+            .until(|| {
+                let state = self.manifest.state();
+                if state.flushed.sequence >= cut.through {
+                    return Some(Ok(state.clone()));
+                }
+                self.check_open().err().map(Err)
+            })
+            .await?;
+        let seqno = self.memory.borrow().seqno();
+        let tables = link_tables(self.env.disk(), &self.tables_dir, &state, dir).await?;
+        let state = State {
+            segments: Vec::new(),
+            flushed: Mark::default(),
+            dropped: Default::default(),
+            suspect: true,
+            seqno_floor: state.seqno_floor.max(seqno),
+            ..state
+        };
+        Manifest::create(&self.env, dir, state)
+            .await
+            .map_err(SnapshotError::Manifest)?;
+        Ok(SnapshotReport { tables })
+    }
+}
+
+/// Gives every listed table of `from` a name in `dir/tables`. Durable on return.
+pub(crate) async fn link_tables<D: Disk>(
+    disk: &D,
+    from: &Path,
+    state: &State,
+    dir: &Path,
+) -> Result<Vec<(u64, u64)>, SnapshotError> {
+    let failed = |doing, path: &Path| {
+        let path = path.to_owned();
+        move |source| SnapshotError::Io {
+            doing,
+            path,
+            source,
+        }
+    };
+    let to = dir.join("tables");
+    disk.create_dir(&to).await.map_err(failed("create", &to))?;
+    let listed = state.tables.values();
+    let files: BTreeSet<(u64, u64)> = listed.map(|table| (table.file_id, table.bytes)).collect();
+    for (file_id, _) in &files {
+        let (old, new) = (table_path(from, *file_id), table_path(&to, *file_id));
+        disk.hard_link(&old, &new)
+            .await
+            .map_err(failed("link", &new))?;
+    }
+    disk.sync_dir(&to).await.map_err(failed("sync", &to))?;
+    Ok(files.into_iter().collect())
+}
+
+/// Removes a directory with all that is in it, names durably gone on return. What is missing already
+/// is no error.
+///
+/// # Errors
+/// When the device refuses.
+pub async fn remove_all<D: Disk>(disk: &D, dir: &Path) -> io::Result<()> {
+    let mut found = vec![dir.to_owned()];
+    let mut dirs = Vec::new();
+    while let Some(path) = found.pop() {
+        let entries = match disk.list(&path).await {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        for entry in entries {
+            let below = path.join(&entry.name);
+            if entry.is_dir {
+                found.push(below);
+            } else {
+                disk.remove(&below).await?;
+            }
+        }
+        dirs.push(path);
+    }
+    // What lies deeper was found later.
+    for path in dirs.iter().rev() {
+        disk.sync_dir(path).await?;
+        disk.remove_dir(path).await?;
+    }
+    if dirs.is_empty() {
+        return Ok(());
+    }
+    match dir.parent() {
+        Some(parent) => disk.sync_dir(parent).await,
+        None => Ok(()),
+    }
+}
