@@ -15,6 +15,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use torc_engine::layout::is_store;
 use torc_env::NodeId;
 
 use crate::boot::identity::{Identity, IdentityError, NAME_BYTES_MAX};
@@ -155,7 +156,7 @@ pub fn boot(dir: &Path, name: &str, cluster: &str, shards: u16) -> Result<Boot, 
             }
         }
         None => {
-            if dir.join("shard-00").exists() {
+            if holds_stores(dir)? {
                 return Err(BootError::NoIdentity {
                     path: dir.to_owned(),
                 });
@@ -179,6 +180,13 @@ pub fn boot(dir: &Path, name: &str, cluster: &str, shards: u16) -> Result<Boot, 
         is_fresh,
         _lock: lock,
     })
+}
+
+/// Whether a directory holds the data of a shard, of whatever layout.
+fn holds_stores(dir: &Path) -> Result<bool, BootError> {
+    let entries = fs::read_dir(dir).map_err(during("list", dir))?;
+    let mut names = entries.flatten().map(|entry| entry.file_name());
+    Ok(names.any(|name| name.to_str().is_some_and(is_store)))
 }
 
 fn take_lock(dir: &Path, path: &Path) -> Result<File, BootError> {

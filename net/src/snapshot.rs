@@ -257,11 +257,10 @@ async fn describe_new(
         let files = entries.iter().filter(|entry| !entry.is_dir);
         let tables = report.tables.iter();
         stores.push(json!({
-            "shard": shard.0,
             "dir": store.display().to_string(),
             "files": files.map(|file| json!({"name": file.name, "bytes": file.len}))
                 .collect::<Vec<_>>(),
-            "tables": tables.map(|(id, bytes)| json!({"id": format!("{id:016x}"), "bytes": bytes}))
+            "tables": tables.map(|(id, bytes)| json!({"name": format!("{id:016x}"), "bytes": bytes}))
                 .collect::<Vec<_>>(),
         }));
     }
@@ -280,6 +279,7 @@ async fn describe_new(
         "name": identity.name,
         "cluster": identity.cluster,
         "boot": identity.boot,
+        "members": service.view().map_or(0, |view| view.topology.members.len()),
         "shards": identity.shards,
         "layout": identity.layout,
         "lineage": format!("{:016x}", identity.lineage),

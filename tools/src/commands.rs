@@ -1,6 +1,7 @@
 //! One module for each group of subcommands.
 
 pub mod admin;
+pub mod backup;
 pub mod dev;
 pub mod inspect;
 pub mod kv;

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod backup;
 mod commands;
 mod config;
 mod endpoint;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{admin, dev, inspect, kv, server, sim, tune};
+use commands::{admin, backup as backups, dev, inspect, kv, server, sim, tune};
 use failure::Failure;
 
 #[global_allocator]
@@ -61,6 +62,10 @@ enum Command {
     Compact(admin::Maintenance),
     /// Verify every checksum on the endpoint's node
     Scrub(admin::Maintenance),
+    /// Copy the data of the endpoint's node into a directory, while it serves
+    Backup(backups::Backup),
+    /// Fill the empty data directory of a stopped node from a backup
+    Restore(backups::Restore),
     /// Print what tables, log segments and manifest files hold, and verify them
     Inspect(inspect::Inspect),
     /// Put load on a cluster, measure it and verify what it answers
@@ -98,6 +103,8 @@ fn run(command: &Command) -> Result<ExitCode, Failure> {
         Command::Repair(args) => admin::maintenance("repair", args)?,
         Command::Compact(args) => admin::maintenance("compact", args)?,
         Command::Scrub(args) => admin::maintenance("scrub", args)?,
+        Command::Backup(args) => backups::backup(args)?,
+        Command::Restore(args) => backups::restore(args)?,
         Command::Inspect(args) => inspect::run(args)?,
         Command::Load(args) => load::load(args)?,
         Command::Sim(args) => sim::sim(args)?,

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test an error is a failure")]
 
+mod backup;
 mod bad_input;
 mod cluster;
 mod dev;

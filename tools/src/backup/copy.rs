@@ -1,0 +1,348 @@
+//! Copies a snapshot of a node into an archive.
+//!
+//! What is there already, by table id and checksum, is not copied again; a run that broke off goes on
+//! with the snapshot, and in the file, where it stopped. A copied table is read through, block by block,
+//! before it counts: damage on the node's disk is found now and not by a restore.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use torc_engine::inspect::inspect;
+use torc_env::Env;
+use torc_runtime::{Runtime, RuntimeConfig};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::archive::{
+    Archive, Item, Manifest, PIECE_BYTES, failed, feed, hash_file, hex, replace, sync_dir,
+};
+use crate::endpoint::{Endpoint, Request};
+use crate::failure::Failure;
+
+/// Time between two lines of progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a run did.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// The backup.
+    pub id: String,
+    /// Whether an earlier run had begun it.
+    pub resumed: bool,
+    /// Tables in it.
+    pub tables: u64,
+    /// Tables that had to be copied.
+    pub copied_tables: u64,
+    /// Tables of earlier backups that were found damaged, and were copied again.
+    pub replaced_tables: u64,
+    /// All its bytes.
+    pub bytes: u64,
+    /// Bytes that had to be copied.
+    pub copied_bytes: u64,
+}
+
+/// A run.
+struct Copy<'a> {
+    archive: &'a Archive,
+    endpoint: &'a Endpoint,
+    /// Bytes a second; `None` for as fast as it goes.
+    rate: Option<u64>,
+    verify: bool,
+    total: u64,
+    began: Instant,
+    told: Instant,
+    report: Report,
+}
+
+/// Backs the endpoint's node up into `archive`. `verify`: whether the content of tables that are there
+/// already is read again.
+pub fn run(
+    endpoint: &Endpoint,
+    archive: &Archive,
+    rate: Option<u64>,
+    verify: bool,
+) -> Result<Report, Failure> {
+    for dir in [archive.incoming(), archive.dir().join("backups")] {
+        fs::create_dir_all(&dir).map_err(|error| failed(&dir, &error))?;
+    }
+    let lock_path = archive.dir().join("lock");
+    let lock = File::create(&lock_path).map_err(|error| failed(&lock_path, &error))?;
+    lock.try_lock().map_err(|error| {
+        failed(
+            &lock_path,
+            &format!("another backup into this directory runs ({error})"),
+        )
+    })?;
+    let (description, resumed) = snapshot(endpoint, archive)?;
+    let mut manifest: Manifest = serde_json::from_value(description)
+        .map_err(|error| Failure::new(format!("the node describes a snapshot oddly: {error}")))?;
+    check_node(archive, &manifest)?;
+    let all = manifest
+        .stores
+        .iter()
+        .flat_map(|store| store.files.iter().chain(&store.tables));
+    let now = Instant::now();
+    let mut copy = Copy {
+        archive,
+        endpoint,
+        rate,
+        verify,
+        total: all.map(|item| item.bytes).sum(),
+        began: now,
+        told: now,
+        report: Report {
+            id: manifest.id.clone(),
+            resumed,
+            ..Report::default()
+        },
+    };
+    copy.everything(&mut manifest)?;
+    archive.write(&manifest)?;
+    remove_snapshot(endpoint, &manifest.id)?;
+    let unfinished = archive.unfinished();
+    fs::remove_file(&unfinished).map_err(|error| failed(&unfinished, &error))?;
+    Ok(copy.report)
+}
+
+/// The snapshot that an earlier run has begun to copy, or a new one.
+fn snapshot(endpoint: &Endpoint, archive: &Archive) -> Result<(Value, bool), Failure> {
+    let unfinished = archive.unfinished();
+    if let Ok(id) = fs::read_to_string(&unfinished) {
+        let request = Request {
+            method: "GET",
+            path: format!("/admin/snapshots/{}", id.trim()),
+            ..Request::default()
+        };
+        let answer = endpoint.expect(request, &[404])?;
+        if answer.status != 404 {
+            return Ok((answer.json()?, true));
+        }
+    }
+    let request = Request {
+        method: "POST",
+        path: "/admin/snapshots".into(),
+        ..Request::default()
+    };
+    let description = endpoint.expect(request, &[])?.json()?;
+    let id = description
+        .get("id")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    replace(&unfinished, id.as_bytes()).map_err(|error| failed(&unfinished, &error))?;
+    Ok((description, false))
+}
+
+fn remove_snapshot(endpoint: &Endpoint, id: &str) -> Result<(), Failure> {
+    let request = Request {
+        method: "DELETE",
+        path: format!("/admin/snapshots/{id}"),
+        ..Request::default()
+    };
+    endpoint.expect(request, &[404]).map(drop)
+}
+
+/// An archive is of one node.
+fn check_node(archive: &Archive, manifest: &Manifest) -> Result<(), Failure> {
+    let Some(last) = archive.ids()?.pop() else {
+        return Ok(());
+    };
+    let earlier = archive.read(&last)?;
+    if earlier.node == manifest.node {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "{} holds backups of node {} ({}), but the endpoint is node {} ({}): use another directory",
+        archive.dir().display(),
+        earlier.name,
+        earlier.node,
+        manifest.name,
+        manifest.node
+    )))
+}
+
+impl Copy<'_> {
+    fn everything(&mut self, manifest: &mut Manifest) -> Result<(), Failure> {
+        let tables = self.archive.tables(&manifest.lineage);
+        fs::create_dir_all(&tables).map_err(|error| failed(&tables, &error))?;
+        for store in &mut manifest.stores {
+            for table in &mut store.tables {
+                self.table(&manifest.id, &manifest.lineage, &store.dir, table)?;
+            }
+            let dir = self.archive.backup(&manifest.id).join(&store.dir);
+            fs::create_dir_all(&dir).map_err(|error| failed(&dir, &error))?;
+            for file in &mut store.files {
+                let source = format!("{}/{}", store.dir, file.name);
+                let target = dir.join(&file.name);
+                file.xxh3 = self.fetch(&manifest.id, &source, file.bytes, &target)?;
+            }
+            sync_dir(&dir).map_err(|error| failed(&dir, &error))?;
+        }
+        let backup = self.archive.backup(&manifest.id);
+        let parts = ["tables", "backups", ""].map(|part| self.archive.dir().join(part));
+        for dir in parts.iter().chain([&tables, &backup]) {
+            sync_dir(dir).map_err(|error| failed(dir, &error))?;
+        }
+        Ok(())
+    }
+
+    fn table(
+        &mut self,
+        id: &str,
+        lineage: &str,
+        store: &str,
+        table: &mut Item,
+    ) -> Result<(), Failure> {
+        self.report.tables += 1;
+        if let Some((path, xxh3)) = self.archive.find_table(lineage, &table.name) {
+            if self.is_whole(&path, &xxh3, table.bytes)? {
+                table.xxh3 = xxh3;
+                self.done(table.bytes, false);
+                return Ok(());
+            }
+            self.report.replaced_tables += 1;
+            fs::remove_file(&path).map_err(|error| failed(&path, &error))?;
+        }
+        let name = format!("{}.table", table.name);
+        let incoming = self.archive.incoming().join(&name);
+        let source = format!("{store}/tables/{name}");
+        table.xxh3 = self.fetch(id, &source, table.bytes, &incoming)?;
+        if let Err(failure) = read_through(&incoming) {
+            // The next run must not go on with it, nor with this snapshot.
+            fs::remove_file(&incoming).map_err(|error| failed(&incoming, &error))?;
+            remove_snapshot(self.endpoint, id)?;
+            return Err(failure);
+        }
+        let target = self.archive.table(lineage, table);
+        fs::rename(&incoming, &target).map_err(|error| failed(&target, &error))?;
+        self.report.copied_tables += 1;
+        Ok(())
+    }
+
+    fn is_whole(&self, path: &Path, xxh3: &str, bytes: u64) -> Result<bool, Failure> {
+        let found = if self.verify {
+            hash_file(path).map(|(len, found)| len == bytes && found == xxh3)
+        } else {
+            fs::metadata(path).map(|found| found.len() == bytes)
+        };
+        found.map_err(|error| failed(path, &error))
+    }
+
+    /// Copies a file of the snapshot, from where an earlier run stopped. Its content is durable on
+    /// return; its checksum comes back.
+    fn fetch(
+        &mut self,
+        id: &str,
+        source: &str,
+        bytes: u64,
+        target: &Path,
+    ) -> Result<String, Failure> {
+        self.fetch_to(id, source, bytes, target)
+            .map_err(|error| match error {
+                FetchError::Io(error) => failed(target, &error),
+                FetchError::Node(failure) => failure,
+            })
+    }
+
+    fn fetch_to(
+        &mut self,
+        id: &str,
+        source: &str,
+        bytes: u64,
+        target: &Path,
+    ) -> Result<String, FetchError> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(target)?;
+        let piece = u64::try_from(PIECE_BYTES).unwrap_or(u64::MAX);
+        let mut at = file.metadata()?.len().min(bytes) / piece * piece;
+        file.set_len(at)?;
+        let mut hasher = Xxh3::new();
+        feed(&mut file, &mut hasher, &mut io::sink())?;
+        self.done(at, false);
+        while at < bytes {
+            let length = piece.min(bytes - at);
+            let request = Request {
+                method: "GET",
+                path: format!("/admin/snapshots/{id}/{source}?offset={at}&length={length}"),
+                ..Request::default()
+            };
+            let answer = self
+                .endpoint
+                .expect(request, &[])
+                .map_err(FetchError::Node)?;
+            let got = u64::try_from(answer.body.len()).unwrap_or(u64::MAX);
+            if got != length {
+                let short = format!("{source}: {got} bytes came instead of {length}");
+                return Err(FetchError::Node(Failure::new(short)));
+            }
+            hasher.update(&answer.body);
+            file.write_all(&answer.body)?;
+            at += length;
+            self.done(length, true);
+        }
+        file.sync_all()?;
+        Ok(hex(hasher.digest128()))
+    }
+
+    /// Counts bytes, tells about them now and then, and keeps to the rate.
+    fn done(&mut self, bytes: u64, copied: bool) {
+        self.report.bytes += bytes;
+        if copied {
+            self.report.copied_bytes += bytes;
+            if let Some(rate) = self.rate {
+                let micros =
+                    u128::from(self.report.copied_bytes) * 1_000_000 / u128::from(rate.max(1));
+                let due = Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX));
+                std::thread::sleep(due.saturating_sub(self.began.elapsed()));
+            }
+        }
+        if self.told.elapsed() >= PROGRESS_INTERVAL {
+            self.told = Instant::now();
+            eprintln!(
+                "{} of {} MiB, {} MiB copied",
+                self.report.bytes >> 20,
+                self.total >> 20,
+                self.report.copied_bytes >> 20
+            );
+        }
+    }
+}
+
+enum FetchError {
+    Io(io::Error),
+    Node(Failure),
+}
+
+impl From<io::Error> for FetchError {
+    fn from(error: io::Error) -> Self {
+        FetchError::Io(error)
+    }
+}
+
+/// Verifies every block of a table.
+fn read_through(path: &Path) -> Result<(), Failure> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(failed(path, &"not a file"));
+    };
+    let name = PathBuf::from(name);
+    let damaged = Runtime::block_on(&RuntimeConfig::new(dir), move |handle| {
+        let (env, name) = (handle.env().clone(), name.clone());
+        async move { inspect(env.disk(), &name, false, &mut |_| {}).await }
+    });
+    let damaged = damaged
+        .map_err(|error| failed(path, &error))?
+        .map_err(|error| failed(path, &error))?;
+    if damaged == 0 {
+        return Ok(());
+    }
+    Err(failed(
+        path,
+        &"this table is damaged on the node: `torc scrub` fetches what is lost from the replicas; then \
+          back up again",
+    ))
+}

@@ -1,0 +1,172 @@
+//! Restores a backup into the data directory of a stopped node.
+//!
+//! Order: a marker, the files, the identity, the marker's end. A directory with a marker or without an
+//! identity starts no node, so a restore that broke off is begun again from scratch.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use torc_env::NodeId;
+use torc_net::boot::identity::Identity;
+use xxhash_rust::xxh3::Xxh3;
+
+use super::archive::{Archive, Item, Manifest, failed, feed, hex, sync_dir};
+use crate::failure::Failure;
+
+/// What lies in a data directory while it is restored.
+const MARKER: &str = "restoring";
+/// A restored boot counter is the time in seconds, shifted by so much: above every counter of an earlier
+/// life, which rises by one a start.
+const BOOT_SHIFT: u32 = 20;
+
+/// Restores `manifest` into `data_dir`. Durable on return. `abstains`: the node must not vote on the
+/// topology, because others may remember votes that it does not.
+pub fn run(
+    archive: &Archive,
+    manifest: &Manifest,
+    data_dir: &Path,
+    abstains: bool,
+) -> Result<u64, Failure> {
+    begin(data_dir)?;
+    let mut bytes = 0;
+    for store in &manifest.stores {
+        let dir = data_dir.join(&store.dir);
+        let tables = dir.join("tables");
+        make_dir(&tables)?;
+        for table in &store.tables {
+            let target = tables.join(format!("{}.table", table.name));
+            bytes += copy(&archive.table(&manifest.lineage, table), &target, table)?;
+        }
+        for file in &store.files {
+            let source = archive
+                .backup(&manifest.id)
+                .join(&store.dir)
+                .join(&file.name);
+            bytes += copy(&source, &dir.join(&file.name), file)?;
+        }
+        for dir in [&tables, &dir] {
+            sync_dir(dir).map_err(|error| failed(dir, &error))?;
+        }
+    }
+    finish(manifest, data_dir, abstains)?;
+    Ok(bytes)
+}
+
+/// Makes the directory, which must be empty but for what an earlier restore has left.
+fn begin(data_dir: &Path) -> Result<(), Failure> {
+    make_dir(data_dir)?;
+    let marker = data_dir.join(MARKER);
+    if marker.exists() {
+        clear(data_dir).map_err(|error| failed(data_dir, &error))?;
+    }
+    let mut entries = fs::read_dir(data_dir).map_err(|error| failed(data_dir, &error))?;
+    let found = entries.find(|entry| {
+        let name = entry.as_ref().map(fs::DirEntry::file_name);
+        !matches!(name, Ok(name) if name == MARKER || name == "lost+found")
+    });
+    if let Some(found) = found {
+        let name = found.map_or_else(
+            |error| error.to_string(),
+            |entry| entry.file_name().to_string_lossy().into_owned(),
+        );
+        return Err(Failure::new(format!(
+            "{} is not empty (it holds {name}): a restore goes into an empty directory; stop the node \
+             and move its data away",
+            data_dir.display()
+        )));
+    }
+    let made = File::create(&marker).and_then(|file| file.sync_all());
+    made.and_then(|()| sync_dir(data_dir))
+        .map_err(|error| failed(&marker, &error))
+}
+
+fn clear(data_dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(data_dir)? {
+        let entry = entry?;
+        if entry.file_name() == MARKER {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Copies a file and holds it against its checksum on the way.
+fn copy(source: &Path, target: &Path, item: &Item) -> Result<u64, Failure> {
+    let mut from = File::open(source).map_err(|error| failed(source, &error))?;
+    let mut to = File::create(target).map_err(|error| failed(target, &error))?;
+    let mut hasher = Xxh3::new();
+    let copied = feed(&mut from, &mut hasher, &mut to).and_then(|bytes| {
+        to.sync_all()?;
+        Ok(bytes)
+    });
+    let bytes = copied.map_err(|error| failed(target, &error))?;
+    if bytes != item.bytes || hex(hasher.digest128()) != item.xxh3 {
+        return Err(failed(
+            source,
+            &"damaged: its checksum does not fit; use another backup",
+        ));
+    }
+    Ok(bytes)
+}
+
+fn finish(manifest: &Manifest, data_dir: &Path, abstains: bool) -> Result<(), Failure> {
+    let node_dir = data_dir.join("node");
+    make_dir(&node_dir)?;
+    if let Some(topology) = &manifest.topology {
+        let path = node_dir.join("topology");
+        let bytes = STANDARD
+            .decode(topology)
+            .map_err(|error| failed(&path, &error))?;
+        write(&path, &bytes)?;
+    }
+    let odd = |what| Failure::new(format!("the backup's {what} is malformed"));
+    let node = u128::from_str_radix(&manifest.node, 16).map_err(|_| odd("node"))?;
+    let seconds = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |now| now.as_secs());
+    let boot = (manifest.boot + 1).max(seconds << BOOT_SHIFT);
+    let identity = Identity {
+        node: NodeId(node),
+        boot,
+        random: random().map_err(|error| failed(Path::new(RANDOM), &error))?,
+        shards: manifest.shards,
+        layout: manifest.layout,
+        lineage: boot,
+        abstains,
+        name: manifest.name.clone(),
+        cluster: manifest.cluster.clone(),
+    };
+    write(&node_dir.join("identity"), &identity.encode())?;
+    for dir in [&node_dir, data_dir] {
+        sync_dir(dir).map_err(|error| failed(dir, &error))?;
+    }
+    let marker = data_dir.join(MARKER);
+    let ended = fs::remove_file(&marker).and_then(|()| sync_dir(data_dir));
+    ended.map_err(|error| failed(&marker, &error))
+}
+
+const RANDOM: &str = "/dev/urandom";
+
+fn random() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    File::open(RANDOM)?.read_exact(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let written = fs::write(path, bytes).and_then(|()| File::open(path)?.sync_all());
+    written.map_err(|error| failed(path, &error))
+}
+
+fn make_dir(dir: &Path) -> Result<(), Failure> {
+    fs::create_dir_all(dir).map_err(|error| failed(dir, &error))
+}
