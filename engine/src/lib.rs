@@ -16,6 +16,8 @@ pub mod compaction;
 mod dump;
 pub mod error;
 mod frame;
+#[cfg(test)]
+mod fuzz;
 pub mod inspect;
 pub mod jobs;
 pub mod layout;

@@ -19,6 +19,8 @@ mod filter;
 mod format;
 #[cfg(test)]
 mod format_tests;
+#[cfg(test)]
+mod fuzz_tests;
 mod iter;
 mod reader;
 mod writer;

@@ -373,4 +373,22 @@ mod tests {
         assert!(state.tables.is_empty());
         assert_eq!(state.dropped[&TreeId(1)], 5);
     }
+
+    #[test]
+    fn no_bytes_make_an_edit_or_what_it_does_panic() {
+        let changes = every_change();
+        let mut payload = Vec::new();
+        for change in &changes {
+            change.encode(&mut payload);
+        }
+        let count = u32::try_from(changes.len()).unwrap();
+        crate::fuzz::fuzz("edit", &[payload], |input| {
+            for count in [1, count, u32::MAX] {
+                let mut state = State::default();
+                for change in Change::decode_edit(input, count).iter().flatten() {
+                    drop(state.apply(change));
+                }
+            }
+        });
+    }
 }

@@ -121,7 +121,7 @@ fn the_bytes_on_the_page_are_read() {
 }
 
 /// The last hexdump of the page.
-fn bytes_on_page() -> Vec<u8> {
+pub(super) fn bytes_on_page() -> Vec<u8> {
     let mut bytes = vec![];
     let dump = PAGE
         .rsplit("```")

@@ -135,4 +135,13 @@ mod tests {
         assert_eq!(decode(&payload, 3), None);
         assert_eq!(decode(&payload, u32::MAX), None);
     }
+
+    #[test]
+    fn no_bytes_make_a_payload_panic() {
+        crate::fuzz::fuzz("payload", &[payload()], |input| {
+            for count in [0, 1, 2, 1000, u32::MAX] {
+                drop(decode(input, count));
+            }
+        });
+    }
 }

@@ -45,18 +45,55 @@ fn key(number: u8) -> Vec<u8> {
     vec![number % 16; 1 + usize::from(number / 16)]
 }
 
+/// How many courses of operations, each under options of its own. `TORC_METAMORPHIC_RUNS` says so at night.
+fn runs() -> u32 {
+    let runs = std::env::var("TORC_METAMORPHIC_RUNS").ok();
+    runs.map_or(200, |runs| runs.parse().expect("a number"))
+}
+
+/// Options that must not show in any answer.
+fn any_options() -> impl Strategy<Value = Options> {
+    let memory = (
+        prop::sample::select(vec![1 << 20, 2 << 20]),
+        0..64usize << 10,
+    );
+    let tables = (
+        200..20_000usize,
+        prop::sample::select(vec![16 << 10, 64 << 10, 64 << 20]),
+    );
+    let levels = (
+        2..5usize,
+        2..9u64,
+        prop::sample::select(vec![64 << 10, 1 << 20, 256 << 20]),
+    );
+    (memory, tables, levels, 0..EVERY_STRATEGY.len()).prop_map(
+        |(memory, tables, levels, strategy)| Options {
+            memtable_bytes: memory.0,
+            cache_bytes: memory.1,
+            block_bytes: tables.0,
+            table_bytes_max: tables.1,
+            level0_runs: levels.0,
+            level_ratio: levels.1,
+            compaction_bytes_max: levels.2,
+            strategy: Some(EVERY_STRATEGY[strategy]),
+            ..options()
+        },
+    )
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: runs(), ..ProptestConfig::default() })]
 
     #[test]
     fn a_store_agrees_with_a_sorted_map(
         seed in any::<u64>(),
         ops in prop::collection::vec(op(), 1..250),
         policy in 0..3u8,
+        options in any_options(),
     ) {
         let options = Options {
             fsync: [Fsync::Always, Fsync::Group, Fsync::Never][usize::from(policy)],
-            ..options()
+            ..options
         };
         torc_sim::run(seed, |env| async move {
             let (mut store, _) = Store::open(env.clone(), options.clone()).await.unwrap();

@@ -61,11 +61,11 @@ fn killing_one_node_under_load_loses_nothing() {
     );
 }
 
-#[test]
-fn killing_all_nodes_at_once_ten_times_under_load_loses_nothing() {
+/// Kills three nodes at once `times` times, under load.
+fn kill_all(times: u32) {
     let mut cluster = Cluster::start(3, 1, &[]);
-    let load = load(&cluster, 25, "http");
-    for _ in 0..10 {
+    let load = load(&cluster, times * 5 / 2, "http");
+    for _ in 0..times {
         std::thread::sleep(Duration::from_secs(1));
         for node in 0..cluster.len() {
             cluster.kill(node);
@@ -80,6 +80,17 @@ fn killing_all_nodes_at_once_ten_times_under_load_loses_nothing() {
         report.contains(" 0 wrong, 0 acknowledged writes lost"),
         "{report}"
     );
+}
+
+#[test]
+fn killing_all_nodes_at_once_ten_times_under_load_loses_nothing() {
+    kill_all(10);
+}
+
+#[test]
+#[ignore = "takes minutes; part of .ci/night"]
+fn two_hundred_kills_under_load_lose_nothing() {
+    kill_all(70);
 }
 
 #[test]
