@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use torc_engine::{Decision, Kind, ReadError, Record, ScanFrom, ScanLimits, Store};
-use torc_env::{Env, Token};
+use torc_env::{Env, ShardId, Token};
 
 use crate::core::{Core, tree};
 
@@ -45,9 +45,14 @@ pub(crate) async fn read<E: Env>(env: &E, store: &Store<E>) -> Result<u64, ReadE
     }
 }
 
+/// The key of a shard's mark.
+pub(crate) fn key(shard: ShardId) -> String {
+    format!("{KEY_PREFIX}{shard}")
+}
+
 /// Keeps the mark ahead of the clock for as long as the shard runs.
 pub(crate) async fn keep<E: Env>(core: Rc<Core<E>>) {
-    let key = format!("{KEY_PREFIX}{}", core.env.shard());
+    let key = key(core.env.shard());
     let token = Token::of(tree::SYSTEM, key.as_bytes());
     loop {
         if let Some(mark) = core.clock.high_water_due(core.env.wall()) {

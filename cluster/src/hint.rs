@@ -269,6 +269,26 @@ fn record_key(target: SlotId, tree: TreeId, key: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// The token of the key that a hint's own key names; `None` when it is malformed.
+pub(crate) fn token_of_key(record_key: &[u8]) -> Option<Token> {
+    let (_, rest) = record_key.split_first_chunk::<4>()?;
+    let (tree, key) = rest.split_first_chunk::<4>()?;
+    Some(Token::of(TreeId(u32::from_be_bytes(*tree)), key))
+}
+
+/// Two hints of one key for one target as one; `None` when one of them cannot be read.
+pub(crate) fn joined(record_key: &Bytes, one: &Record, other: &Record) -> Option<Record> {
+    let one = Stored::read(record_key, &one.value)?;
+    let other = Stored::read(record_key, &other.value)?;
+    let state = merged(&one.state, &other.state, Conflict::Siblings).ok()?;
+    Some(record(
+        one.is_counted || other.is_counted,
+        one.created_ms.min(other.created_ms),
+        one.epoch.max(other.epoch),
+        &state,
+    ))
+}
+
 fn record(is_counted: bool, created_ms: u64, epoch: u64, state: &[u8]) -> Record {
     let mut value = Vec::with_capacity(HEADER_BYTES + state.len());
     value.extend_from_slice(&[VERSION, if is_counted { COUNTED } else { 0 }]);

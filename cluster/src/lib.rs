@@ -22,6 +22,7 @@ mod message;
 pub mod metrics;
 pub mod node;
 pub mod quorum;
+pub mod redistribute;
 mod replica;
 pub mod ring;
 mod run;

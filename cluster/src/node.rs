@@ -119,7 +119,7 @@ impl<E: Env> Node<E> {
     pub async fn start(env: E, config: NodeConfig, store: Store<E>) -> Result<Self, StartError> {
         let clock_mark = clock_mark::read(&env, &store).await?;
         let membership = Membership::start(env.clone(), config.membership.clone()).await?;
-        let is_whole = !config.amnesia && !catch_up::is_marked(&env, &store).await?;
+        let is_whole = !config.amnesia && !catch_up::is_marked(env.shard(), &store).await?;
         let core = Core::new(env, store, membership, config, clock_mark, is_whole);
         let core = Rc::new(core);
         for tree in [tree::HINTS, tree::SYSTEM] {

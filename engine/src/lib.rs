@@ -44,6 +44,6 @@ pub use purge::PurgeFloors;
 pub use record::{Entry, EntryRef, Kind, Record, ScanFrom};
 pub use stats::{Counts, Stats};
 pub use store::{
-    Cut, Damage, Decision, Recovery, ScanLimits, ScanPage, ScrubReport, SnapshotError,
-    SnapshotReport, Store, Ticket, remove_all,
+    Cut, Damage, Decision, Recovery, RedistributeError, Redistribution, ScanLimits, ScanPage,
+    ScrubReport, SnapshotError, SnapshotReport, Store, Ticket, redistribute, remove_all,
 };

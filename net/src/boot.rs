@@ -15,6 +15,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use torc_engine::Layout;
 use torc_engine::layout::is_store;
 use torc_env::NodeId;
 
@@ -82,19 +83,6 @@ pub enum BootError {
         /// The name in the configuration.
         configured: String,
     },
-    /// The data is divided among another number of shards.
-    #[error(
-        "the data in {path} is divided among {found} shards, but {configured} are configured: set \
-         shards.count = {found}, or let a new node with {configured} shards take this one's place"
-    )]
-    Shards {
-        /// The directory.
-        path: PathBuf,
-        /// Shards of the data.
-        found: u16,
-        /// Shards in the configuration.
-        configured: u16,
-    },
     /// A name is empty or too long.
     #[error("a {what} name has 1 to {NAME_BYTES_MAX} bytes, {name:?} has {}", name.len())]
     Name {
@@ -142,13 +130,6 @@ pub fn boot(dir: &Path, name: &str, cluster: &str, shards: u16) -> Result<Boot, 
                     });
                 }
             }
-            if before.shards != shards {
-                return Err(BootError::Shards {
-                    path: dir.to_owned(),
-                    found: before.shards,
-                    configured: shards,
-                });
-            }
             Identity {
                 boot: before.boot.saturating_add(1),
                 random: boot_random,
@@ -174,12 +155,39 @@ pub fn boot(dir: &Path, name: &str, cluster: &str, shards: u16) -> Result<Boot, 
             }
         }
     };
-    write_identity(dir, &node_dir, &path, &identity)?;
+    write_identity(dir, &identity)?;
+    remove_other_layouts(dir, identity.layout())?;
     Ok(Boot {
         identity,
         is_fresh,
         _lock: lock,
     })
+}
+
+impl Boot {
+    /// Says that the data in `dir` is divided as `layout` says from now on, durably, and removes the
+    /// stores of before.
+    ///
+    /// # Errors
+    /// When the identity cannot be written, or an old store cannot be removed.
+    pub fn change_layout(&mut self, dir: &Path, layout: Layout) -> Result<(), BootError> {
+        self.identity.shards = layout.shards;
+        self.identity.layout = layout.generation;
+        write_identity(dir, &self.identity)?;
+        remove_other_layouts(dir, layout)
+    }
+}
+
+/// Removes what a redistribution that broke off, before or after it took force, has left.
+fn remove_other_layouts(dir: &Path, layout: Layout) -> Result<(), BootError> {
+    for entry in fs::read_dir(dir).map_err(during("list", dir))?.flatten() {
+        let name = entry.file_name();
+        let name = name.to_str().unwrap_or_default();
+        if is_store(name) && !layout.holds(name) {
+            fs::remove_dir_all(entry.path()).map_err(during("remove", &entry.path()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a directory holds the data of a shard, of whatever layout.
@@ -221,19 +229,16 @@ fn read_identity(path: &Path) -> Result<Option<Identity>, BootError> {
 
 /// Writes beside the old file, syncs, renames, syncs the directories: after a crash at any point
 /// either the old identity or the new one is there.
-fn write_identity(
-    dir: &Path,
-    node_dir: &Path,
-    path: &Path,
-    identity: &Identity,
-) -> Result<(), BootError> {
+fn write_identity(dir: &Path, identity: &Identity) -> Result<(), BootError> {
+    let node_dir = &dir.join("node");
+    let path = &node_dir.join("identity");
     let beside = node_dir.join("identity.new");
     let mut file = File::create(&beside).map_err(during("create", &beside))?;
     file.write_all(&identity.encode())
         .and_then(|()| file.sync_all())
         .map_err(during("write", &beside))?;
     fs::rename(&beside, path).map_err(during("rename", &beside))?;
-    for directory in [node_dir, dir] {
+    for directory in [node_dir.as_path(), dir] {
         File::open(directory)
             .and_then(|directory| directory.sync_all())
             .map_err(during("sync", directory))?;
@@ -312,17 +317,32 @@ mod tests {
     }
 
     #[test]
-    fn data_of_another_number_of_shards_is_not_opened() {
+    fn stores_of_a_layout_that_is_not_in_force_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         drop(boot(dir.path(), "n1", "demo", 2).unwrap());
-        assert!(matches!(
-            boot(dir.path(), "n1", "demo", 3),
-            Err(BootError::Shards {
-                found: 2,
-                configured: 3,
-                ..
-            })
-        ));
+        for store in ["shard-00", "shard-01", "shard-00.1"] {
+            fs::create_dir(dir.path().join(store)).unwrap();
+        }
+        let stores = || {
+            let names = fs::read_dir(dir.path()).unwrap().flatten();
+            let names = names.map(|entry| entry.file_name().into_string().unwrap());
+            let mut names: Vec<String> = names.filter(|name| is_store(name)).collect();
+            names.sort();
+            names
+        };
+        let mut again = boot(dir.path(), "n1", "demo", 1).unwrap();
+        assert_eq!(again.identity.shards, 2, "the data says how it is divided");
+        assert_eq!(stores(), ["shard-00", "shard-01"]);
+        fs::create_dir(dir.path().join("shard-00.1")).unwrap();
+        let layout = Layout {
+            generation: 1,
+            shards: 1,
+        };
+        again.change_layout(dir.path(), layout).unwrap();
+        assert_eq!(stores(), ["shard-00.1"]);
+        drop(again);
+        let after = boot(dir.path(), "n1", "demo", 1).unwrap();
+        assert_eq!(after.identity.layout(), layout);
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod limits;
 pub mod link;
 pub mod metrics;
 pub mod output;
+mod redistribute;
 pub mod resp;
 pub mod server;
 pub mod service;

@@ -21,6 +21,7 @@ use torc_runtime::{
 use crate::boot::{self, Boot, BootError};
 use crate::config::ServerConfig;
 use crate::gather::on_every_shard;
+use crate::redistribute;
 use crate::service::Service;
 use crate::shard::{self, Plan, Port, ShardError};
 use crate::snapshot;
@@ -78,6 +79,12 @@ pub enum ServerError {
     /// The host.
     #[error(transparent)]
     Runtime(#[from] StartError),
+    /// The data cannot be divided among another number of shards.
+    #[error("cannot redistribute the data over the configured shards, it is as it was: {reason}")]
+    Redistribute {
+        /// Why.
+        reason: String,
+    },
     /// A shard.
     #[error(transparent)]
     Shard(#[from] ShardError),
@@ -112,13 +119,14 @@ impl Server {
     /// See [`ServerError`].
     pub fn start(config: ServerConfig) -> Result<Server, ServerError> {
         let shards = config.shard_count();
-        let boot = boot::boot(
+        let mut boot = boot::boot(
             &config.node.data_dir,
             &config.node.name,
             &config.cluster.name,
             shards,
         )?;
         let (listeners, addresses) = bind(&config)?;
+        redistribute::settle(&config, &mut boot, shards)?;
         warn_off_loopback(&addresses);
         let description = describe(&config, &addresses, shards)?;
         let runtime_config = RuntimeConfig {

@@ -34,13 +34,13 @@ use crate::topology::Epoch;
 
 const INTERVAL: Duration = Duration::from_millis(200);
 
-fn mark_key(shard: ShardId) -> String {
+pub(crate) fn mark_key(shard: ShardId) -> String {
     format!("catch-up/{shard}")
 }
 
 /// Whether an earlier life of this shard was not whole yet.
-pub(crate) async fn is_marked<E: Env>(env: &E, store: &Store<E>) -> Result<bool, ReadError> {
-    let key = mark_key(env.shard());
+pub(crate) async fn is_marked<E: Env>(shard: ShardId, store: &Store<E>) -> Result<bool, ReadError> {
+    let key = mark_key(shard);
     let token = Token::of(tree::SYSTEM, key.as_bytes());
     let record = store.get(tree::SYSTEM, token, key.as_bytes()).await?;
     Ok(record.is_some_and(|record| record.kind == Kind::Value))

@@ -24,7 +24,7 @@ pub(crate) struct Listed {
 }
 
 impl Listed {
-    fn key(&self) -> TableKey {
+    pub(crate) fn key(&self) -> TableKey {
         TableKey {
             file_id: self.file_id,
             first: self.extent.first,

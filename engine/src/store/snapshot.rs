@@ -202,20 +202,12 @@ impl<E: Env> Inner<E> {
 }
 
 /// Gives every listed table of `from` a name in `dir/tables`. Durable on return.
-pub(crate) async fn link_tables<D: Disk>(
+async fn link_tables<D: Disk>(
     disk: &D,
     from: &Path,
     state: &State,
     dir: &Path,
 ) -> Result<Vec<(u64, u64)>, SnapshotError> {
-    let failed = |doing, path: &Path| {
-        let path = path.to_owned();
-        move |source| SnapshotError::Io {
-            doing,
-            path,
-            source,
-        }
-    };
     let to = dir.join("tables");
     disk.create_dir(&to).await.map_err(failed("create", &to))?;
     let listed = state.tables.values();
@@ -228,6 +220,18 @@ pub(crate) async fn link_tables<D: Disk>(
     }
     disk.sync_dir(&to).await.map_err(failed("sync", &to))?;
     Ok(files.into_iter().collect())
+}
+
+pub(super) fn failed(
+    doing: &'static str,
+    path: &Path,
+) -> impl FnOnce(io::Error) -> SnapshotError + use<> {
+    let path = path.to_owned();
+    move |source| SnapshotError::Io {
+        doing,
+        path,
+        source,
+    }
 }
 
 /// Removes a directory with all that is in it, names durably gone on return. What is missing already

@@ -12,6 +12,7 @@ mod model;
 #[cfg(mutations)]
 mod mutations;
 mod power;
+mod redistribute;
 mod snapshot;
 mod store;
 mod support;

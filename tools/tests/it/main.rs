@@ -8,5 +8,6 @@ mod cluster;
 mod dev;
 mod durability;
 mod load;
+mod redistribute;
 mod sim;
 mod tune;

@@ -1,0 +1,111 @@
+//! What a shard keeps besides the keyspaces, when a node's data is divided among another number of
+//! shards.
+//!
+//! Runs at a start, before any shard serves. The engine has given the new stores the keyspaces' tables
+//! ([`torc_engine::redistribute`]); here each hint goes to the shard that owns its key, and every shard is
+//! told what any of the old ones had to remember: the highest clock mark, and that data may be missing.
+//!
+//! Invariants: no hint is lost or shadowed; no new shard believes itself whole when an old one did not.
+
+use bytes::Bytes;
+use torc_engine::{
+    Decision, Entry, Kind, Record, RedistributeError, Redistribution, ScanFrom, ScanLimits, Store,
+};
+use torc_env::{Env, ShardId, Token, TreeId};
+
+use crate::anti_entropy::catch_up;
+use crate::clock_mark;
+use crate::core::tree;
+use crate::hint;
+
+const PAGE: ScanLimits = ScanLimits {
+    records: 256,
+    bytes: 1 << 20,
+};
+
+/// Whether each record of a tree belongs to the shard that owns its token: all keyspaces' do.
+pub fn is_divided(tree: TreeId) -> bool {
+    tree != tree::HINTS && tree != tree::SYSTEM
+}
+
+/// Carries over what [`is_divided`] leaves out. Durable when the new stores are closed.
+///
+/// # Errors
+/// When a store cannot be read or written.
+pub async fn carry_over<E: Env>(
+    env: &E,
+    stores: &Redistribution<E>,
+) -> Result<(), RedistributeError> {
+    let mut clock = 0;
+    let mut lacks_data = false;
+    for (store, shard) in stores.old.iter().zip((0..).map(ShardId)) {
+        clock = clock.max(clock_mark::read(env, store).await?);
+        lacks_data |= catch_up::is_marked(shard, store).await?;
+        let mut from = ScanFrom::Token(Token(0));
+        loop {
+            let page = store.scan(tree::HINTS, from, Token::MAX, PAGE).await?;
+            for entry in &page.entries {
+                carry_hint(entry, &stores.new).await?;
+            }
+            match page.next {
+                Some(next) => from = next,
+                None => break,
+            }
+            env.give_way().await;
+        }
+    }
+    for (store, shard) in stores.new.iter().zip((0..).map(ShardId)) {
+        let clock = Bytes::copy_from_slice(&u64::to_le_bytes(clock));
+        write_mark(store, &clock_mark::key(shard), clock).await?;
+        if lacks_data {
+            write_mark(store, &catch_up::mark_key(shard), Bytes::new()).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn write_mark<E: Env>(
+    store: &Store<E>,
+    key: &str,
+    value: Bytes,
+) -> Result<(), RedistributeError> {
+    let record = Record {
+        kind: Kind::Value,
+        stamp: 0,
+        expires_at_ms: 0,
+        value,
+    };
+    let token = Token::of(tree::SYSTEM, key.as_bytes());
+    let write = |_: Option<&Record>| Decision::Write(record, ());
+    let ((), ticket) = store
+        .update(tree::SYSTEM, token, key.as_bytes(), write)
+        .await?;
+    Ok(ticket.wait().await?)
+}
+
+async fn carry_hint<E: Env>(entry: &Entry, new: &[Store<E>]) -> Result<(), RedistributeError> {
+    if entry.record.kind != Kind::Value {
+        return Ok(());
+    }
+    let shards = u16::try_from(new.len()).unwrap_or(u16::MAX);
+    let owner = hint::token_of_key(&entry.key).unwrap_or(entry.token);
+    let store = &new[usize::from(owner.shard(shards).0)];
+    let join = |known: Option<&Record>| {
+        let known = known.filter(|known| known.kind == Kind::Value);
+        let record = match known {
+            None => Some(entry.record.clone()),
+            Some(known) => hint::joined(&entry.key, known, &entry.record),
+        };
+        match record {
+            Some(record) => Decision::Write(record, true),
+            None => Decision::Keep(false),
+        }
+    };
+    let update = store.update(tree::HINTS, entry.token, &entry.key, join);
+    let (is_kept, ticket) = update.await?;
+    ticket.wait().await?;
+    if !is_kept {
+        tracing::error!("two hints for one key cannot be merged; repair makes up for the second");
+    }
+    Ok(())
+}

@@ -1,0 +1,226 @@
+//! The stores of another number of shards, made of those that there are.
+//!
+//! Runs at a start, before anything is served. Everything in the old stores' logs becomes tables; then each new
+//! store gets hard links of the tables that hold any of its tokens, listed with the part of the ring
+//! that is its own. No record of a keyspace is copied; compaction later writes what is left of a table
+//! that several stores share.
+//!
+//! Invariants: the old stores hold all they held, whatever happens; the new directories count for
+//! nothing before the caller says, in one durable step, that they are the stores from now on. So
+//! redistributing is repeated from its beginning after a crash.
+//!
+//! Trees whose records do not belong to shards by their token are left to the caller.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use torc_env::{Disk, Env, ShardId, TokenRange, TreeId};
+
+use super::Store;
+use super::snapshot::{SnapshotError, failed, remove_all};
+use crate::error::{OpenError, ReadError, WriteError};
+use crate::layout::Layout;
+use crate::manifest::{Listed, Manifest, State};
+use crate::options::Options;
+use crate::table::table_path;
+
+/// Why data cannot be redistributed.
+#[derive(Debug, thiserror::Error)]
+pub enum RedistributeError {
+    /// A store does not open.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// A store cannot be flushed, written or closed.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// A store cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The device refused.
+    #[error(transparent)]
+    Link(#[from] SnapshotError),
+}
+
+/// A node's data under two layouts, all stores open. Both are to be closed; see
+/// [`Redistribution::finish`].
+pub struct Redistribution<E: Env> {
+    /// As it was, flushed, in order of shards.
+    pub old: Vec<Store<E>>,
+    /// As it will be.
+    pub new: Vec<Store<E>>,
+}
+
+/// Makes the stores of layout `to` from those of layout `from`. `options` gives the options of a store in
+/// a directory; `is_divided` says of which trees a record belongs to the shard that owns its token. What
+/// an earlier attempt has left is removed first.
+///
+/// # Errors
+/// When a store cannot be opened or flushed, or the device refuses. The old stores are whole then.
+pub async fn redistribute<E: Env>(
+    env: &E,
+    from: Layout,
+    to: Layout,
+    options: impl Fn(Layout, ShardId) -> Options,
+    is_divided: impl Fn(TreeId) -> bool,
+) -> Result<Redistribution<E>, RedistributeError> {
+    let disk = env.disk();
+    for shard in to.shards() {
+        let dir = options(to, shard).dir;
+        let cleared = remove_all(disk, &dir).await;
+        cleared.map_err(failed("clear", &dir))?;
+    }
+    let mut old = Vec::new();
+    let mut sources = Vec::new();
+    for shard in from.shards() {
+        let (store, _) = Store::open(env.clone(), settling(options(from, shard))).await?;
+        store.flush().await?;
+        sources.push(Source {
+            tables_dir: store.0.tables_dir.clone(),
+            range: TokenRange::of_shard(shard, from.shards),
+            state: store.0.manifest.state().clone(),
+            seqno: store.0.memory.borrow().seqno(),
+        });
+        old.push(store);
+    }
+    let mut new = Vec::new();
+    for shard in to.shards() {
+        let options = settling(options(to, shard));
+        let range = TokenRange::of_shard(shard, to.shards);
+        let part = part_of(&sources, range, &is_divided);
+        link(disk, &sources, &part, &options.dir).await?;
+        let state = State {
+            tables: part.tables,
+            suspect: part.suspect,
+            file_id_floor: options.file_id_first,
+            seqno_floor: part.seqno,
+            ..State::default()
+        };
+        Manifest::create(env, &options.dir, state).await?;
+        new.push(Store::open(env.clone(), options).await?.0);
+    }
+    Ok(Redistribution { old, new })
+}
+
+impl<E: Env> Redistribution<E> {
+    /// Closes all stores. On return the new ones are durable, and the caller may say that they are the
+    /// stores.
+    ///
+    /// # Errors
+    /// When one of them is poisoned.
+    pub async fn finish(self) -> Result<(), RedistributeError> {
+        for store in self.old.iter().chain(&self.new) {
+            store.close().await?;
+        }
+        Ok(())
+    }
+}
+
+/// The tables stay as they are meanwhile.
+fn settling(options: Options) -> Options {
+    Options {
+        strategy: None,
+        ..options
+    }
+}
+
+/// An old store.
+struct Source {
+    tables_dir: PathBuf,
+    range: TokenRange,
+    state: State,
+    seqno: u64,
+}
+
+/// What a new store begins with.
+#[derive(Default)]
+struct Part {
+    tables: BTreeMap<crate::levels::TableKey, Listed>,
+    /// Index of the source that has each file.
+    files: BTreeMap<u64, usize>,
+    suspect: bool,
+    seqno: u64,
+}
+
+/// What of the old stores' divided trees lies in `range`.
+fn part_of(sources: &[Source], range: TokenRange, is_divided: &impl Fn(TreeId) -> bool) -> Part {
+    let mut part = Part::default();
+    let runs = Runs::of(sources, is_divided);
+    for (index, source) in sources.iter().enumerate() {
+        let Some(common) = source.range.intersection(&range) else {
+            continue;
+        };
+        part.suspect |= source.state.suspect;
+        part.seqno = part.seqno.max(source.seqno);
+        let tables = source.state.tables.values();
+        for table in tables.filter(|table| is_divided(table.tree)) {
+            let Some(extent) = table.extent.intersection(&common) else {
+                continue;
+            };
+            let listed = Listed {
+                extent,
+                run: runs.joined(index, table),
+                ..*table
+            };
+            part.tables.insert(listed.key(), listed);
+            part.files.insert(table.file_id, index);
+        }
+    }
+    part
+}
+
+/// The runs of each level of each tree, by source, newest first. The sources' tokens are apart from each other,
+/// so runs of the same age among their level's become one, and a level has no more of them than before.
+struct Runs(BTreeMap<(TreeId, u8), Vec<Vec<u64>>>);
+
+impl Runs {
+    fn of(sources: &[Source], is_divided: &impl Fn(TreeId) -> bool) -> Self {
+        let mut levels: BTreeMap<(TreeId, u8), Vec<BTreeSet<u64>>> = BTreeMap::new();
+        for (index, source) in sources.iter().enumerate() {
+            let tables = source.state.tables.values();
+            for table in tables.filter(|table| is_divided(table.tree)) {
+                let level = levels.entry((table.tree, table.level)).or_default();
+                level.resize(sources.len(), BTreeSet::new());
+                level[index].insert(table.run);
+            }
+        }
+        let newest_first = |runs: BTreeSet<u64>| runs.into_iter().rev().collect();
+        Self(
+            levels
+                .into_iter()
+                .map(|(key, level)| (key, level.into_iter().map(newest_first).collect()))
+                .collect(),
+        )
+    }
+
+    /// The run that a table's run becomes part of: named as the highest of its rank, which keeps the order of
+    /// each source's runs.
+    fn joined(&self, source: usize, table: &Listed) -> u64 {
+        let Some(level) = self.0.get(&(table.tree, table.level)) else {
+            return table.run;
+        };
+        let rank = level[source].iter().position(|run| *run == table.run);
+        let of_rank = rank.map(|rank| level.iter().filter_map(move |runs| runs.get(rank)));
+        of_rank
+            .and_then(|runs| runs.max().copied())
+            .unwrap_or(table.run)
+    }
+}
+
+/// Gives the files of `part` a name in `dir`. Durable on return.
+async fn link<D: Disk>(
+    disk: &D,
+    sources: &[Source],
+    part: &Part,
+    dir: &Path,
+) -> Result<(), SnapshotError> {
+    let to = dir.join("tables");
+    disk.create_dir(&to).await.map_err(failed("create", &to))?;
+    for (file_id, source) in &part.files {
+        let old = table_path(&sources[*source].tables_dir, *file_id);
+        let new = table_path(&to, *file_id);
+        disk.hard_link(&old, &new)
+            .await
+            .map_err(failed("link", &new))?;
+    }
+    disk.sync_dir(&to).await.map_err(failed("sync", &to))
+}

@@ -1,0 +1,80 @@
+//! The number of shards changes between two starts.
+
+use crate::cluster::Cluster;
+
+fn set_shards(cluster: &Cluster, node: usize, count: u16) {
+    let path = cluster.dir.path().join(format!("n{}/torc.toml", node + 1));
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines = text.lines().map(|line| match line.starts_with("count = ") {
+        true => format!("count = {count}\n"),
+        false => format!("{line}\n"),
+    });
+    std::fs::write(&path, lines.collect::<String>()).unwrap();
+}
+
+#[test]
+fn a_killed_node_starts_with_other_numbers_of_shards_and_has_everything() {
+    let mut cluster = Cluster::start(1, 1, &[]);
+    for (round, shards) in [2, 4, 1].into_iter().enumerate() {
+        for number in 0..60 {
+            cluster.torc(&[
+                "put",
+                &format!("key-{round}-{number}"),
+                &format!("{round}/{number}"),
+            ]);
+        }
+        cluster.torc(&["delete", &format!("key-{round}-0")]);
+        cluster.kill(0);
+        set_shards(&cluster, 0, shards);
+        cluster.spawn(0);
+        cluster.wait_ready();
+        assert!(
+            cluster
+                .torc(&["status", "--json"])
+                .contains(&format!("\"shards\":{shards}"))
+        );
+        for past in 0..=round {
+            let gone = cluster
+                .command(&["get", &format!("key-{past}-0")])
+                .output()
+                .unwrap();
+            assert!(!gone.status.success());
+            for number in 1..60 {
+                let found = cluster.torc(&["get", &format!("key-{past}-{number}")]);
+                assert_eq!(found.trim(), format!("{past}/{number}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn hints_for_a_node_that_is_down_outlive_a_change_of_the_number_of_shards() {
+    let mut cluster = Cluster::start(3, 2, &["cluster.repair_interval_s=86400"]);
+    cluster.kill(2);
+    for number in 0..40 {
+        cluster.torc(&["put", &format!("key-{number}"), "value"]);
+    }
+    let hints = |cluster: &Cluster, node: usize| {
+        let metrics = cluster.metrics(node);
+        let lines = metrics
+            .lines()
+            .filter(|line| line.starts_with("torc_hints "));
+        lines
+            .map(|line| line[11..].trim().parse::<u64>().unwrap())
+            .sum::<u64>()
+    };
+    let before = hints(&cluster, 0);
+    assert!(before > 0, "{}", cluster.metrics(0));
+    cluster.kill(0);
+    set_shards(&cluster, 0, 3);
+    cluster.spawn(0);
+    cluster.wait_ready();
+    let begun = std::time::Instant::now();
+    while hints(&cluster, 0) < before {
+        assert!(
+            begun.elapsed() < std::time::Duration::from_secs(30),
+            "hints were lost"
+        );
+        std::thread::yield_now();
+    }
+}
