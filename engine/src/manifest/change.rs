@@ -201,7 +201,10 @@ impl State {
     pub(crate) fn apply(&mut self, change: &Change) -> Result<(), String> {
         match *change {
             Change::AddTable(table) => {
-                self.file_id_floor = self.file_id_floor.max(table.file_id + 1);
+                let Some(next) = table.file_id.checked_add(1) else {
+                    return Err("a table has the last file id there is".to_owned());
+                };
+                self.file_id_floor = self.file_id_floor.max(next);
                 if self.tables.insert(table.key(), table).is_some() {
                     return Err(format!("table {:016x} is added twice", table.file_id));
                 }
@@ -359,6 +362,16 @@ mod tests {
         }
         state.apply(&every_change()[0]).unwrap();
         state.apply(&every_change()[0]).unwrap_err();
+    }
+
+    #[test]
+    fn a_file_id_that_none_can_follow_is_refused() {
+        let Change::AddTable(mut table) = every_change()[0] else {
+            panic!("the first adds a table");
+        };
+        table.file_id = u64::MAX;
+        let mut state = State::default();
+        state.apply(&Change::AddTable(table)).unwrap_err();
     }
 
     #[test]
