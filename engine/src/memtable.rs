@@ -42,8 +42,8 @@ impl Memtable {
     }
 
     /// Puts a record in, or replaces the key's older one. No allocation beyond the growth of a
-    /// bucket.
-    pub(crate) fn insert(&mut self, tree: TreeId, packed: Packed) {
+    /// bucket. Returns whether the key had none.
+    pub(crate) fn insert(&mut self, tree: TreeId, packed: Packed) -> bool {
         self.bytes += packed.memory_bytes();
         self.inserted_bytes += packed.memory_bytes();
         let range = self.range;
@@ -52,8 +52,14 @@ impl Memtable {
             .entry(tree)
             .or_insert_with(|| Buckets::new(range));
         match buckets.insert(packed) {
-            Some(old) => self.bytes -= old.memory_bytes(),
-            None => self.entries += 1,
+            Some(old) => {
+                self.bytes -= old.memory_bytes();
+                false
+            }
+            None => {
+                self.entries += 1;
+                true
+            }
         }
     }
 

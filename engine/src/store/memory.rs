@@ -113,8 +113,11 @@ impl Memory {
         for (tree, packed) in batch.entries.drain(..) {
             self.pending.remove(tree, &packed);
             if self.is_current(tree, packed.seqno) {
-                cache.outdate(tree, packed.token, packed.key());
-                self.active.insert(tree, packed);
+                let (token, body) = (packed.token, packed.clone());
+                // Once for each memtable: as long as the key is in one, nothing of it is cached.
+                if self.active.insert(tree, packed) {
+                    cache.outdate(tree, token, body.key());
+                }
             }
         }
         self.through = mark;
