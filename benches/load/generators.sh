@@ -6,9 +6,11 @@ torc=${TORC:-target/release/torc}
 memtier=${MEMTIER:-memtier_benchmark}
 seconds=${SECONDS_EACH:-5}
 port=17001
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 taskset -c 0 "$torc" load selftest --serve 127.0.0.1:$port >/dev/null &
 server=$!
-trap 'kill $server' EXIT
+trap 'kill $server; rm -rf "$scratch"' EXIT
 sleep 0.5
 
 # measure NAME COUNT COMMAND…: COUNT is a command that reads the output and prints the requests made.
@@ -16,9 +18,9 @@ measure() {
     local name=$1 count=$2
     shift 2
     command -v "$1" >/dev/null || return 0
-    /usr/bin/time -f "%e %U %S" -o /tmp/generators.time taskset -c 1 "$@" >/tmp/generators.out 2>&1
-    read -r wall user system </tmp/generators.time
-    eval "$count" </tmp/generators.out | awk -v name="$name" -v wall="$wall" -v cpu="$(awk "BEGIN { print $user + $system }")" \
+    /usr/bin/time -f "%e %U %S" -o "$scratch/time" taskset -c 1 "$@" >"$scratch/out" 2>&1
+    read -r wall user system <"$scratch/time"
+    eval "$count" <"$scratch/out" | awk -v name="$name" -v wall="$wall" -v cpu="$(awk "BEGIN { print $user + $system }")" \
         '{ printf "%-28s %10.0f/s  %10.0f for each second of CPU\n", name, $1 / wall, $1 / cpu }'
 }
 

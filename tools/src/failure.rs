@@ -6,6 +6,10 @@ use std::fmt;
 pub const EXIT_FAILED: u8 = 1;
 /// Exit status of a read that found nothing.
 pub const EXIT_NOT_FOUND: u8 = 3;
+/// Exit status of a load that read a wrong value or missed an acknowledged write.
+pub const EXIT_UNTRUE: u8 = 4;
+/// Exit status of a load that had to be VALID and was not.
+pub const EXIT_INVALID: u8 = 5;
 
 /// Why a command failed, in words for its user.
 #[derive(Debug)]
@@ -28,6 +32,22 @@ impl Failure {
         Self {
             message: format!("{what}: not found"),
             exit: EXIT_NOT_FOUND,
+        }
+    }
+
+    /// A store gave back something else than what was written.
+    pub fn untrue(message: String) -> Self {
+        Self {
+            message,
+            exit: EXIT_UNTRUE,
+        }
+    }
+
+    /// A measurement is of the client as much as of the servers.
+    pub fn invalid(message: String) -> Self {
+        Self {
+            message,
+            exit: EXIT_INVALID,
         }
     }
 

@@ -49,6 +49,7 @@ use clap::{Args, Subcommand};
 use crate::failure::Failure;
 use options::Options;
 pub(crate) use options::parse_duration;
+use outcome::Outcome;
 use run::{Bench, Run};
 
 /// `torc load`
@@ -115,8 +116,7 @@ impl Load {
     }
 }
 
-/// Runs a load and reports it. Fails when a value was wrong or an acknowledged write lost, or when
-/// nothing at all could be done.
+/// Runs a load and reports it. See [`verdict`] for what makes it fail.
 pub fn load(args: &Load) -> Result<(), Failure> {
     let mut args = args.clone();
     args.note_words();
@@ -156,12 +156,12 @@ fn run_once(options: &Options) -> Result<(), Failure> {
 fn prepare(bench: &mut Bench) -> Result<(), Failure> {
     if !bench.options().no_fill {
         let run = bench.fill()?;
-        eprintln!(
+        output::note(&format!(
             "filled {} keys in {:.1} s",
             run.outcome.operations_done, run.outcome.seconds
-        );
+        ));
         if !bench.options().no_settle {
-            eprintln!("{}", bench.settle());
+            output::note(&bench.settle());
         }
     }
     bench.warm_up()
@@ -169,26 +169,47 @@ fn prepare(bench: &mut Bench) -> Result<(), Failure> {
 
 /// Prints a run, writes the files asked for, and fails when verification did.
 fn report(options: &Options, run: &Run) -> Result<(), Failure> {
-    print!("{}", report::text(&run.outcome));
+    output::say(&report::text(&run.outcome))?;
     if let Some(path) = &options.json {
         output::file(path, &output::json(&run.outcome))?;
     }
     if let Some(path) = &options.out {
         output::directory(path, run)?;
     }
-    let verification = &run.outcome.verification;
-    if verification.wrong + verification.lost > 0 {
-        return Err(Failure::new(format!(
-            "verification failed: {} wrong values, {} acknowledged writes lost",
-            verification.wrong, verification.lost
+    verdict([&run.outcome], options.require_valid)
+}
+
+/// Fails when a value of some run was wrong or an acknowledged write lost, when a run did nothing,
+/// or, if they must be, when one is not VALID; in this order, so that a store's fault is never
+/// taken for the client's.
+fn verdict<'a>(
+    outcomes: impl IntoIterator<Item = &'a Outcome> + Clone,
+    require_valid: bool,
+) -> Result<(), Failure> {
+    let (mut wrong, mut lost) = (0, 0);
+    for outcome in outcomes.clone() {
+        wrong += outcome.verification.wrong;
+        lost += outcome.verification.lost;
+    }
+    if wrong + lost > 0 {
+        return Err(Failure::untrue(format!(
+            "verification failed: {wrong} wrong values, {lost} acknowledged writes lost"
         )));
     }
-    if run.outcome.operations_done == 0 {
-        let reason = run.outcome.errors.first();
+    let idle = |outcome: &&Outcome| outcome.operations_done == 0;
+    if let Some(outcome) = outcomes.clone().into_iter().find(idle) {
+        let reason = outcome.errors.first();
         return Err(Failure::new(format!(
             "no operation was done: {}",
             reason.map_or("no error was reported", String::as_str)
         )));
     }
-    Ok(())
+    let invalid = |outcome: &&Outcome| !outcome.validity.valid();
+    match outcomes.into_iter().find(invalid) {
+        Some(outcome) if require_valid => Err(Failure::invalid(format!(
+            "the measurement is {}",
+            outcome.validity.words()
+        ))),
+        _ => Ok(()),
+    }
 }

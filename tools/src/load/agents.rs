@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::output::{note, say};
 use super::phase::{Collector, Flow, Measured, Observe};
 use super::recorder::Recorder;
 use super::run::Bench;
@@ -98,13 +99,13 @@ pub fn serve(
     parse: impl Fn(&[String]) -> Result<super::options::Options, Failure>,
 ) -> Result<(), Failure> {
     let listener = TcpListener::bind(listen)?;
-    println!("load agent at {}", listener.local_addr()?);
+    say(&format!("load agent at {}\n", listener.local_addr()?))?;
     loop {
         let (stream, from) = listener.accept()?;
-        eprintln!("coordinator {from}");
+        note(&format!("coordinator {from}"));
         match serve_one(stream, &parse) {
-            Ok(()) => eprintln!("coordinator {from} is done"),
-            Err(error) => eprintln!("coordinator {from}: {error}"),
+            Ok(()) => note(&format!("coordinator {from} is done")),
+            Err(error) => note(&format!("coordinator {from}: {error}")),
         }
     }
 }
@@ -117,7 +118,7 @@ fn serve_one(
     let mut out = stream.try_clone()?;
     // The reader goes to a thread of its own, so that a stop is heard during a phase.
     let mut reader = BufReader::new(stream);
-    let (orders, inbox) = mpsc::channel();
+    let (orders, mut inbox) = mpsc::channel();
     std::thread::spawn(move || {
         while let Ok(message) = receive::<ToAgent>(&mut reader) {
             if orders.send(message).is_err() {
@@ -144,10 +145,11 @@ fn serve_one(
             ToAgent::Phase(order) => {
                 let begin = Instant::now() + Duration::from_millis(order.begin_in_ms);
                 let mut unheard = false;
-                let mut observe = |at: u64, recorder: &Recorder| {
+                let (heard, orders) = (&mut out, &mut inbox);
+                let mut observe = move |at: u64, recorder: &Recorder| {
                     let packed = Box::new(Packed::of(recorder));
-                    unheard |= send(&mut out, &FromAgent::Interval(at, packed)).is_err();
-                    let stopped = matches!(inbox.try_recv(), Ok(ToAgent::Stop));
+                    unheard |= send(heard, &FromAgent::Interval(at, packed)).is_err();
+                    let stopped = matches!(orders.try_recv(), Ok(ToAgent::Stop));
                     if stopped || unheard {
                         Flow::Stop
                     } else {

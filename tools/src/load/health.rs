@@ -22,6 +22,9 @@ pub struct Thread {
     pub busy_ns: Nanos,
     /// In all.
     pub wall_ns: Nanos,
+    /// Ready to work, while other programs had its CPU; part of either of the above.
+    #[serde(default)]
+    pub delayed_ns: Nanos,
 }
 
 impl Thread {
@@ -29,14 +32,17 @@ impl Thread {
     pub fn add(&mut self, other: Thread) {
         self.busy_ns += other.busy_ns;
         self.wall_ns += other.wall_ns;
+        self.delayed_ns += other.delayed_ns;
     }
 
     /// Share of the time that it worked, 0 to 1.
     pub fn busy(&self) -> f64 {
-        if self.wall_ns == 0 {
-            return 0.0;
-        }
-        self.busy_ns as f64 / self.wall_ns as f64
+        self.busy_ns as f64 / self.wall_ns.max(1) as f64
+    }
+
+    /// Share of the time that it waited for a CPU, 0 to 1.
+    pub fn delayed(&self) -> f64 {
+        self.delayed_ns as f64 / self.wall_ns.max(1) as f64
     }
 }
 
@@ -48,6 +54,8 @@ pub struct Health {
     /// From the moment that an operation was due and a connection free for it, to the moment it was
     /// sent, in nanoseconds.
     pub lag: Histogram<u64>,
+    /// Connections that broke or could not be made.
+    pub broken: u64,
 }
 
 impl Default for Health {
@@ -55,6 +63,7 @@ impl Default for Health {
         Self {
             threads: BTreeMap::new(),
             lag: histogram(3),
+            broken: 0,
         }
     }
 }
@@ -66,11 +75,13 @@ impl Health {
             self.threads.entry(*number).or_default().add(*thread);
         }
         add(&mut self.lag, &other.lag);
+        self.broken += other.broken;
     }
 
     /// Empties it.
     pub fn clear(&mut self) {
         self.threads.clear();
+        self.broken = 0;
         if !self.lag.is_empty() {
             self.lag.reset();
         }
@@ -79,6 +90,14 @@ impl Health {
     /// The busiest thread's share, 0 to 1.
     pub fn busiest(&self) -> f64 {
         self.threads.values().map(Thread::busy).fold(0.0, f64::max)
+    }
+
+    /// Share of the time that the most delayed thread waited for a CPU, 0 to 1.
+    pub fn delayed(&self) -> f64 {
+        self.threads
+            .values()
+            .map(Thread::delayed)
+            .fold(0.0, f64::max)
     }
 }
 
@@ -142,15 +161,20 @@ pub fn judge(facts: Facts<'_>) -> Validity {
         if lag > limit {
             client = true;
             reasons.push(format!(
-                "requests left late: scheduling lag p99.9 {:.0} us (limit {:.0} us)",
+                "requests left late: scheduling lag p99.9 {:.0} us (limit {:.0} us); other programs \
+                 had the client's CPU for {:.1} % of the time",
                 lag as f64 / 1e3,
-                limit as f64 / 1e3
+                limit as f64 / 1e3,
+                facts.health.delayed() * 100.0
             ));
         }
         if facts.unsent as f64 > UNSENT_MAX * facts.due as f64 {
+            let why = match facts.health.broken {
+                0 => "the rate is above what server, connections or client can carry".to_owned(),
+                broken => format!("{broken} connections broke or could not be made"),
+            };
             reasons.push(format!(
-                "{} of {} operations were due and never sent: the rate is above what server, \
-                 connections or client can carry",
+                "{} of {} operations were due and never sent: {why}",
                 facts.unsent, facts.due
             ));
         }
@@ -179,6 +203,7 @@ mod tests {
             Thread {
                 busy_ns: share,
                 wall_ns: 100,
+                delayed_ns: 7,
             },
         );
         health
@@ -193,10 +218,27 @@ mod tests {
             unsent: 11,
             ..facts(&health)
         };
-        assert!(judge(unsent).words().contains("11 of 10000"));
+        let words = judge(unsent).words();
+        assert!(
+            words.contains("11 of 10000") && words.contains("the rate"),
+            "{words}"
+        );
+        let mut broken = busy(50);
+        broken.broken = 3;
+        let unreachable = Facts {
+            health: &broken,
+            ..unsent
+        };
+        assert!(judge(facts(&broken)).valid());
+        let words = judge(unreachable).words();
+        assert!(words.contains("3 connections broke"), "{words}");
         let mut late = busy(50);
         late.lag.record(150_000).unwrap();
-        assert!(judge(facts(&late)).words().contains("150 us"));
+        let words = judge(facts(&late)).words();
+        assert!(
+            words.contains("150 us") && words.contains("7.0 %"),
+            "{words}"
+        );
         let slow_server = Facts {
             median_ns: 5_000_000,
             ..facts(&late)

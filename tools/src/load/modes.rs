@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use clap::{Args, Parser};
 
@@ -13,7 +14,7 @@ use super::agents;
 use super::compare::{self as comparing, order};
 use super::html;
 use super::null_server::NullServer;
-use super::options::{Live, Options};
+use super::options::{Live, Options, RATE_MAX, parse_duration};
 use super::outcome::Outcome;
 use super::output;
 use super::run::Bench;
@@ -104,6 +105,9 @@ pub struct Selftest {
     /// Only serve the null server at this address, for other generators, until stopped
     #[arg(long, value_name = "HOST:PORT")]
     serve: Option<SocketAddr>,
+    /// How long that server computes over each request, such as 100us
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = parse_duration, requires = "serve")]
+    work: Duration,
     #[command(flatten)]
     options: Options,
 }
@@ -152,13 +156,13 @@ pub fn replay(args: &Replay) -> Result<(), Failure> {
     let seed = args.options.seed.unwrap_or(1);
     let trace =
         Trace::read(BufReader::new(file), args.speed, seed).map_err(|error| fail(&error))?;
-    eprintln!(
+    output::note(&format!(
         "{} requests on {} keys in the format of {}, {} lines left out",
         trace.rows.len(),
         trace.keys,
         trace.format,
         trace.skipped
-    );
+    ));
     let options = Options {
         keys: trace.keys,
         // A time to live may end while the trace still reads the key.
@@ -177,19 +181,28 @@ fn above_zero(name: &str, value: f64) -> Result<(), Failure> {
     }
 }
 
+fn rate(name: &str, value: f64) -> Result<(), Failure> {
+    above_zero(name, value.min(RATE_MAX))?;
+    if value > RATE_MAX {
+        return Err(Failure::new(format!("{name}: at most {RATE_MAX:.0}/s")));
+    }
+    Ok(())
+}
+
 /// Latency over rate.
 pub fn sweep(args: &Sweep) -> Result<(), Failure> {
-    above_zero("--from", args.from)?;
-    above_zero("--to", args.to)?;
+    rate("--from", args.from)?;
+    rate("--to", args.to)?;
     let mut bench = Bench::new(&args.options, (0, 1))?;
     prepare(&mut bench)?;
     let mut outcomes = Vec::new();
     for rate in search::rates(args.from, args.to, args.steps) {
         let (probe, outcome) = probe(&mut bench, rate, &args.slo)?;
-        println!("{}", search::line(&outcome, &probe));
+        output::say(&search::line(&outcome, &probe))?;
         outcomes.push(outcome);
     }
-    write_all(args.options.out.as_deref(), &outcomes)
+    write_all(args.options.out.as_deref(), &outcomes)?;
+    super::verdict(&outcomes, args.options.require_valid)
 }
 
 fn probe(bench: &mut Bench, rate: f64, slo: &Slo) -> Result<(Probe, Outcome), Failure> {
@@ -201,7 +214,7 @@ fn probe(bench: &mut Bench, rate: f64, slo: &Slo) -> Result<(Probe, Outcome), Fa
 
 /// The highest rate that holds a service level.
 pub fn knee(args: &Knee) -> Result<(), Failure> {
-    above_zero("--from", args.from)?;
+    rate("--from", args.from)?;
     above_zero("--precision", args.precision)?;
     let mut bench = Bench::new(&args.options, (0, 1))?;
     bench.set_rate(args.from);
@@ -214,28 +227,30 @@ pub fn knee(args: &Knee) -> Result<(), Failure> {
     let mut outcomes: Vec<Outcome> = Vec::new();
     let found = search::knee(options, |rate| {
         let (probe, outcome) = probe(&mut bench, rate, &args.slo)?;
-        println!("{}", search::line(&outcome, &probe));
+        output::say(&search::line(&outcome, &probe))?;
         outcomes.push(outcome);
         Ok::<_, Failure>(probe)
     })?;
-    if found.rate > 0.0 {
-        println!(
-            "\nknee      {:.0}/s, {:.0}/s to {:.0}/s with {:.1} % confidence ({} probes)",
+    let knee = if found.rate > 0.0 {
+        format!(
+            "{:.0}/s, {:.0}/s to {:.0}/s with {:.1} % confidence ({} probes)",
             found.rate,
             found.low,
             found.high,
             found.confidence * 100.0,
             found.probes.len()
-        );
+        )
     } else {
-        println!("\nknee      none: no rate held");
-    }
-    println!("beyond it {}", found.limit);
+        "none: no rate held".to_owned()
+    };
+    output::say(&format!("\nknee      {knee}\nbeyond it {}\n", found.limit))?;
     outcomes.sort_by(|one, other| {
         let rate = |outcome: &Outcome| outcome.setup.offered_per_s.unwrap_or(0.0);
         rate(one).total_cmp(&rate(other))
     });
-    write_all(args.options.out.as_deref(), &outcomes)
+    write_all(args.options.out.as_deref(), &outcomes)?;
+    // Probes that the client could not carry, or in which nothing was due, belong to the search.
+    super::verdict(outcomes.iter().filter(|one| one.operations_done > 0), false)
 }
 
 fn write_all(directory: Option<&Path>, outcomes: &[Outcome]) -> Result<(), Failure> {
@@ -267,6 +282,7 @@ pub fn compare(args: &Compare) -> Result<(), Failure> {
              and --after",
         ));
     }
+    output::ready(None, args.out.as_deref())?;
     let mut benches = Vec::new();
     let mut systems: Vec<(String, Vec<Outcome>)> = Vec::new();
     for run in &args.runs {
@@ -297,13 +313,13 @@ pub fn compare(args: &Compare) -> Result<(), Failure> {
         let orders = order(benches.len(), done + 1);
         for system in &orders[done * benches.len()..] {
             let outcome = benches[*system].run()?.outcome;
-            eprintln!(
+            output::note(&format!(
                 "run {} of {repeats}  {:<20} {:.0}/s  {}",
                 done + 1,
                 systems[*system].0,
                 outcome.rate_per_s,
                 outcome.validity.words()
-            );
+            ));
             if let Some(directory) = &args.out {
                 std::fs::create_dir_all(directory)?;
                 let file = format!("{}-{}.json", systems[*system].0, done + 1);
@@ -317,7 +333,12 @@ pub fn compare(args: &Compare) -> Result<(), Failure> {
             repeats = comparing::repeats_for(&systems[0].1[0]).max(5);
         }
     }
-    conclude(&systems, args.out.as_deref())
+    conclude(&systems, args.out.as_deref())?;
+    let require_valid = benches.iter().any(|bench| bench.options().require_valid);
+    super::verdict(
+        systems.iter().flat_map(|(_, outcomes)| outcomes),
+        require_valid,
+    )
 }
 
 fn conclude(systems: &[(String, Vec<Outcome>)], out: Option<&Path>) -> Result<(), Failure> {
@@ -331,10 +352,8 @@ fn conclude(systems: &[(String, Vec<Outcome>)], out: Option<&Path>) -> Result<()
             .filter(|run| !run.validity.valid())
             .count();
         let comparisons = comparing::judge(&before, &after);
-        println!(
-            "{}",
-            comparing::text(&systems[0].0, name, &comparisons, invalid)
-        );
+        let text = comparing::text(&systems[0].0, name, &comparisons, invalid);
+        output::say(&(text + "\n"))?;
     }
     let Some(directory) = out else {
         return Ok(());
@@ -349,12 +368,12 @@ fn conclude(systems: &[(String, Vec<Outcome>)], out: Option<&Path>) -> Result<()
 /// What this client can measure here.
 pub fn selftest(args: &Selftest) -> Result<(), Failure> {
     if let Some(address) = args.serve {
-        let server = NullServer::bind(address)?;
-        println!("null server at {}", server.address()?);
+        let server = NullServer::bind(address)?.working(args.work);
+        output::say(&format!("null server at {}\n", server.address()?))?;
         return Ok(server.serve(&AtomicBool::new(false))?);
     }
     let found = testing::run(&args.options)?;
-    print!("{}", testing::text(&found));
+    output::say(&testing::text(&found))?;
     let page = [found.closed, found.half];
     write_all(args.options.out.as_deref(), &page)
 }

@@ -7,6 +7,7 @@
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::event::{Timespec, epoll};
 
@@ -14,12 +15,16 @@ use rustix::event::{Timespec, epoll};
 const READ_BYTES: usize = 64 << 10;
 /// Bytes of one request at most; longer ones end their connection.
 const REQUEST_BYTES_MAX: usize = 4 << 20;
+/// Time after a request in which the next one is polled for. A sleeping server costs its clients the
+/// wake-up, which in a virtual machine is an exit to the host for nearly each of their requests.
+const POLL_FOR: Duration = Duration::from_micros(200);
 /// Number of the listener among the events.
 const LISTENER: u64 = u64::MAX;
 
 /// A bound null server.
 pub struct NullServer {
     listener: TcpListener,
+    work: Duration,
 }
 
 struct Client {
@@ -33,7 +38,15 @@ impl NullServer {
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
-        Ok(Self { listener })
+        Ok(Self {
+            listener,
+            work: Duration::ZERO,
+        })
+    }
+
+    /// Makes it compute for so long over each request: a server whose speed is known.
+    pub fn working(self, work: Duration) -> Self {
+        Self { work, ..self }
     }
 
     /// Where it listens.
@@ -54,12 +67,14 @@ impl NullServer {
         let mut clients: Vec<Option<Client>> = Vec::new();
         let mut scratch = vec![0; READ_BYTES];
         let mut events = Vec::with_capacity(256);
-        let timeout = Timespec {
-            tv_sec: 0,
-            tv_nsec: 50_000_000,
-        };
+        let mut served = Instant::now();
         while !stop.load(Ordering::Relaxed) {
             events.clear();
+            let polls = served.elapsed() < POLL_FOR;
+            let timeout = Timespec {
+                tv_sec: 0,
+                tv_nsec: if polls { 0 } else { 50_000_000 },
+            };
             match epoll::wait(
                 &poll,
                 rustix::buffer::spare_capacity(&mut events),
@@ -67,6 +82,12 @@ impl NullServer {
             ) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
+            }
+            if !events.is_empty() {
+                served = Instant::now();
+            } else if polls {
+                // The client may wait for this CPU.
+                std::thread::yield_now();
             }
             for event in &events {
                 let epoll::Event { data, .. } = *event;
@@ -92,7 +113,7 @@ impl NullServer {
                 }
                 let slot = usize::try_from(data.u64()).expect("a small number");
                 if let Some(client) = &mut clients[slot]
-                    && client.serve(&mut scratch).is_err()
+                    && client.serve(&mut scratch, self.work).is_err()
                 {
                     clients[slot] = None;
                 }
@@ -103,14 +124,15 @@ impl NullServer {
 }
 
 impl Client {
-    fn serve(&mut self, scratch: &mut [u8]) -> io::Result<()> {
+    fn serve(&mut self, scratch: &mut [u8], work: Duration) -> io::Result<()> {
         loop {
             match self.stream.read(scratch) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(count) => {
                     self.input.extend_from_slice(&scratch[..count]);
-                    let taken = answer_all(&self.input, &mut self.output);
+                    let (taken, answered) = answer_all(&self.input, &mut self.output);
                     self.input.drain(..taken);
+                    compute(work * answered);
                     if self.input.len() > REQUEST_BYTES_MAX {
                         return Err(io::ErrorKind::InvalidData.into());
                     }
@@ -137,23 +159,36 @@ impl Client {
     }
 }
 
-/// Answers every whole request at the front of `input`; returns the bytes that they took.
-fn answer_all(input: &[u8], output: &mut Vec<u8>) -> usize {
+/// Keeps the CPU busy.
+fn compute(length: Duration) {
+    if !length.is_zero() {
+        let begun = Instant::now();
+        while begun.elapsed() < length {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+/// Answers every whole request at the front of `input`; returns the bytes that they took, and their
+/// number.
+fn answer_all(input: &[u8], output: &mut Vec<u8>) -> (usize, u32) {
     let mut at = 0;
+    let mut answered = 0;
     while at < input.len() {
         let rest = &input[at..];
-        let answered = match rest[0] {
+        let found = match rest[0] {
             b'*' => resp(rest),
             b'm' => memcached(rest),
             _ => http(rest),
         };
-        let Some((length, answer)) = answered else {
+        let Some((length, answer)) = found else {
             break;
         };
         output.extend_from_slice(answer);
         at += length;
+        answered += 1;
     }
-    at
+    (at, answered)
 }
 
 /// The end of the line at `at`, its line feed included.
@@ -240,13 +275,13 @@ mod tests {
         for (request, answer) in requests {
             for cut in 0..request.len() {
                 let mut output = Vec::new();
-                assert_eq!(answer_all(&request[..cut], &mut output), 0);
+                assert_eq!(answer_all(&request[..cut], &mut output), (0, 0));
             }
             all.extend_from_slice(request);
             answers.extend_from_slice(answer);
         }
         let mut output = Vec::new();
-        assert_eq!(answer_all(&all, &mut output), all.len());
+        assert_eq!(answer_all(&all, &mut output), (all.len(), 6));
         assert_eq!(output, answers);
     }
 }

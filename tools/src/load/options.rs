@@ -1,6 +1,6 @@
 //! What a run is told on the command line.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,6 +17,9 @@ use crate::failure::Failure;
 
 /// Rate of an open loop that was not told one, in operations a second.
 pub const RATE_DEFAULT: f64 = 5000.0;
+
+/// Highest rate, in operations a second. What is due and never sent is counted one by one.
+pub const RATE_MAX: f64 = 1e8;
 
 /// When operations are due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -51,7 +54,7 @@ pub struct Options {
     )]
     pub endpoint: String,
     /// Address of the protocol's listener; given, nothing is learned. May be given several times
-    #[arg(long, value_name = "HOST:PORT", help_heading = "Target")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = resolve, help_heading = "Target")]
     pub address: Vec<SocketAddr>,
     /// Protocol
     #[arg(long, value_enum, default_value_t = ProtocolName::Binary, help_heading = "Target")]
@@ -185,7 +188,7 @@ pub struct Options {
     pub give_up: Duration,
 
     /// Agents that make the load instead of this machine (see `torc load agent`)
-    #[arg(long, value_name = "HOST:PORT", help_heading = "Pace")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = resolve, help_heading = "Pace")]
     pub agents: Vec<SocketAddr>,
 
     /// What the run is called in reports [default: protocol and addresses]
@@ -197,6 +200,9 @@ pub struct Options {
     /// Write run.json, intervals.csv, latency.hlog and report.html to this directory
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub out: Option<PathBuf>,
+    /// End with exit status 5 when a run is not VALID; without it that is only reported
+    #[arg(long, help_heading = "Output")]
+    pub require_valid: bool,
     /// Live view: on, off, or auto, which is on for a terminal
     #[arg(long, value_enum, default_value_t = Live::Auto, help_heading = "Output")]
     pub live: Live,
@@ -261,9 +267,9 @@ impl Options {
         let fail = |words: &str| Err(Failure::new(words));
         if self
             .rate
-            .is_some_and(|rate| !rate.is_finite() || rate <= 0.0)
+            .is_some_and(|rate| rate.is_nan() || rate <= 0.0 || rate > RATE_MAX)
         {
-            return fail("--rate: operations a second, above zero");
+            return fail("--rate: operations a second, above zero and at most 100000000");
         }
         if self.rate.is_some() && self.model == Model::Closed {
             return fail(
@@ -306,18 +312,28 @@ impl Options {
     }
 }
 
-/// `3s`, `500ms`, `2m`, `1h`.
+/// The first address of `HOST:PORT`, where the host may be a name.
+fn resolve(text: &str) -> Result<SocketAddr, String> {
+    let found = text.to_socket_addrs().map_err(|error| error.to_string())?;
+    found
+        .into_iter()
+        .next()
+        .ok_or_else(|| "no address has this name".into())
+}
+
+/// `3s`, `500ms`, `100us`, `2m`, `1h`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let split = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')
         .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let scale = match unit {
+        "us" => 0.000_001,
         "ms" => 0.001,
         "s" => 1.0,
         "m" => 60.0,
         "h" => 3600.0,
-        _ => return Err("expected a number with ms, s, m or h, such as 3s".into()),
+        _ => return Err("expected a number with us, ms, s, m or h, such as 3s".into()),
     };
     let number: f64 = number
         .parse()
@@ -338,9 +354,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn addresses_may_be_names() {
+        assert_eq!(resolve("localhost:7400").unwrap().port(), 7400);
+        assert!(resolve("127.0.0.1").is_err() && resolve("a b:1").is_err());
+    }
+
+    #[test]
     fn durations_are_read_with_their_unit() {
         assert_eq!(parse_duration("3s"), Ok(Duration::from_secs(3)));
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("100us"), Ok(Duration::from_micros(100)));
         assert_eq!(parse_duration("1.5m"), Ok(Duration::from_secs(90)));
         for bad in ["3", "s", "", "3 s", "-1s", "3d"] {
             assert!(parse_duration(bad).is_err(), "{bad}");

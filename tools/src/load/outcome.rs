@@ -134,8 +134,23 @@ pub struct StatusOutcome {
 pub struct Client {
     /// Share of the time that each thread worked, 0 to 1.
     pub threads_busy: Vec<f64>,
+    /// Share of the time that each thread was ready and other programs had its CPU, 0 to 1.
+    #[serde(default)]
+    pub threads_delayed: Vec<f64>,
     /// From when an operation was due and a connection free, to when it was sent.
     pub scheduling_lag_us: BTreeMap<String, f64>,
+}
+
+impl Client {
+    /// The busiest thread's share, 0 to 1.
+    pub fn busiest(&self) -> f64 {
+        self.threads_busy.iter().copied().fold(0.0, f64::max)
+    }
+
+    /// The share of the thread that waited most for a CPU, 0 to 1.
+    pub fn delayed(&self) -> f64 {
+        self.threads_delayed.iter().copied().fold(0.0, f64::max)
+    }
 }
 
 /// What verification found.
@@ -272,12 +287,8 @@ impl Outcome {
             unsent,
             validity,
             client: Client {
-                threads_busy: recorder
-                    .health
-                    .threads
-                    .values()
-                    .map(health::Thread::busy)
-                    .collect(),
+                threads_busy: threads(recorder, health::Thread::busy),
+                threads_delayed: threads(recorder, health::Thread::delayed),
                 scheduling_lag_us: percentiles(&recorder.health.lag),
             },
             verification: Verification {
@@ -320,6 +331,10 @@ impl Outcome {
             .sum();
         failed as f64 / (failed + self.operations_done).max(1) as f64
     }
+}
+
+fn threads(recorder: &Recorder, share: fn(&health::Thread) -> f64) -> Vec<f64> {
+    recorder.health.threads.values().map(share).collect()
 }
 
 fn operation_outcome(series: &Series, total: &Dual, seconds: f64) -> OperationOutcome {

@@ -1,6 +1,8 @@
 //! Results as files: `run.json`, `intervals.csv`, `latency.hlog`, `report.html`.
 
 use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Write as _;
 use std::path::Path;
 
 use base64::Engine as _;
@@ -126,10 +128,52 @@ pub fn json(outcome: &Outcome) -> String {
 /// Writes a file; `-` is standard output.
 pub fn file(path: &Path, text: &str) -> Result<(), Failure> {
     if path.as_os_str() == "-" {
-        print!("{text}");
-        return Ok(());
+        return say(text);
     }
     std::fs::write(path, text).map_err(|error| failed(path, &error))
+}
+
+/// Writes results to standard output. A reader that has seen enough, such as `head`, is no failure;
+/// a full disk is.
+pub fn say(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(format!("standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Tells on standard error how far it is. A measurement does not end because nobody hears it.
+pub fn note(words: &str) {
+    writeln!(std::io::stderr(), "{words}").ok();
+}
+
+/// Fails when a run's files could not be written: better before the run than after it.
+pub fn ready(json: Option<&Path>, directory: Option<&Path>) -> Result<(), Failure> {
+    if let Some(path) = directory {
+        std::fs::create_dir_all(path)
+            .and_then(|()| tempfile::tempfile_in(path))
+            .map_err(|error| failed(path, &error))?;
+    }
+    let Some(path) = json.filter(|path| path.as_os_str() != "-") else {
+        return Ok(());
+    };
+    let tried = if path.is_dir() {
+        Err(std::io::ErrorKind::IsADirectory.into())
+    } else if path.is_file() {
+        File::options().append(true).open(path)
+    } else if path.exists() {
+        // A pipe or a device.
+        return Ok(());
+    } else {
+        let parent = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty());
+        tempfile::tempfile_in(parent.unwrap_or(Path::new(".")))
+    };
+    tried.map(drop).map_err(|error| failed(path, &error))
 }
 
 /// Reads a result: `run.json`, or the directory that holds it.

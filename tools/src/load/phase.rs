@@ -16,6 +16,9 @@ use super::trace::Trace;
 use super::worker::{Settings, Shared, Worker};
 use super::world::{Nanos, Sockets};
 
+/// The lowest priority of a thread.
+const NICE_LOWEST: i32 = 19;
+
 /// When operations are due, before they are shared out to workers.
 #[derive(Clone)]
 pub enum Pace {
@@ -89,7 +92,7 @@ pub enum Flow {
 }
 
 /// Sees each interval once all workers are through it: its number and what was measured in it.
-pub type Observe<'a> = &'a mut dyn FnMut(u64, &Recorder) -> Flow;
+pub type Observe<'a> = &'a mut (dyn FnMut(u64, &Recorder) -> Flow + Send);
 
 enum Message {
     Interval(usize, u64, Box<Recorder>),
@@ -109,9 +112,7 @@ pub fn run(phase: &Phase, shared: &Shared, observe: Observe<'_>) -> std::io::Res
     let workers = phase.threads.min(phase.connections).max(1);
     let barrier = Barrier::new(workers);
     let epoch = OnceLock::new();
-    let mut collector = Collector::new(workers);
-    let mut failed = None;
-    std::thread::scope(|scope| {
+    let (total, failed) = std::thread::scope(|scope| {
         let (send, receive) = mpsc::channel();
         let mut spares = Vec::new();
         for index in 0..workers {
@@ -130,26 +131,10 @@ pub fn run(phase: &Phase, shared: &Shared, observe: Observe<'_>) -> std::io::Res
             });
         }
         drop(send);
-        loop {
-            match receive.recv_timeout(Duration::from_millis(100)) {
-                Ok(Message::Interval(index, at, mut recorder)) => {
-                    collector.add(index, at, &recorder);
-                    recorder.clear();
-                    // A worker that has ended needs no memory back.
-                    spares[index].send(*recorder).ok();
-                }
-                Ok(Message::Done(index, outcome)) => {
-                    collector.end(index);
-                    failed = failed.take().or(outcome.err());
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
-            if failed.is_some() || collector.deliver(observe) == Flow::Stop {
-                shared.stop.store(true, Ordering::Relaxed);
-            }
-        }
-        collector.deliver(observe);
+        let collecting = scope.spawn(move || collect(shared, &receive, &spares, observe));
+        collecting
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
     if let Some(error) = failed {
         return Err(error);
@@ -158,8 +143,46 @@ pub fn run(phase: &Phase, shared: &Shared, observe: Observe<'_>) -> std::io::Res
     let ran = begun.elapsed().min(phase.length);
     Ok(Measured {
         seconds: ran.as_secs_f64(),
-        total: collector.into_total(),
+        total,
     })
+}
+
+/// Collects until every worker has ended: all that was measured, and why a worker could not work.
+///
+/// Merging and encoding an interval takes milliseconds. Where all cores are busy they would be the
+/// workers' or the server's, and requests would leave late by as much; so it happens at the lowest
+/// priority, on a thread of its own because threads that it starts would inherit it.
+fn collect(
+    shared: &Shared,
+    receive: &mpsc::Receiver<Message>,
+    spares: &[mpsc::Sender<Recorder>],
+    observe: Observe<'_>,
+) -> (Recorder, Option<std::io::Error>) {
+    // Where it is refused the scheduling lag tells.
+    rustix::process::setpriority_process(None, NICE_LOWEST).ok();
+    let mut collector = Collector::new(spares.len());
+    let mut failed = None;
+    loop {
+        match receive.recv_timeout(Duration::from_millis(100)) {
+            Ok(Message::Interval(index, at, mut recorder)) => {
+                collector.add(index, at, &recorder);
+                recorder.clear();
+                // A worker that has ended needs no memory back.
+                spares[index].send(*recorder).ok();
+            }
+            Ok(Message::Done(index, outcome)) => {
+                collector.end(index);
+                failed = failed.take().or(outcome.err());
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        if collector.deliver(observe) == Flow::Stop || failed.is_some() {
+            shared.stop.store(true, Ordering::Relaxed);
+        }
+    }
+    collector.deliver(observe);
+    (collector.into_total(), failed)
 }
 
 fn work(

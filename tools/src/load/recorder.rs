@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 
 use super::health::{Health, Thread};
 use super::world::Nanos;
@@ -228,7 +229,7 @@ impl Series {
 }
 
 /// What verification found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdicts {
     /// Values checked byte by byte.
     pub checked: u64,

@@ -22,18 +22,14 @@ pub fn text(outcome: &Outcome) -> String {
         outcome.seconds,
         outcome.value_bytes_per_s / f64::from(1 << 20)
     ));
-    let busiest = outcome
-        .client
-        .threads_busy
-        .iter()
-        .copied()
-        .fold(0.0, f64::max);
     let lag = &outcome.client.scheduling_lag_us;
     let lag = |name| lag.get(name).copied().unwrap_or(0.0);
     line(format!(
-        "client    {} (busiest thread {:.0} %, scheduling lag p50 {:.1} us, p99.9 {:.1} us)",
+        "client    {} (busiest thread {:.0} %, without a CPU {:.1} %, scheduling lag p50 {:.1} us, \
+         p99.9 {:.1} us)",
         outcome.validity.words(),
-        busiest * 100.0,
+        outcome.client.busiest() * 100.0,
+        outcome.client.delayed() * 100.0,
         lag("p50"),
         lag("p99.9")
     ));

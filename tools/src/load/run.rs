@@ -1,7 +1,7 @@
 //! `torc load run`, `fill` and `verify`: the phases of one measurement, and what every other mode
 //! builds on.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -14,7 +14,7 @@ use super::keys::Keys;
 use super::ledger::Ledger;
 use super::options::{Model, Options, Warmup};
 use super::outcome::{self, Interval, Outcome, Setup};
-use super::output::Hlog;
+use super::output::{self, Hlog};
 use super::phase::{self, Flow, Measured, Observe, Pace, Phase};
 use super::protocol::{Levels, Protocol, ProtocolName};
 use super::recorder::{Operation, Recorder};
@@ -27,6 +27,10 @@ use super::worker::{Judging, Shared};
 use crate::endpoint::Endpoint;
 use crate::failure::Failure;
 
+/// How long a server may take to accept, when it is looked for.
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+/// Intervals without any success after which a fill or a check is given up: it will have none.
+const FRUITLESS_INTERVALS_MAX: u64 = 10;
 /// Length of an interval.
 pub const INTERVAL: Duration = Duration::from_secs(1);
 /// Intervals that must stand still for a warm-up to be over.
@@ -80,6 +84,7 @@ impl Bench {
     /// Finds the servers and prepares everything; sends no load yet.
     pub fn new(options: &Options, part: Part) -> Result<Self, Failure> {
         options.check()?;
+        output::ready(options.json.as_deref(), options.out.as_deref())?;
         let mut servers = None;
         let addresses = if options.address.is_empty() {
             let status = Endpoint::new(&options.endpoint)?.get_json("/admin/status")?;
@@ -89,6 +94,9 @@ impl Bench {
         } else {
             options.address.clone()
         };
+        if options.agents.is_empty() {
+            somebody_listens(&addresses)?;
+        }
         let levels = Levels {
             keyspace: options.keyspace.clone(),
             r: options.r.clone(),
@@ -389,13 +397,20 @@ impl Bench {
         let mut intervals: Vec<Interval> = Vec::new();
         let mut hlog = Hlog::new(began_ms);
         let mut view = View::new(self.options.live, &setup, phase.length);
+        let insists = self.shared.source.insists();
+        let mut done = 0;
         let mut observe = |at: u64, recorder: &Recorder| {
             let at_s = at as f64 * phase.interval.as_secs_f64();
             let interval = outcome::interval(at_s, recorder);
             view.show(&interval, recorder);
             intervals.push(interval);
             hlog.add(at_s, phase.interval.as_secs_f64(), recorder);
-            Flow::Continue
+            done += recorder.done();
+            if insists && done == 0 && at + 1 >= FRUITLESS_INTERVALS_MAX {
+                Flow::Stop
+            } else {
+                Flow::Continue
+            }
         };
         let measured = self.run_phase(phase, &mut observe)?;
         let environment = environment::record(&self.shared.addresses, self.servers.as_ref());
@@ -547,6 +562,31 @@ fn addresses_of(status: &Value, field: &str) -> Vec<SocketAddr> {
         .flatten()
         .filter_map(|node| node.get(field)?.as_str()?.parse().ok())
         .collect()
+}
+
+/// Fails when no address can be connected to; one that cannot is told.
+fn somebody_listens(addresses: &[SocketAddr]) -> Result<(), Failure> {
+    let tried: Vec<_> = addresses
+        .iter()
+        .map(|address| {
+            TcpStream::connect_timeout(address, CONNECT_WITHIN).map_err(|error| (address, error))
+        })
+        .collect();
+    let found = tried.iter().any(Result::is_ok);
+    let mut refused = tried.into_iter().filter_map(Result::err);
+    match refused.next() {
+        Some((address, error)) if !found => Err(Failure::new(format!(
+            "{address}: {error}; is a server running there?"
+        ))),
+        first => {
+            for (address, error) in first.into_iter().chain(refused) {
+                output::note(&format!(
+                    "{address}: {error}; it gets no load until it listens"
+                ));
+            }
+            Ok(())
+        }
+    }
 }
 
 /// The shards of a Torc cluster, or the servers of anything else.

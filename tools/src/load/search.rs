@@ -69,14 +69,10 @@ impl FromStr for Slo {
             if !operation.iter().all(known) {
                 return Err(format!("{left}: no such operation"));
             }
-            let micros = |text: &str| match text.strip_suffix("us") {
-                Some(number) => number.parse::<f64>().map_err(|error| error.to_string()),
-                None => parse_duration(text).map(|duration| duration.as_secs_f64() * 1e6),
-            };
             Ok(Condition::Latency {
                 operation,
                 percentile: percentile.to_owned(),
-                below_us: micros(right)?,
+                below_us: parse_duration(right)?.as_secs_f64() * 1e6,
             })
         });
         Ok(Slo(conditions.collect::<Result<_, String>>()?))
@@ -243,17 +239,11 @@ pub fn probe(bench: &mut Bench, rate: f64, slo: &Slo) -> Result<(Probe, Run), Fa
     let run = bench.run()?;
     let uses = before.until(&Reading::now(bench.addresses()));
     let outcome = &run.outcome;
-    let busiest = outcome
-        .client
-        .threads_busy
-        .iter()
-        .copied()
-        .fold(0.0, f64::max);
     let probe = Probe {
         rate,
         broken: slo.broken(outcome),
         invalid: outcome.validity.client.then(|| outcome.validity.words()),
-        limit: limits::limiting(&uses, busiest),
+        limit: limits::limiting(&uses, outcome.client.busiest()),
     };
     Ok((probe, run))
 }
@@ -282,7 +272,7 @@ pub fn line(outcome: &Outcome, probe: &Probe) -> String {
     };
     format!(
         "{:>10.0}/s {:>10.0}/s done  p50 {:>9.3}  p99 {:>9.3}  p99.9 {:>9.3} ms  unsent {:>7}  \
-         {verdict:<14}  {}",
+         {verdict:<14}  {}\n",
         probe.rate,
         outcome.rate_per_s,
         worst("p50"),

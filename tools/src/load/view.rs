@@ -14,8 +14,36 @@ use super::recorder::Recorder;
 const COLUMNS_MAX: usize = 60;
 /// Rows of the heat map.
 const ROWS_MAX: usize = 14;
+/// Columns beside a row of the map: its label.
+const LABEL_COLUMNS: usize = 10;
 const SHADES: [char; 5] = [' ', '░', '▒', '▓', '█'];
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+
+/// Room for the picture. One that is higher than the terminal could not be drawn over itself.
+#[derive(Clone, Copy)]
+struct Room {
+    rows: usize,
+    columns: usize,
+}
+
+impl Room {
+    /// The terminal's, or that of an ordinary one.
+    fn now() -> Self {
+        let size = rustix::termios::tcgetwinsize(std::io::stderr());
+        let (rows, columns) = size.map_or((0, 0), |size| (size.ws_row, size.ws_col));
+        let or = |size: u16, ordinary| {
+            if size == 0 {
+                ordinary
+            } else {
+                usize::from(size)
+            }
+        };
+        Self {
+            rows: or(rows, 40).saturating_sub(1),
+            columns: or(columns, 100),
+        }
+    }
+}
 
 /// What the terminal shows of a phase.
 pub struct View {
@@ -56,7 +84,7 @@ impl View {
             self.intervals.pop_front();
         }
         self.intervals.push_back(interval.clone());
-        let picture = self.picture(recorder);
+        let picture = self.picture(recorder, Room::now());
         let mut out = String::new();
         if self.lines_drawn > 0 {
             write!(out, "\x1b[{}A", self.lines_drawn).expect("writing to a string");
@@ -70,7 +98,17 @@ impl View {
         std::io::stderr().write_all(out.as_bytes()).ok();
     }
 
-    fn picture(&self, recorder: &Recorder) -> String {
+    fn picture(&self, recorder: &Recorder, room: Room) -> String {
+        let whole = self.unbounded(recorder, room);
+        let mut out = String::new();
+        for line in whole.lines().take(room.rows) {
+            out.extend(line.chars().take(room.columns));
+            out.push('\n');
+        }
+        out
+    }
+
+    fn unbounded(&self, recorder: &Recorder, room: Room) -> String {
         let Some(last) = self.intervals.back() else {
             return String::new();
         };
@@ -105,15 +143,18 @@ impl View {
             out.push('\n');
         }
         out.push('\n');
-        self.rates(&mut out);
-        self.heat(&mut out);
+        let columns = room.columns.saturating_sub(LABEL_COLUMNS);
+        let newest = self.intervals.len().saturating_sub(columns);
+        self.rates(&mut out, newest);
+        let rows = room.rows.saturating_sub(out.lines().count());
+        self.heat(&mut out, newest, rows.clamp(1, ROWS_MAX));
         out
     }
 
-    fn rates(&self, out: &mut String) {
+    fn rates(&self, out: &mut String, newest: usize) {
         let rates: Vec<u64> = self
             .intervals
-            .iter()
+            .range(newest..)
             .map(|interval| interval.done.values().sum())
             .collect();
         let top = rates.iter().copied().max().unwrap_or(0).max(1);
@@ -125,8 +166,9 @@ impl View {
         writeln!(out, " {top}/s at most").expect("writing to a string");
     }
 
-    fn heat(&self, out: &mut String) {
-        let rows = || self.intervals.iter().flat_map(|interval| &interval.heat);
+    fn heat(&self, out: &mut String, newest: usize, rows_max: usize) {
+        let shown = || self.intervals.range(newest..);
+        let rows = || shown().flat_map(|interval| &interval.heat);
         let (Some(low), Some(high)) = (
             rows().map(|(row, _)| *row).min(),
             rows().map(|(row, _)| *row).max(),
@@ -135,13 +177,13 @@ impl View {
         };
         // Rows of the map are joined until they fit.
         let span = usize::try_from(high - low + 1).unwrap_or(1);
-        let joined = i32::try_from(span.div_ceil(ROWS_MAX)).unwrap_or(1);
+        let joined = i32::try_from(span.div_ceil(rows_max)).unwrap_or(1);
         let mut row = high;
         while row >= low {
             let bottom = row - joined + 1;
             let micros = 2.0_f64.powf(f64::from(bottom) / 4.0);
             write!(out, "{:>9} ", label(micros)).expect("writing to a string");
-            for interval in &self.intervals {
+            for interval in shown() {
                 let cells = interval.heat.iter();
                 let count: u64 = cells
                     .filter(|(at, _)| (bottom..=row).contains(at))
@@ -185,10 +227,14 @@ fn shade(count: u64, all: u64) -> char {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_picture_has_rates_percentiles_and_a_heat_map_of_bounded_size() {
+    const ORDINARY: Room = Room {
+        rows: 39,
+        columns: 100,
+    };
+
+    fn view_of(intervals: std::ops::Range<u8>) -> View {
         let mut view = View::new(Live::Off, &Setup::default(), Duration::from_secs(100));
-        for at in 0..70 {
+        for at in intervals {
             let mut interval = Interval {
                 at_s: f64::from(at),
                 ..Interval::default()
@@ -200,8 +246,12 @@ mod tests {
             interval.heat = (-8..80).map(|row| (row, 1)).collect();
             view.intervals.push_back(interval);
         }
-        view.intervals.drain(..10);
-        let picture = view.picture(&Recorder::default());
+        view
+    }
+
+    #[test]
+    fn the_picture_has_rates_percentiles_and_a_heat_map_of_bounded_size() {
+        let picture = view_of(10..70).picture(&Recorder::default(), ORDINARY);
         assert!(
             picture.contains("read") && picture.contains("100/s at most"),
             "{picture}"
@@ -209,6 +259,31 @@ mod tests {
         assert!(picture.lines().count() < 28, "{picture}");
         assert!(
             picture.lines().all(|line| line.chars().count() < 100),
+            "{picture}"
+        );
+    }
+
+    #[test]
+    fn the_picture_fits_a_tiny_terminal_and_shows_the_newest_there() {
+        let mut view = view_of(0..60);
+        view.intervals[59].heat = [(79, 1)].into();
+        for (rows, columns) in [(23, 80), (15, 40), (9, 20), (1, 3), (0, 0)] {
+            let picture = view.picture(&Recorder::default(), Room { rows, columns });
+            assert!(picture.lines().count() <= rows, "{rows}: {picture}");
+            assert!(
+                picture.lines().all(|line| line.chars().count() <= columns),
+                "{columns}: {picture}"
+            );
+        }
+        let room = Room {
+            rows: 15,
+            columns: 40,
+        };
+        let picture = view.picture(&Recorder::default(), room);
+        assert!(
+            picture
+                .lines()
+                .any(|line| line.ends_with('█') && line.chars().count() == 40),
             "{picture}"
         );
     }

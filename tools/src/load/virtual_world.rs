@@ -57,6 +57,10 @@ impl VirtualWorld {
 }
 
 impl World for VirtualWorld {
+    fn delayed(&mut self) -> Nanos {
+        0
+    }
+
     fn now(&mut self) -> Nanos {
         self.now += TICK_NS;
         self.now

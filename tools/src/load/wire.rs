@@ -21,10 +21,10 @@ pub struct Packed {
     series: Vec<(String, String, String, String)>,
     targets: Vec<(usize, String)>,
     lag: String,
+    broken: u64,
     threads: BTreeMap<usize, Thread>,
     value_bytes: u64,
-    verdicts: [u64; 7],
-    examples: Vec<String>,
+    verdicts: Verdicts,
     errors: Vec<String>,
     error_kinds: BTreeMap<String, u64>,
 }
@@ -50,25 +50,16 @@ impl Packed {
             }
         }
         let targets = recorder.targets().iter().enumerate();
-        let verdicts = &recorder.verdicts;
         Self {
             series,
             targets: targets
                 .filter_map(|(at, target)| Some((at, pack(&target.as_ref()?.intended))))
                 .collect(),
             lag: pack(&recorder.health.lag),
+            broken: recorder.health.broken,
             threads: recorder.health.threads.clone(),
             value_bytes: recorder.value_bytes,
-            verdicts: [
-                verdicts.checked,
-                verdicts.wrong,
-                verdicts.lost,
-                verdicts.stale,
-                verdicts.stale_versions_max,
-                verdicts.stale_us_max,
-                verdicts.siblings,
-            ],
-            examples: verdicts.examples.clone(),
+            verdicts: recorder.verdicts.clone(),
             errors: recorder.errors.clone(),
             error_kinds: recorder.error_kinds.clone(),
         }
@@ -95,25 +86,8 @@ impl Packed {
         for (number, thread) in &self.threads {
             recorder.thread(machine * THREADS_APART + number, *thread);
         }
-        let [
-            checked,
-            wrong,
-            lost,
-            stale,
-            stale_versions_max,
-            stale_us_max,
-            siblings,
-        ] = self.verdicts;
-        recorder.verdicts = Verdicts {
-            checked,
-            wrong,
-            lost,
-            stale,
-            stale_versions_max,
-            stale_us_max,
-            siblings,
-            examples: self.examples.clone(),
-        };
+        recorder.verdicts = self.verdicts.clone();
+        recorder.health.broken = self.broken;
         recorder.value_bytes = self.value_bytes;
         recorder.errors.clone_from(&self.errors);
         recorder.error_kinds.clone_from(&self.error_kinds);
@@ -144,9 +118,11 @@ mod tests {
             Thread {
                 busy_ns: 5,
                 wall_ns: 10,
+                delayed_ns: 1,
             },
         );
         recorder.verdicts.lost = 4;
+        recorder.health.broken = 2;
         recorder.error(|| "no".into());
         let text = serde_json::to_string(&Packed::of(&recorder)).unwrap();
         let packed: Packed = serde_json::from_str(&text).unwrap();
@@ -157,6 +133,7 @@ mod tests {
         assert_eq!(again.targets()[3].as_ref().unwrap().intended.len(), 1);
         assert_eq!((again.verdicts.lost, again.health.lag.len()), (4, 1));
         assert!((again.health.threads[&2001].busy() - 0.5).abs() < 1e-9);
+        assert_eq!(again.health.broken, 2);
         assert_eq!(again.error_kinds, recorder.error_kinds);
     }
 

@@ -135,6 +135,8 @@ pub struct Worker<'a, W> {
     interval_number: u64,
     interval_began: Nanos,
     waited: Nanos,
+    /// What [`World::delayed`] was when the interval began.
+    delayed: Nanos,
     next_check: Nanos,
 }
 
@@ -168,6 +170,7 @@ impl<'a, W: World> Worker<'a, W> {
             interval_number: 0,
             interval_began: 0,
             waited: 0,
+            delayed: 0,
             next_check: 0,
             settings,
         }
@@ -206,6 +209,7 @@ impl<'a, W: World> Worker<'a, W> {
     pub fn run(mut self, emit: Emit<'_>) -> std::io::Result<()> {
         let mut ready = Vec::new();
         self.interval_began = self.world.now();
+        self.delayed = self.world.delayed();
         let mut now = self.interval_began;
         loop {
             if now >= self.next_check {
@@ -274,10 +278,13 @@ impl<'a, W: World> Worker<'a, W> {
 
     fn emit(&mut self, now: Nanos, emit: Emit<'_>) {
         let wall_ns = now.saturating_sub(self.interval_began);
+        let delayed = self.world.delayed();
         let thread = Thread {
             busy_ns: wall_ns.saturating_sub(self.waited),
             wall_ns,
+            delayed_ns: delayed.saturating_sub(self.delayed),
         };
+        self.delayed = delayed;
         self.recorder.thread(self.settings.index, thread);
         let full = std::mem::take(&mut self.recorder);
         self.recorder = emit(self.interval_number, full);
@@ -305,6 +312,7 @@ impl<'a, W: World> Worker<'a, W> {
                 Err(error) => {
                     slot.since = now + RECONNECT_AFTER_NS;
                     let address = self.shared.addresses[address];
+                    self.recorder.health.broken += 1;
                     self.recorder.error(|| format!("{address}: {error}"));
                 }
             }
@@ -350,8 +358,10 @@ impl<'a, W: World> Worker<'a, W> {
             };
             self.free.pop_front();
             self.slots[number].queued = false;
-            let lag = now.saturating_sub(due.at.max(self.free_since));
-            self.recorder.health.lag.saturating_record(lag.max(1));
+            if !matches!(self.settings.schedule, Schedule::Closed) {
+                let lag = now.saturating_sub(due.at.max(self.free_since));
+                self.recorder.health.lag.saturating_record(lag.max(1));
+            }
             self.submit(number, pending, context.as_deref());
             self.offer(number, now);
             // A connection that is full waits for nothing more.
@@ -572,10 +582,16 @@ impl<'a, W: World> Worker<'a, W> {
         let Some(connection) = slot.connection.take() else {
             return;
         };
-        slot.connected = false;
+        let stood = std::mem::replace(&mut slot.connected, false);
         slot.since = now + RECONNECT_AFTER_NS;
         self.world.close(number);
         let address = self.shared.addresses[connection.address];
+        if status != Status::Unfinished {
+            self.recorder.health.broken += 1;
+            if !stood {
+                self.recorder.error(|| format!("{address}: {reason}"));
+            }
+        }
         let abandoned = connection.abandon();
         self.outstanding -= abandoned.len();
         let limit = self.shared.timeout_ns;

@@ -3,8 +3,10 @@
 //! [`Sockets`] is the real one, on epoll. Tests put a modelled server with a clock of its own in
 //! its place, so that what is measured can be held against theory.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
@@ -18,6 +20,8 @@ pub type Nanos = u64;
 pub trait World {
     /// The time.
     fn now(&mut self) -> Nanos;
+    /// How long this thread was ready to run so far, and something else ran.
+    fn delayed(&mut self) -> Nanos;
     /// Begins to connect a slot that has no connection.
     fn open(&mut self, slot: usize, address: SocketAddr) -> io::Result<()>;
     /// Whether the connection of `slot` stands; `false` while it is being made.
@@ -49,6 +53,8 @@ pub struct Sockets {
     slots: Vec<Option<Socket>>,
     events: Vec<epoll::Event>,
     scratch: Vec<u8>,
+    /// The scheduler's account of this thread; `None` where the kernel keeps none.
+    account: Option<File>,
 }
 
 struct Socket {
@@ -72,6 +78,7 @@ impl Sockets {
             slots: (0..slots).map(|_| None).collect(),
             events: Vec::with_capacity(EVENTS_MAX),
             scratch: vec![0; READ_BYTES],
+            account: File::open("/proc/thread-self/schedstat").ok(),
         })
     }
 
@@ -109,6 +116,18 @@ fn interest(output: bool) -> epoll::EventFlags {
 impl World for Sockets {
     fn now(&mut self) -> Nanos {
         u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn delayed(&mut self) -> Nanos {
+        let mut text = [0; 64];
+        let read = self.account.as_ref().map(|file| file.read_at(&mut text, 0));
+        let Some(Ok(length)) = read else {
+            return 0;
+        };
+        // Time on a CPU, time waiting for one, slices.
+        let text = std::str::from_utf8(&text[..length]).unwrap_or("");
+        let waited = text.split_whitespace().nth(1);
+        waited.and_then(|word| word.parse().ok()).unwrap_or(0)
     }
 
     fn open(&mut self, slot: usize, address: SocketAddr) -> io::Result<()> {

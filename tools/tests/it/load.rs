@@ -1,7 +1,9 @@
 //! `torc load` as its users run it, against real servers and agents.
 
 use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::cluster::{Cluster, TORC, run, scratch, text};
 
@@ -198,5 +200,393 @@ fn comparisons_and_knees_end_with_a_verdict_and_one_report() {
         words.contains("none: no rate held"),
         "{words}{}",
         text(&output.stderr)
+    );
+}
+
+/// A program of another project, e.g. memcached, on a free port of this machine; killed in the end.
+struct Peer {
+    child: Child,
+    port: u16,
+    _dir: tempfile::TempDir,
+}
+
+impl Peer {
+    /// Starts `program` with the arguments that `args` makes of a port and a directory, and waits
+    /// until it accepts. `None` where it is not installed.
+    fn start(program: &str, args: impl Fn(u16, &str) -> Vec<String>) -> Option<Self> {
+        let dir = scratch();
+        let port = crate::cluster::port_base(1);
+        let started = Command::new(program)
+            .args(args(port, dir.path().to_str().unwrap()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let mut child = match started {
+            Ok(child) => child,
+            Err(error) => {
+                eprintln!("{program}: {error}; not measured here");
+                return None;
+            }
+        };
+        let begun = Instant::now();
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            if let Some(status) = child.try_wait().unwrap() {
+                panic!("{program} ended ({status})");
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "{program}");
+            std::thread::yield_now();
+        }
+        Some(Self {
+            child,
+            port,
+            _dir: dir,
+        })
+    }
+
+    fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// Fills, loads and checks all keys of a peer with every operation that its protocol has.
+fn every_operation_is_verified_on(peer: &Peer, protocol: &str, mix: &str) {
+    let address = peer.address();
+    let output = run(&[
+        "load",
+        "--protocol",
+        protocol,
+        "--address",
+        &address,
+        "--keys",
+        "300",
+        "--rate",
+        "300",
+        "--duration",
+        "2s",
+        "--warmup",
+        "0s",
+        "--no-settle",
+        "--value-bytes",
+        "uniform:16-3000",
+        "--mix",
+        mix,
+        "--check-all",
+    ]);
+    let report = text(&output.stdout);
+    assert!(output.status.success(), "{report}{}", text(&output.stderr));
+    assert!(
+        report.contains(" 0 wrong, 0 acknowledged writes lost"),
+        "{report}"
+    );
+    assert!(report.contains("refused 0, in doubt 0"), "{report}");
+    for operation in mix.split(',').map(|part| part.split_once('=').unwrap().0) {
+        assert!(
+            report.contains(&format!("\n{operation} ")),
+            "{operation}: {report}"
+        );
+    }
+}
+
+#[test]
+fn memcached_is_filled_loaded_and_verified() {
+    let started = Peer::start("memcached", |port, _| {
+        let port = port.to_string();
+        ["-u", "root", "-l", "127.0.0.1", "-U", "0", "-p", &port]
+            .map(str::to_owned)
+            .to_vec()
+    });
+    if let Some(peer) = started {
+        every_operation_is_verified_on(
+            &peer,
+            "memcached",
+            "read=4,write=2,insert=1,modify=1,delete=1,batch=1",
+        );
+    }
+}
+
+#[test]
+fn redis_is_filled_loaded_and_verified() {
+    let started = Peer::start("redis-server", |port, dir| {
+        let port = port.to_string();
+        ["--port", &port, "--save", "", "--dir", dir]
+            .map(str::to_owned)
+            .to_vec()
+    });
+    if let Some(peer) = started {
+        every_operation_is_verified_on(
+            &peer,
+            "resp",
+            "read=4,write=2,insert=1,modify=1,delete=1,scan=1,batch=1",
+        );
+    }
+}
+
+#[test]
+fn etcd_is_filled_loaded_and_verified() {
+    let started = Peer::start("etcd", |port, dir| {
+        let client = format!("http://127.0.0.1:{port}");
+        let internal = format!("http://127.0.0.1:{}", port + 1);
+        let cluster = format!("default={internal}");
+        [
+            "--data-dir",
+            dir,
+            "--listen-client-urls",
+            &client,
+            "--advertise-client-urls",
+            &client,
+            "--listen-peer-urls",
+            &internal,
+            "--initial-advertise-peer-urls",
+            &internal,
+            "--initial-cluster",
+            &cluster,
+        ]
+        .map(str::to_owned)
+        .to_vec()
+    });
+    if let Some(peer) = started {
+        every_operation_is_verified_on(&peer, "etcd", "read=4,write=2,insert=1,modify=1,delete=1");
+    }
+}
+
+#[test]
+fn a_sweep_measures_each_rate_and_writes_one_report() {
+    let server = Listening::start(&["selftest", "--serve", "127.0.0.1:0"]);
+    let dir = scratch();
+    let out = dir.path().join("out");
+    let mut args = vec![
+        "load", "sweep", "--from", "500", "--to", "2000", "--steps", "3",
+    ];
+    args.extend(on_null_server(&server.address));
+    args.extend(["--duration", "300ms", "--out", out.to_str().unwrap()]);
+    let output = run(&args);
+    let words = text(&output.stdout);
+    assert!(output.status.success(), "{words}{}", text(&output.stderr));
+    assert_eq!(words.lines().count(), 3, "{words}");
+    let runs = json(&out.join("runs.json"));
+    let offered: Vec<f64> = runs
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|run| run["offered_per_s"].as_f64().unwrap().round())
+        .collect();
+    assert_eq!(offered, [500.0, 1000.0, 2000.0]);
+    let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(page.contains("1000/s"), "each rate is named");
+}
+
+#[test]
+fn a_traces_requests_are_made_once_each_in_its_time_and_verified() {
+    let cluster = Cluster::start(1, 1, &[]);
+    let dir = scratch();
+    let trace = dir.path().join("trace.csv");
+    let mut lines = String::new();
+    for number in 0..600 {
+        let (second, key) = (number / 200, number % 50);
+        let operation = ["set", "get", "get", "delete", "incr"][number % 5];
+        lines += &format!("{second},k{key},2,{},1,{operation},0\n", 16 + number);
+    }
+    std::fs::write(&trace, lines).unwrap();
+    let out = dir.path().join("out");
+    let report = cluster.torc(&[
+        "load",
+        "replay",
+        trace.to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+    ]);
+    assert!(
+        report.contains(" 0 wrong, 0 acknowledged writes lost"),
+        "{report}"
+    );
+    let result = json(&out.join("run.json"));
+    let done = |operation: &str| result["operations"][operation]["done"].as_u64().unwrap();
+    assert_eq!(
+        (done("read"), done("write"), done("delete")),
+        (240, 120, 120),
+        "counters are left out: {report}"
+    );
+    let seconds = result["seconds"].as_f64().unwrap();
+    assert!((2.0..3.1).contains(&seconds), "{seconds} s of three");
+}
+
+/// Options for a few keys on a null server.
+fn on_null_server(address: &str) -> Vec<&str> {
+    [
+        "--address",
+        address,
+        "--protocol",
+        "resp",
+        "--no-fill",
+        "--may-evict",
+        "--warmup",
+        "0s",
+    ]
+    .to_vec()
+}
+
+/// Runs a load of a cluster whose only value was replaced by `value`.
+fn a_replaced_value_ends_with(mode: &[&str], status: i32) {
+    let cluster = Cluster::start(1, 1, &[]);
+    cluster.torc(&["put", "key000000000000", "not ours, but long enough"]);
+    let mut args = vec!["load"];
+    args.extend(mode);
+    args.extend([
+        "--keys",
+        "1",
+        "--no-fill",
+        "--reads",
+        "100",
+        "--duration",
+        "200ms",
+        "--warmup",
+        "0s",
+    ]);
+    let output = cluster.command(&args).output().unwrap();
+    let words = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{words}");
+    assert!(words.contains("verification failed"), "{words}");
+}
+
+#[test]
+fn a_wrong_value_has_an_exit_status_of_its_own() {
+    a_replaced_value_ends_with(&["run", "--require-valid"], 4);
+}
+
+#[test]
+fn a_wrong_value_fails_a_sweep_too() {
+    a_replaced_value_ends_with(
+        &["sweep", "--from", "500", "--to", "500", "--steps", "2"],
+        4,
+    );
+}
+
+#[test]
+fn an_invalid_run_fails_only_when_validity_is_required() {
+    let server = Listening::start(&["selftest", "--serve", "127.0.0.1:0"]);
+    // More than one connection can carry: most operations are never sent.
+    let mut args = vec!["load", "run"];
+    args.extend(on_null_server(&server.address));
+    args.extend(["--duration", "200ms", "--rate", "2000000"]);
+    args.extend(["--connections", "1"]);
+    let output = run(&args);
+    let words = text(&output.stdout);
+    assert!(output.status.success(), "{words}{}", text(&output.stderr));
+    assert!(words.contains("INVALID"), "{words}");
+    args.push("--require-valid");
+    let output = run(&args);
+    assert_eq!(output.status.code(), Some(5), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("never sent"));
+}
+
+#[test]
+fn a_place_that_cannot_be_written_is_refused_before_the_run() {
+    let server = Listening::start(&["selftest", "--serve", "127.0.0.1:0"]);
+    let dir = scratch();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let below_a_file = file.join("out");
+    let directory = dir.path().to_str().unwrap();
+    for (option, place) in [
+        ("--out", below_a_file.to_str().unwrap()),
+        ("--json", below_a_file.to_str().unwrap()),
+        ("--json", directory),
+    ] {
+        let mut args = vec!["load", "run"];
+        args.extend(on_null_server(&server.address));
+        args.extend(["--duration", "200ms", option, place]);
+        let output = run(&args);
+        let words = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{words}");
+        assert!(words.contains(place), "{words}");
+        assert_eq!(text(&output.stdout), "", "nothing was measured");
+    }
+}
+
+#[test]
+fn a_full_disk_is_named_and_the_report_is_printed_all_the_same() {
+    let server = Listening::start(&["selftest", "--serve", "127.0.0.1:0"]);
+    let mut args = vec!["load", "run"];
+    args.extend(on_null_server(&server.address));
+    args.extend(["--duration", "200ms", "--json", "/dev/full"]);
+    let output = run(&args);
+    let words = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{words}");
+    assert!(
+        words.contains("/dev/full") && words.contains("space"),
+        "{words}"
+    );
+    assert!(text(&output.stdout).contains("latency, ms"));
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_failure() {
+    let server = Listening::start(&["selftest", "--serve", "127.0.0.1:0"]);
+    let mut args = vec!["load", "run"];
+    args.extend(on_null_server(&server.address));
+    args.extend(["--duration", "200ms"]);
+    let mut child = Command::new(TORC)
+        .args(&args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
+#[test]
+fn an_address_where_nobody_listens_is_named_at_once() {
+    let address = format!("127.0.0.1:{}", crate::cluster::port_base(1));
+    let begun = Instant::now();
+    let output = run(&["load", "--protocol", "resp", "--address", &address]);
+    let words = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{words}");
+    assert!(words.contains(&address) && words.contains("is a server running there?"));
+    assert!(begun.elapsed() < Duration::from_secs(60), "it insisted");
+}
+
+#[test]
+fn a_fill_of_a_server_that_speaks_something_else_is_given_up() {
+    let server = Listening::start(&["selftest", "--serve", "127.0.0.1:0"]);
+    let output = run(&[
+        "load",
+        "fill",
+        "--protocol",
+        "binary",
+        "--address",
+        &server.address,
+    ]);
+    let words = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{words}");
+    assert!(words.contains("0 of 10000 keys done"), "{words}");
+}
+
+#[test]
+fn connections_that_cannot_be_made_are_reported_as_such() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    // The server is there when it is looked for, and gone when the load begins.
+    let server = std::thread::spawn(move || drop(listener.accept().unwrap()));
+    let mut args = vec!["load", "run"];
+    args.extend(on_null_server(&address));
+    args.extend(["--duration", "500ms"]);
+    let output = run(&args);
+    server.join().unwrap();
+    let (report, words) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(1), "{report}{words}");
+    assert!(words.contains(&address), "{words}");
+    assert!(
+        report.contains("connections broke or could not be made"),
+        "{report}"
     );
 }
