@@ -12,6 +12,18 @@ fn set_shards(cluster: &Cluster, node: usize, count: u16) {
     std::fs::write(&path, lines.collect::<String>()).unwrap();
 }
 
+/// The node serves before the cluster has agreed on how many shards it has now.
+fn wait_for_shards(cluster: &Cluster, count: u16) {
+    let wanted = format!("\"shards\":{count}");
+    let begun = std::time::Instant::now();
+    while !cluster.torc(&["status", "--json"]).contains(&wanted) {
+        assert!(
+            begun.elapsed() < std::time::Duration::from_secs(30),
+            "the status does not say {wanted}"
+        );
+    }
+}
+
 #[test]
 fn a_killed_node_starts_with_other_numbers_of_shards_and_has_everything() {
     let mut cluster = Cluster::start(1, 1, &[]);
@@ -28,11 +40,7 @@ fn a_killed_node_starts_with_other_numbers_of_shards_and_has_everything() {
         set_shards(&cluster, 0, shards);
         cluster.spawn(0);
         cluster.wait_ready();
-        assert!(
-            cluster
-                .torc(&["status", "--json"])
-                .contains(&format!("\"shards\":{shards}"))
-        );
+        wait_for_shards(&cluster, shards);
         for past in 0..=round {
             let gone = cluster
                 .command(&["get", &format!("key-{past}-0")])
