@@ -19,7 +19,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::lock::Mutex;
 use torc_engine::{Entry, PurgeFloors, ScanFrom, ScanLimits};
 use torc_env::{Class, Env, ShardId, Token, TokenRange, TreeId};
@@ -278,18 +277,14 @@ async fn build_sums<E: Env>(core: &Core<E>, tree: TreeId) -> Result<(), Failure>
         records: 256,
         bytes: 1 << 20,
     };
-    let mut done = core.sums.borrow_mut().build_from(tree);
-    loop {
-        let from = match done.clone() {
-            None => ScanFrom::Token(Token(0)),
-            Some((token, key)) => ScanFrom::After(token, key),
-        };
+    let mut rest = core.sums.borrow_mut().build_from(tree);
+    while let Some(from) = rest {
         let page = core
             .store
-            .scan(tree, from, Token::MAX, limits)
+            .scan(tree, from.clone(), Token::MAX, limits)
             .await
             .map_err(|error| read_failure(&error))?;
-        done = take_in(&mut core.sums.borrow_mut(), tree, &page.entries, done)?;
+        rest = take_in(&mut core.sums.borrow_mut(), tree, &page.entries, &from)?;
         if page.next.is_none() {
             break;
         }
@@ -299,14 +294,14 @@ async fn build_sums<E: Env>(core: &Core<E>, tree: TreeId) -> Result<(), Failure>
     Ok(())
 }
 
-/// Sums the next records up that the store has behind `done`; returns how far it came.
+/// Sums the next records up, which the store has from `from` on; returns where it goes on.
 fn take_in(
     sums: &mut Sums,
     tree: TreeId,
     entries: &[Entry],
-    done: Option<(Token, Bytes)>,
-) -> Result<Option<(Token, Bytes)>, Failure> {
-    if sums.is_built(tree) || sums.build_from(tree) != done {
+    from: &ScanFrom,
+) -> Result<Option<ScanFrom>, Failure> {
+    if sums.build_from(tree).as_ref() != Some(from) {
         let why = "the sums were begun anew, or by somebody else";
         return Err(Failure::refused(FailureCode::NotReady, why));
     }

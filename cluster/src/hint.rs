@@ -20,7 +20,7 @@
 //! It decides no quorum.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -38,6 +38,7 @@ use crate::ring::MemberIndex;
 use crate::target::Target;
 use crate::topology::{Epoch, SlotId};
 use crate::version::State;
+use crate::walk::Walk;
 
 /// Bounds of a shard's hints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,17 +95,8 @@ pub(crate) struct Hints {
     options: HintOptions,
     waiting: RefCell<BTreeMap<SlotId, Waiting>>,
     bytes: Cell<u64>,
-    /// `None` when everything in the store is in the books.
-    loading: RefCell<Option<Loading>>,
-}
-
-/// How far the store has been looked through, at the start.
-#[derive(Debug, Default)]
-struct Loading {
-    /// Records up to here are in the books; `None` = none yet.
-    done: Option<(Token, Bytes)>,
-    /// Keys beyond `done` that were stored meanwhile: they are in the books already.
-    ahead: BTreeSet<(Token, Bytes)>,
+    /// What brings the store into the books at the start; `None` when all of it is there.
+    loading: RefCell<Option<Walk>>,
 }
 
 /// A hint to be stored.
@@ -122,7 +114,7 @@ impl Hints {
             options,
             waiting: RefCell::default(),
             bytes: Cell::new(0),
-            loading: RefCell::new(Some(Loading::default())),
+            loading: RefCell::new(Some(Walk::default())),
         }
     }
 
@@ -160,13 +152,10 @@ impl Hints {
         after: usize,
         created_ms: u64,
     ) {
-        let is_new_here = self.loading.borrow_mut().as_mut().is_some_and(|loading| {
-            let is_done = loading
-                .done
-                .as_ref()
-                .is_some_and(|(token, last)| key <= (*token, last.as_ref()));
-            !is_done && loading.ahead.insert((key.0, Bytes::copy_from_slice(key.1)))
-        });
+        let mut loading = self.loading.borrow_mut();
+        let is_new_here = loading
+            .as_mut()
+            .is_some_and(|walk| walk.written(key.0, key.1));
         // What an earlier run has left of it is not in the books yet.
         let before = before.filter(|_| !is_new_here);
         self.changed(target, before, after, created_ms);
@@ -191,13 +180,10 @@ impl Hints {
 
     /// The look through the store has come to this record.
     fn found(&self, entry: &Entry) {
-        let place = (entry.token, entry.key.clone());
-        let is_counted = self.loading.borrow_mut().as_mut().is_some_and(|loading| {
-            let is_counted = loading.ahead.remove(&place);
-            loading.done = Some(place);
-            is_counted
-        });
-        if !is_counted
+        let mut loading = self.loading.borrow_mut();
+        if loading
+            .as_mut()
+            .is_some_and(|walk| walk.reached(entry.token, &entry.key))
             && entry.record.kind == Kind::Value
             && let Some(stored) = Stored::read(&entry.key, &entry.record.value)
         {
@@ -400,13 +386,8 @@ fn conflict_of<E: Env>(core: &Core<E>, tree: TreeId) -> Conflict {
 /// Counts what an earlier run has left, before [`replay`]. After a failure it goes on where it was.
 pub(crate) async fn load<E: Env>(core: &Core<E>) -> Result<(), Failure> {
     loop {
-        let from = match core.hints.loading.borrow().as_ref() {
-            None => return Ok(()),
-            Some(Loading { done: None, .. }) => ScanFrom::Token(Token(0)),
-            Some(Loading {
-                done: Some((token, key)),
-                ..
-            }) => ScanFrom::After(*token, key.clone()),
+        let Some(from) = core.hints.loading.borrow().as_ref().map(Walk::next) else {
+            return Ok(());
         };
         let page = core
             .store

@@ -32,3 +32,4 @@ mod target;
 mod tests;
 pub mod topology;
 pub mod version;
+mod walk;

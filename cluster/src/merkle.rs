@@ -18,14 +18,15 @@
 //! Source: the additive trees of Riak's TicTac active anti-entropy, with a 128-bit sum in place of an
 //! exclusive or.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use torc_engine::{Kind, Record};
+use torc_engine::{Kind, Record, ScanFrom};
 use torc_env::{Token, TokenRange, TreeId};
 
 use crate::hlc::stamp_millis;
 use crate::version::StateRef;
+use crate::walk::Walk;
 
 /// Leaves of the whole ring.
 pub(crate) const LEAF_COUNT: u32 = 1 << 16;
@@ -92,16 +93,7 @@ struct TreeSums {
     /// By leaf and hour. Only sums that are not zero.
     dead: BTreeMap<(u32, u32), u128>,
     /// What is not summed up yet.
-    rest: Option<Rest>,
-}
-
-/// A build in progress.
-#[derive(Debug, Default)]
-struct Rest {
-    /// Records up to here are summed up; `None` = none yet.
-    done: Option<(Token, Bytes)>,
-    /// Keys beyond `done` that have been written since the build began: already summed up.
-    ahead: BTreeSet<(Token, Bytes)>,
+    rest: Option<Walk>,
 }
 
 impl TreeSums {
@@ -110,7 +102,7 @@ impl TreeSums {
         Self {
             live: vec![None; pages],
             dead: BTreeMap::new(),
-            rest: Some(Rest::default()),
+            rest: Some(Walk::default()),
         }
     }
 
@@ -169,16 +161,10 @@ impl Sums {
         record: &Record,
     ) {
         let sums = self.trees.entry(tree).or_insert_with(TreeSums::new);
-        let mut is_summed = true;
-        if let Some(rest) = &mut sums.rest {
-            let is_done = rest
-                .done
-                .as_ref()
-                .is_some_and(|(last, last_key)| (token, key) <= (*last, last_key));
-            // What lies ahead of the build enters with its new state, and the build leaves it out.
-            is_summed = is_done || !rest.ahead.insert((token, Bytes::copy_from_slice(key)));
-        }
-        if is_summed && let Some(old) = stored.and_then(|stored| Leaf::of(key, stored)) {
+        // What lies ahead of a build enters with its new state, and the build leaves it out.
+        let rest = sums.rest.as_mut();
+        let is_unsummed = rest.is_some_and(|rest| rest.written(token, key));
+        if !is_unsummed && let Some(old) = stored.and_then(|stored| Leaf::of(key, stored)) {
             sums.add(token, old, false);
         }
         if let Some(new) = Leaf::of(key, record) {
@@ -186,20 +172,19 @@ impl Sums {
         }
     }
 
-    /// Where a build of `tree` goes on: behind this record, or at the start.
-    pub(crate) fn build_from(&mut self, tree: TreeId) -> Option<(Token, Bytes)> {
+    /// Where a build of `tree` goes on; `None` when it is built.
+    pub(crate) fn build_from(&mut self, tree: TreeId) -> Option<ScanFrom> {
         let sums = self.trees.entry(tree).or_insert_with(TreeSums::new);
-        sums.rest.as_ref().and_then(|rest| rest.done.clone())
+        sums.rest.as_ref().map(Walk::next)
     }
 
     /// Takes a record of the store into a build in progress. Records come in order.
     pub(crate) fn build(&mut self, tree: TreeId, token: Token, key: &Bytes, record: &Record) {
         let sums = self.trees.entry(tree).or_insert_with(TreeSums::new);
         let Some(rest) = &mut sums.rest else { return };
-        rest.done = Some((token, key.clone()));
-        // Everything up to here is either passed or was ahead and is now passed.
-        let was_ahead = rest.ahead.remove(&(token, key.clone()));
-        if !was_ahead && let Some(leaf) = Leaf::of(key, record) {
+        if rest.reached(token, key)
+            && let Some(leaf) = Leaf::of(key, record)
+        {
             sums.add(token, leaf, true);
         }
     }
