@@ -304,17 +304,10 @@ pub(crate) async fn rename(
     from: &Path,
     to: &Path,
 ) -> io::Result<()> {
-    let paths = Resource::Paths(sys::c_path(from)?, sys::c_path(to)?);
-    // SAFETY: the entry points to the slot's paths.
-    let op = unsafe {
-        Op::start(core, slot(paths, Some(dir), OnDrop::Finish), |resource| {
-            let Resource::Paths(from, to) = resource else {
-                unreachable!("the slot owns two paths")
-            };
-            opcode::RenameAt::new(target(dir), from.as_ptr(), target(dir), to.as_ptr()).build()
-        })
-    };
-    count(op.await.result).map(drop)
+    let dir_fd = target(dir);
+    let rename = |from, to| opcode::RenameAt::new(dir_fd, from, dir_fd, to).build();
+    // SAFETY: the entry points to the two paths.
+    unsafe { on_two_paths(core, dir, from, to, rename) }.await
 }
 
 /// Gives a file below a directory another name.
@@ -324,14 +317,32 @@ pub(crate) async fn link(
     from: &Path,
     to: &Path,
 ) -> io::Result<()> {
+    let dir_fd = target(dir);
+    let link = |from, to| opcode::LinkAt::new(dir_fd, from, dir_fd, to).build();
+    // SAFETY: the entry points to the two paths.
+    unsafe { on_two_paths(core, dir, from, to, link) }.await
+}
+
+/// Does something with two paths below a directory.
+///
+/// # Safety
+/// The entry that `build` makes points to the paths that it is given and to nothing else, and names no
+/// descriptor but that of `dir`.
+async unsafe fn on_two_paths(
+    core: &Rc<Core>,
+    dir: &Rc<OwnedFd>,
+    from: &Path,
+    to: &Path,
+    build: impl FnOnce(*const libc::c_char, *const libc::c_char) -> squeue::Entry,
+) -> io::Result<()> {
     let paths = Resource::Paths(sys::c_path(from)?, sys::c_path(to)?);
-    // SAFETY: the entry points to the slot's paths.
+    // SAFETY: the paths are the slot's; the caller vouches for the rest.
     let op = unsafe {
         Op::start(core, slot(paths, Some(dir), OnDrop::Finish), |resource| {
             let Resource::Paths(from, to) = resource else {
                 unreachable!("the slot owns two paths")
             };
-            opcode::LinkAt::new(target(dir), from.as_ptr(), target(dir), to.as_ptr()).build()
+            build(from.as_ptr(), to.as_ptr())
         })
     };
     count(op.await.result).map(drop)
