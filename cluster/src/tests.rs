@@ -629,15 +629,7 @@ fn a_member_that_is_silent_with_an_old_hint_keeps_deletions_from_being_purged() 
     let world = World::with(34, 4, 1, |config| {
         config.repair.target = Duration::from_secs(3600);
     });
-    let key = world.key_with_replicas(&[0, 1, 2]);
-    for node in [1, 2] {
-        world.crash(node);
-        world.wait_until_down(0, node);
-    }
-    let written = world
-        .put_with(0, &key, "v", |write| write.sloppy = true)
-        .unwrap();
-    assert_eq!(written.hints, 1);
+    let key = world.key_with_counted_hint();
     world.crash(3);
     world.boot(1);
     world.boot(2);

@@ -33,15 +33,7 @@ fn sloppy_writes_count_hints_on_other_nodes_only() {
 #[test]
 fn a_counted_hint_outlives_a_crash_of_its_holder() {
     let world = World::new(27, 4, 1);
-    let key = world.key_with_replicas(&[0, 1, 2]);
-    for node in [1, 2] {
-        world.crash(node);
-        world.wait_until_down(0, node);
-    }
-    let written = world
-        .put_with(0, &key, "v", |write| write.sloppy = true)
-        .unwrap();
-    assert_eq!(written.hints, 1);
+    let key = world.key_with_counted_hint();
     world.crash(3);
     world.crash(0);
     for node in [1, 2, 3] {

@@ -393,6 +393,21 @@ impl World {
         self.put_with(host, key, value, |_| {})
     }
 
+    /// A key of the replicas 0, 1 and 2, of which 1 and 2 have crashed before it was written by node 0,
+    /// the fourth node keeping a hint that counted.
+    pub(super) fn key_with_counted_hint(&self) -> String {
+        let key = self.key_with_replicas(&[0, 1, 2]);
+        for node in [1, 2] {
+            self.crash(node);
+            self.wait_until_down(0, node);
+        }
+        let written = self
+            .put_with(0, &key, "v", |write| write.sloppy = true)
+            .unwrap();
+        assert_eq!(written.hints, 1);
+        key
+    }
+
     pub(super) fn put_with(
         &self,
         host: usize,
