@@ -14,7 +14,7 @@ use super::agents;
 use super::compare::{self as comparing, order};
 use super::html;
 use super::null_server::NullServer;
-use super::options::{Live, Options, RATE_MAX, parse_duration};
+use super::options::{Live, Options, check_rate, parse_duration};
 use super::outcome::Outcome;
 use super::output;
 use super::run::Bench;
@@ -181,18 +181,10 @@ fn above_zero(name: &str, value: f64) -> Result<(), Failure> {
     }
 }
 
-fn rate(name: &str, value: f64) -> Result<(), Failure> {
-    above_zero(name, value.min(RATE_MAX))?;
-    if value > RATE_MAX {
-        return Err(Failure::new(format!("{name}: at most {RATE_MAX:.0}/s")));
-    }
-    Ok(())
-}
-
 /// Latency over rate.
 pub fn sweep(args: &Sweep) -> Result<(), Failure> {
-    rate("--from", args.from)?;
-    rate("--to", args.to)?;
+    check_rate("--from", args.from)?;
+    check_rate("--to", args.to)?;
     let mut bench = Bench::new(&args.options, (0, 1))?;
     prepare(&mut bench)?;
     let mut outcomes = Vec::new();
@@ -214,7 +206,7 @@ fn probe(bench: &mut Bench, rate: f64, slo: &Slo) -> Result<(Probe, Outcome), Fa
 
 /// The highest rate that holds a service level.
 pub fn knee(args: &Knee) -> Result<(), Failure> {
-    rate("--from", args.from)?;
+    check_rate("--from", args.from)?;
     above_zero("--precision", args.precision)?;
     let mut bench = Bench::new(&args.options, (0, 1))?;
     bench.set_rate(args.from);

@@ -19,7 +19,7 @@ use crate::failure::Failure;
 pub const RATE_DEFAULT: f64 = 5000.0;
 
 /// Highest rate, in operations a second. What is due and never sent is counted one by one.
-pub const RATE_MAX: f64 = 1e8;
+const RATE_MAX: f64 = 1e8;
 
 /// When operations are due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -265,11 +265,8 @@ impl Options {
     /// Refuses what clap cannot.
     pub fn check(&self) -> Result<(), Failure> {
         let fail = |words: &str| Err(Failure::new(words));
-        if self
-            .rate
-            .is_some_and(|rate| rate.is_nan() || rate <= 0.0 || rate > RATE_MAX)
-        {
-            return fail("--rate: operations a second, above zero and at most 100000000");
+        if let Some(rate) = self.rate {
+            check_rate("--rate", rate)?;
         }
         if self.rate.is_some() && self.model == Model::Closed {
             return fail(
@@ -319,6 +316,17 @@ fn resolve(text: &str) -> Result<SocketAddr, String> {
         .into_iter()
         .next()
         .ok_or_else(|| "no address has this name".into())
+}
+
+/// Refuses a rate that cannot be offered; `name` is the option that it was given by.
+pub fn check_rate(name: &str, rate: f64) -> Result<(), Failure> {
+    // Not a number is neither.
+    if rate > 0.0 && rate <= RATE_MAX {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "{name}: operations a second, above zero and at most {RATE_MAX:.0}"
+    )))
 }
 
 /// `3s`, `500ms`, `100us`, `2m`, `1h`.

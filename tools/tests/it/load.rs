@@ -540,6 +540,25 @@ fn a_reader_that_leaves_early_is_no_failure() {
 }
 
 #[test]
+fn a_rate_that_is_no_number_is_refused_in_every_mode() {
+    for mode in [
+        ["run", "--rate", "nan"].as_slice(),
+        &["sweep", "--from", "nan", "--to", "500"],
+        &["sweep", "--from", "500", "--to", "nan"],
+        &["knee", "--from", "nan"],
+        &["knee", "--from", "1e9"],
+    ] {
+        let output = run(&[&["load"], mode].concat());
+        let words = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{mode:?}: {words}");
+        assert!(
+            words.contains("above zero and at most 100000000"),
+            "{words}"
+        );
+    }
+}
+
+#[test]
 fn an_address_where_nobody_listens_is_named_at_once() {
     let address = format!("127.0.0.1:{}", crate::cluster::port_base(1));
     let begun = Instant::now();
