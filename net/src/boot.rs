@@ -227,9 +227,13 @@ fn read_identity(path: &Path) -> Result<Option<Identity>, BootError> {
     }
 }
 
-/// Writes beside the old file, syncs, renames, syncs the directories: after a crash at any point
-/// either the old identity or the new one is there.
-fn write_identity(dir: &Path, identity: &Identity) -> Result<(), BootError> {
+/// Writes the identity of the data directory `dir`, whose `node` directory exists, durably: beside the old
+/// file, synced, renamed, the directories synced. After a crash at any point either the old identity or
+/// the new one is there.
+///
+/// # Errors
+/// When the operating system refuses.
+pub fn write_identity(dir: &Path, identity: &Identity) -> Result<(), BootError> {
     let node_dir = &dir.join("node");
     let path = &node_dir.join("identity");
     let beside = node_dir.join("identity.new");

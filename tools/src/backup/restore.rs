@@ -4,7 +4,7 @@
 //! identity starts no node, so a restore that broke off is begun again from scratch.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,6 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use torc_env::NodeId;
 use torc_net::boot::identity::Identity;
+use torc_net::boot::write_identity;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::archive::{Archive, Item, Manifest, failed, feed, hex, sync_dir};
@@ -137,7 +138,8 @@ fn finish(manifest: &Manifest, data_dir: &Path, abstains: bool) -> Result<(), Fa
     let identity = Identity {
         node: NodeId(node),
         boot,
-        random: random().map_err(|error| failed(Path::new(RANDOM), &error))?,
+        // Drawn at every start.
+        random: 0,
         shards: manifest.shards,
         layout: manifest.layout,
         lineage: boot,
@@ -145,21 +147,10 @@ fn finish(manifest: &Manifest, data_dir: &Path, abstains: bool) -> Result<(), Fa
         name: manifest.name.clone(),
         cluster: manifest.cluster.clone(),
     };
-    write(&node_dir.join("identity"), &identity.encode())?;
-    for dir in [&node_dir, data_dir] {
-        sync_dir(dir).map_err(|error| failed(dir, &error))?;
-    }
+    write_identity(data_dir, &identity).map_err(|error| Failure::new(error.to_string()))?;
     let marker = data_dir.join(MARKER);
     let ended = fs::remove_file(&marker).and_then(|()| sync_dir(data_dir));
     ended.map_err(|error| failed(&marker, &error))
-}
-
-const RANDOM: &str = "/dev/urandom";
-
-fn random() -> io::Result<u64> {
-    let mut bytes = [0; 8];
-    File::open(RANDOM)?.read_exact(&mut bytes)?;
-    Ok(u64::from_le_bytes(bytes))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
