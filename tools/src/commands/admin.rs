@@ -239,7 +239,12 @@ pub fn maintenance(action: &str, args: &Maintenance) -> Result<(), Failure> {
     )
 }
 
-fn order(common: &Common, method: &str, path: &str, body: Option<Value>) -> Result<(), Failure> {
+pub(crate) fn order(
+    common: &Common,
+    method: &str,
+    path: &str,
+    body: Option<Value>,
+) -> Result<(), Failure> {
     let request = Request {
         method,
         path: path.into(),

@@ -7,9 +7,9 @@ use serde_json::json;
 
 use crate::backup::archive::{Archive, Item, Manifest, hash_file};
 use crate::backup::{copy, restore as restoring};
-use crate::commands::admin::Common;
+use crate::commands::admin::{Common, order};
 use crate::config;
-use crate::endpoint::{Endpoint, Request};
+use crate::endpoint::Endpoint;
 use crate::failure::Failure;
 
 /// `torc backup`
@@ -102,14 +102,7 @@ pub fn backup(args: &Backup) -> Result<(), Failure> {
             Ok(())
         }
         (Some(Command::Drop { id, common }), _) => {
-            let request = Request {
-                method: "DELETE",
-                path: format!("/admin/snapshots/{id}"),
-                ..Request::default()
-            };
-            Endpoint::new(&common.endpoint)?
-                .expect(request, &[])
-                .map(drop)
+            order(common, "DELETE", &format!("/admin/snapshots/{id}"), None)
         }
     }
 }
