@@ -1,5 +1,6 @@
 //! The directory of a node's backups: names, manifests, checksums.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -120,16 +121,15 @@ impl Archive {
         self.tables(lineage).join(name)
     }
 
-    /// A table that was copied before: its file, and the checksum that its name promises.
-    pub fn find_table(&self, lineage: &str, id: &str) -> Option<(PathBuf, String)> {
-        let entries = fs::read_dir(self.tables(lineage)).ok()?;
-        let prefix = format!("{id}-");
-        entries.flatten().find_map(|entry| {
+    /// The tables of a lineage that were copied before: by id, the checksum that the name promises.
+    pub fn copied(&self, lineage: &str) -> BTreeMap<String, String> {
+        let entries = fs::read_dir(self.tables(lineage)).into_iter().flatten();
+        let named = entries.flatten().filter_map(|entry| {
             let name = entry.file_name();
-            let rest = name.to_str()?.strip_prefix(&prefix)?;
-            let xxh3 = rest.strip_suffix(".table")?.to_owned();
-            Some((entry.path(), xxh3))
-        })
+            let (id, xxh3) = name.to_str()?.strip_suffix(".table")?.split_once('-')?;
+            Some((id.to_owned(), xxh3.to_owned()))
+        });
+        named.collect()
     }
 
     /// Ids of the finished backups, oldest first.
@@ -172,12 +172,16 @@ impl Archive {
 fn format(manifest: &Manifest) -> Result<String, serde_json::Error> {
     let mut text = serde_json::to_string_pretty(manifest)?;
     text.push('\n');
-    let check = format!(
-        "{CHECK}{}\n",
-        hex(xxhash_rust::xxh3::xxh3_128(text.as_bytes()))
-    );
-    text.push_str(&check);
+    text.push_str(&check_line(&text));
     Ok(text)
+}
+
+/// The last line of a manifest.
+fn check_line(body: &str) -> String {
+    format!(
+        "{CHECK}{}\n",
+        hex(xxhash_rust::xxh3::xxh3_128(body.as_bytes()))
+    )
 }
 
 fn parse(text: &str) -> Result<Manifest, String> {
@@ -185,11 +189,7 @@ fn parse(text: &str) -> Result<Manifest, String> {
         .rfind(CHECK)
         .ok_or("its last line is no checksum: it is cut off")?;
     let (body, check) = text.split_at(end);
-    let expected = format!(
-        "{CHECK}{}\n",
-        hex(xxhash_rust::xxh3::xxh3_128(body.as_bytes()))
-    );
-    if check != expected {
+    if check != check_line(body) {
         return Err("its checksum does not fit: it was changed or damaged".into());
     }
     // The version decides before any other field is asked for.

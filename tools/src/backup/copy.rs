@@ -4,21 +4,19 @@
 //! with the snapshot, and in the file, where it stopped. A copied table is read through, block by block,
 //! before it counts: damage on the node's disk is found now and not by a restore.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-use torc_engine::inspect::inspect;
-use torc_env::Env;
-use torc_runtime::{Runtime, RuntimeConfig};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::archive::{
     Archive, Item, Manifest, PIECE_BYTES, failed, feed, hash_file, hex, replace, sync_dir,
 };
-use crate::endpoint::{Endpoint, Request};
+use crate::commands::inspect;
+use crate::endpoint::{Answer, Endpoint, Request};
 use crate::failure::Failure;
 
 /// Time between two lines of progress.
@@ -50,6 +48,8 @@ struct Copy<'a> {
     /// Bytes a second; `None` for as fast as it goes.
     rate: Option<u64>,
     verify: bool,
+    /// See [`Archive::copied`].
+    copied: BTreeMap<String, String>,
     total: u64,
     began: Instant,
     told: Instant,
@@ -75,9 +75,7 @@ pub fn run(
             &format!("another backup into this directory runs ({error})"),
         )
     })?;
-    let (description, resumed) = snapshot(endpoint, archive)?;
-    let mut manifest: Manifest = serde_json::from_value(description)
-        .map_err(|error| Failure::new(format!("the node describes a snapshot oddly: {error}")))?;
+    let (mut manifest, resumed) = snapshot(endpoint, archive)?;
     check_node(archive, &manifest)?;
     let all = manifest
         .stores
@@ -89,6 +87,7 @@ pub fn run(
         endpoint,
         rate,
         verify,
+        copied: archive.copied(&manifest.lineage),
         total: all.map(|item| item.bytes).sum(),
         began: now,
         told: now,
@@ -107,7 +106,11 @@ pub fn run(
 }
 
 /// The snapshot that an earlier run has begun to copy, or a new one.
-fn snapshot(endpoint: &Endpoint, archive: &Archive) -> Result<(Value, bool), Failure> {
+fn snapshot(endpoint: &Endpoint, archive: &Archive) -> Result<(Manifest, bool), Failure> {
+    let described = |answer: &Answer| {
+        serde_json::from_value(answer.json()?)
+            .map_err(|error| Failure::new(format!("the node describes a snapshot oddly: {error}")))
+    };
     let unfinished = archive.unfinished();
     if let Ok(id) = fs::read_to_string(&unfinished) {
         let request = Request {
@@ -117,7 +120,7 @@ fn snapshot(endpoint: &Endpoint, archive: &Archive) -> Result<(Value, bool), Fai
         };
         let answer = endpoint.expect(request, &[404])?;
         if answer.status != 404 {
-            return Ok((answer.json()?, true));
+            return Ok((described(&answer)?, true));
         }
     }
     let request = Request {
@@ -125,13 +128,9 @@ fn snapshot(endpoint: &Endpoint, archive: &Archive) -> Result<(Value, bool), Fai
         path: "/admin/snapshots".into(),
         ..Request::default()
     };
-    let description = endpoint.expect(request, &[])?.json()?;
-    let id = description
-        .get("id")
-        .and_then(Value::as_str)
-        .unwrap_or_default();
-    replace(&unfinished, id.as_bytes()).map_err(|error| failed(&unfinished, &error))?;
-    Ok((description, false))
+    let manifest: Manifest = described(&endpoint.expect(request, &[])?)?;
+    replace(&unfinished, manifest.id.as_bytes()).map_err(|error| failed(&unfinished, &error))?;
+    Ok((manifest, false))
 }
 
 fn remove_snapshot(endpoint: &Endpoint, id: &str) -> Result<(), Failure> {
@@ -195,9 +194,10 @@ impl Copy<'_> {
         table: &mut Item,
     ) -> Result<(), Failure> {
         self.report.tables += 1;
-        if let Some((path, xxh3)) = self.archive.find_table(lineage, &table.name) {
-            if self.is_whole(&path, &xxh3, table.bytes)? {
-                table.xxh3 = xxh3;
+        if let Some(xxh3) = self.copied.remove(&table.name) {
+            table.xxh3 = xxh3;
+            let path = self.archive.table(lineage, table);
+            if self.is_whole(&path, &table.xxh3, table.bytes)? {
                 self.done(table.bytes, false);
                 return Ok(());
             }
@@ -238,31 +238,19 @@ impl Copy<'_> {
         bytes: u64,
         target: &Path,
     ) -> Result<String, Failure> {
-        self.fetch_to(id, source, bytes, target)
-            .map_err(|error| match error {
-                FetchError::Io(error) => failed(target, &error),
-                FetchError::Node(failure) => failure,
-            })
-    }
-
-    fn fetch_to(
-        &mut self,
-        id: &str,
-        source: &str,
-        bytes: u64,
-        target: &Path,
-    ) -> Result<String, FetchError> {
+        let io = |error: io::Error| failed(target, &error);
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
-            .open(target)?;
+            .open(target)
+            .map_err(io)?;
         let piece = u64::try_from(PIECE_BYTES).unwrap_or(u64::MAX);
-        let mut at = file.metadata()?.len().min(bytes) / piece * piece;
-        file.set_len(at)?;
+        let mut at = file.metadata().map_err(io)?.len().min(bytes) / piece * piece;
+        file.set_len(at).map_err(io)?;
         let mut hasher = Xxh3::new();
-        feed(&mut file, &mut hasher, &mut io::sink())?;
+        feed(&mut file, &mut hasher, &mut io::sink()).map_err(io)?;
         self.done(at, false);
         while at < bytes {
             let length = piece.min(bytes - at);
@@ -271,21 +259,19 @@ impl Copy<'_> {
                 path: format!("/admin/snapshots/{id}/{source}?offset={at}&length={length}"),
                 ..Request::default()
             };
-            let answer = self
-                .endpoint
-                .expect(request, &[])
-                .map_err(FetchError::Node)?;
+            let answer = self.endpoint.expect(request, &[])?;
             let got = u64::try_from(answer.body.len()).unwrap_or(u64::MAX);
             if got != length {
-                let short = format!("{source}: {got} bytes came instead of {length}");
-                return Err(FetchError::Node(Failure::new(short)));
+                return Err(Failure::new(format!(
+                    "{source}: {got} bytes came instead of {length}"
+                )));
             }
             hasher.update(&answer.body);
-            file.write_all(&answer.body)?;
+            file.write_all(&answer.body).map_err(io)?;
             at += length;
             self.done(length, true);
         }
-        file.sync_all()?;
+        file.sync_all().map_err(io)?;
         Ok(hex(hasher.digest128()))
     }
 
@@ -313,31 +299,9 @@ impl Copy<'_> {
     }
 }
 
-enum FetchError {
-    Io(io::Error),
-    Node(Failure),
-}
-
-impl From<io::Error> for FetchError {
-    fn from(error: io::Error) -> Self {
-        FetchError::Io(error)
-    }
-}
-
 /// Verifies every block of a table.
 fn read_through(path: &Path) -> Result<(), Failure> {
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(failed(path, &"not a file"));
-    };
-    let name = PathBuf::from(name);
-    let damaged = Runtime::block_on(&RuntimeConfig::new(dir), move |handle| {
-        let (env, name) = (handle.env().clone(), name.clone());
-        async move { inspect(env.disk(), &name, false, &mut |_| {}).await }
-    });
-    let damaged = damaged
-        .map_err(|error| failed(path, &error))?
-        .map_err(|error| failed(path, &error))?;
-    if damaged == 0 {
+    if inspect::one(path, false, |_| {})? == 0 {
         return Ok(());
     }
     Err(failed(

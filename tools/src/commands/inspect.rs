@@ -25,7 +25,7 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
     let mut damaged = 0;
     for file in &args.files {
         println!("{}", file.display());
-        damaged += one(file, args.records)?;
+        damaged += one(file, args.records, |line| println!("  {line}"))?;
     }
     match damaged {
         0 => Ok(()),
@@ -34,7 +34,11 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
     }
 }
 
-fn one(file: &Path, with_records: bool) -> Result<u64, Failure> {
+/// Verifies one file and prints what it holds; returns how many of its parts are damaged.
+///
+/// # Errors
+/// When it cannot be read or is of no known kind.
+pub fn one(file: &Path, with_records: bool, print: fn(String)) -> Result<u64, Failure> {
     let failed =
         |error: &dyn std::fmt::Display| Failure::new(format!("{}: {error}", file.display()));
     let whole = file.canonicalize().map_err(|error| failed(&error))?;
@@ -44,10 +48,7 @@ fn one(file: &Path, with_records: bool) -> Result<u64, Failure> {
     let name = PathBuf::from(name);
     Runtime::block_on(&RuntimeConfig::new(dir), move |handle| {
         let (env, name) = (handle.env().clone(), name.clone());
-        async move {
-            let mut print = |line: String| println!("  {line}");
-            inspect(env.disk(), &name, with_records, &mut print).await
-        }
+        async move { inspect(env.disk(), &name, with_records, &mut { print }).await }
     })
     .map_err(|error| failed(&error))?
     .map_err(|error| failed(&describe(&error)))
