@@ -23,10 +23,9 @@ mod tiering;
 
 use torc_env::Token;
 
-use crate::levels::{BOTTOM, Levels, Run};
+use crate::levels::{BOTTOM, Levels, Run, TableRef};
 use crate::options::Options;
 use crate::purge::{PurgeFloors, Reach};
-use crate::table::TableInfo;
 
 pub use plan::{InputRun, Plan};
 
@@ -154,11 +153,7 @@ pub fn pick_dead(levels: &Levels, floors: &PurgeFloors, now_ms: u64) -> Option<P
     tables
         .filter(|(_, table)| {
             let info = &table.info;
-            info.tombstones + info.expiring == info.entries
-                && is_past(info, now_ms)
-                && floors
-                    .lowest(table.extent)
-                    .is_some_and(|floor| info.purgeable_stamps.max < floor)
+            info.tombstones + info.expiring == info.entries && may_be_purged(table, floors, now_ms)
         })
         .map(|(run, table)| Plan::drop(levels, run, table))
         .find(|plan| plan.reach == Reach::Bottom)
@@ -181,22 +176,20 @@ pub fn pick_purge(
     let table = run.tables.iter().find(|table| {
         let info = &table.info;
         let dead = info.tombstones + info.expiring;
-        let is_old = |floor| info.purgeable_stamps.max < floor;
         dead.saturating_mul(PURGE_SHARE) >= info.entries
-            && is_past(info, now_ms)
-            && floors.lowest(table.extent).is_some_and(is_old)
+            && may_be_purged(table, floors, now_ms)
             && info.bytes <= settings.job_bytes_max
     })?;
-    let run = std::slice::from_ref(run);
-    let (level, id) = (run[0].level, run[0].id);
-    let plan = Plan::new(levels, table.extent, run, level, Some(id));
+    let plan = Plan::of_table(levels, run, table);
     (plan.reach == Reach::Bottom).then_some(plan)
 }
 
 /// A table is written again for the sake of purging when at least one in so many records goes.
 const PURGE_SHARE: u64 = 8;
 
-/// Whether everything in the table that expires has.
-fn is_past(info: &TableInfo, now_ms: u64) -> bool {
-    info.expiries_ms.max <= now_ms
+/// Whether every tombstone of the table, and every record with an expiry, may be forgotten by now.
+fn may_be_purged(table: &TableRef, floors: &PurgeFloors, now_ms: u64) -> bool {
+    let info = &table.info;
+    let is_old = |floor| info.purgeable_stamps.max < floor;
+    info.expiries_ms.max <= now_ms && floors.lowest(table.extent).is_some_and(is_old)
 }

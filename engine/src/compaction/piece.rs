@@ -309,7 +309,8 @@ fn point(token: Token) -> TokenRange {
     }
 }
 
-fn bytes_of(runs: &[Run], range: &TokenRange) -> u64 {
+/// Bytes of the runs' parts in `range`.
+pub(super) fn bytes_of(runs: &[Run], range: &TokenRange) -> u64 {
     runs.iter().map(|run| run.bytes_in(range)).sum()
 }
 

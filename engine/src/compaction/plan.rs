@@ -68,12 +68,16 @@ impl Plan {
         }
     }
 
+    /// Builds the plan that writes one table again where it is.
+    pub(super) fn of_table(levels: &Levels, run: &Run, table: &TableRef) -> Plan {
+        Plan::new(levels, table.extent, [run], run.level, Some(run.id))
+    }
+
     /// Builds the plan that forgets one table.
     pub(super) fn drop(levels: &Levels, run: &Run, table: &TableRef) -> Plan {
-        let plan = Plan::new(levels, table.extent, [run], run.level, Some(run.id));
         Plan {
             is_drop: true,
-            ..plan
+            ..Plan::of_table(levels, run, table)
         }
     }
 

@@ -8,12 +8,13 @@
 
 use torc_env::{Token, TokenRange, mutation};
 
+use super::piece::bytes_of;
 use super::{Plan, Settings, Strategy, is_cut, piece};
 use crate::levels::{BOTTOM, Levels, Run};
 
 /// A merged run of a FIFO tree is at most this part of the data (or a full level 0): so much may
 /// stay longer than its time.
-pub(super) const FIFO_PARTS: u64 = 8;
+const FIFO_PARTS: u64 = 8;
 
 /// Runs of passed windows; beyond it, two neighbours of the lowest size class, the oldest, become one.
 pub(super) const WINDOWS_MAX: usize = 64;
@@ -35,13 +36,9 @@ enum Into {
 
 /// The most urgent compaction, if any is due; of equals, that of newer data, which more reads ask.
 pub(super) fn pick(levels: &Levels, settings: &Settings) -> Option<Plan> {
-    let due = due(levels, settings).into_iter().reduce(|most, other| {
-        if other.urgency > most.urgency {
-            other
-        } else {
-            most
-        }
-    })?;
+    // From behind: of equals the last one is taken, and newer data comes first.
+    let due = due(levels, settings).into_iter().rev();
+    let due = due.max_by_key(|due| due.urgency)?;
     match due.into {
         Into::Level(output) => piece::new_run(levels, settings, due.runs, output),
         Into::Oldest => piece::collapse(levels, settings, due.runs),
@@ -50,10 +47,9 @@ pub(super) fn pick(levels: &Levels, settings: &Settings) -> Option<Plan> {
 
 /// Bytes of the runs that are due.
 pub(super) fn debt_bytes(levels: &Levels, settings: &Settings) -> u64 {
-    let bytes = |run: &Run| run.bytes_in(&TokenRange::ALL);
     due(levels, settings)
         .iter()
-        .map(|due| due.runs.iter().map(bytes).sum::<u64>())
+        .map(|due| bytes_of(due.runs, &TokenRange::ALL))
         .fold(0, u64::saturating_add)
 }
 
@@ -144,7 +140,7 @@ fn tier<'a>(levels: &Levels, settings: &Settings, runs: &'a [Run], into: Into) -
 
 /// Whether the runs together are a small enough part of the data for a FIFO tree.
 fn is_small_part(levels: &Levels, runs: &[Run]) -> bool {
-    let bytes: u64 = runs.iter().map(|run| run.bytes_in(&TokenRange::ALL)).sum();
+    let bytes = bytes_of(runs, &TokenRange::ALL);
     let all: u64 = levels.tables().map(|table| table.bytes()).sum();
     bytes.saturating_mul(FIFO_PARTS) <= all
 }
@@ -175,11 +171,7 @@ fn pair(bottom: &[Run]) -> Option<Due<'_>> {
     if bottom.len() <= WINDOWS_MAX {
         return None;
     }
-    let size_class = |pair: &&[Run]| {
-        let runs = pair.iter();
-        let bytes: u64 = runs.map(|run| run.bytes_in(&TokenRange::ALL)).sum();
-        bytes.checked_ilog2()
-    };
+    let size_class = |pair: &&[Run]| bytes_of(pair, &TokenRange::ALL).checked_ilog2();
     let pairs = bottom.windows(2).rev();
     pairs.min_by_key(size_class).map(|runs| Due {
         runs,

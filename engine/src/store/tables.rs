@@ -169,10 +169,11 @@ impl<D: Disk> Tables<D> {
                 stats.table_memory_bytes += table.memory_bytes();
                 stats.table_bytes += table.info().bytes;
             }
-            if let Some(settings) = self.settings(options, *id) {
-                stats.compaction_debt_bytes += debt_bytes(&tree.levels, &settings);
+            let settings = self.settings(options, *id);
+            if let Some(settings) = &settings {
+                stats.compaction_debt_bytes += debt_bytes(&tree.levels, settings);
             }
-            stats.base_bytes += base_bytes(&tree.levels, self.settings(options, *id));
+            stats.base_bytes += base_bytes(&tree.levels, settings);
             stats.runs_max = stats.runs_max.max(tree.levels.runs().len());
             stats.live_bytes += tree.levels.tables().map(TableRef::bytes).sum::<u64>();
         }
