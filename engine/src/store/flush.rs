@@ -116,6 +116,7 @@ impl<E: Env> Inner<E> {
             changes
         });
         edit.await.map_err(|_| Failure::Final)?;
+        self.capture_cut();
 
         // No waiting from here to the end of the block: a reader finds each record either in the
         // memtable or in a table.
@@ -216,15 +217,21 @@ impl<E: Env> Inner<E> {
         Ok(())
     }
 
-    /// See [`super::Store::flush`].
-    pub(super) async fn flush_all(&self) -> Result<(), WriteError> {
-        self.check_open()?;
+    /// Has all that is in memory flushed; returns the frame through which that is.
+    pub(super) fn begin_flush(&self) -> u64 {
         let through = {
             let mut memory = self.memory.borrow_mut();
             memory.seal();
             memory.through().sequence
         };
         self.flush.ring();
+        through
+    }
+
+    /// See [`super::Store::flush`].
+    pub(super) async fn flush_all(&self) -> Result<(), WriteError> {
+        self.check_open()?;
+        let through = self.begin_flush();
         self.flush
             .until(|| {
                 if self.manifest.state().flushed.sequence >= through {

@@ -12,17 +12,16 @@
 //! Trees whose records do not belong to shards by their token are left to the caller.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use torc_env::{Disk, Env, ShardId, TokenRange, TreeId};
+use torc_env::{Env, ShardId, TokenRange, TreeId};
 
 use super::Store;
-use super::snapshot::{SnapshotError, failed, remove_all};
+use super::snapshot::{SnapshotError, failed, link_tables, remove_all};
 use crate::error::{OpenError, ReadError, WriteError};
 use crate::layout::Layout;
 use crate::manifest::{Listed, Manifest, State};
 use crate::options::Options;
-use crate::table::table_path;
 
 /// Why data cannot be redistributed.
 #[derive(Debug, thiserror::Error)]
@@ -82,12 +81,15 @@ pub async fn redistribute<E: Env>(
         });
         old.push(store);
     }
+    let runs = Runs::of(&sources, &is_divided);
     let mut new = Vec::new();
     for shard in to.shards() {
         let options = settling(options(to, shard));
         let range = TokenRange::of_shard(shard, to.shards);
-        let part = part_of(&sources, range, &is_divided);
-        link(disk, &sources, &part, &options.dir).await?;
+        let part = part_of(&sources, &runs, range, &is_divided);
+        let files = part.files.iter();
+        let files = files.map(|(id, source)| (&*sources[*source].tables_dir, *id));
+        link_tables(disk, files, &options.dir).await?;
         let state = State {
             tables: part.tables,
             suspect: part.suspect,
@@ -142,9 +144,13 @@ struct Part {
 }
 
 /// What of the old stores' divided trees lies in `range`.
-fn part_of(sources: &[Source], range: TokenRange, is_divided: &impl Fn(TreeId) -> bool) -> Part {
+fn part_of(
+    sources: &[Source],
+    runs: &Runs,
+    range: TokenRange,
+    is_divided: &impl Fn(TreeId) -> bool,
+) -> Part {
     let mut part = Part::default();
-    let runs = Runs::of(sources, is_divided);
     for (index, source) in sources.iter().enumerate() {
         let Some(common) = source.range.intersection(&range) else {
             continue;
@@ -204,23 +210,4 @@ impl Runs {
             .and_then(|runs| runs.max().copied())
             .unwrap_or(table.run)
     }
-}
-
-/// Gives the files of `part` a name in `dir`. Durable on return.
-async fn link<D: Disk>(
-    disk: &D,
-    sources: &[Source],
-    part: &Part,
-    dir: &Path,
-) -> Result<(), SnapshotError> {
-    let to = dir.join("tables");
-    disk.create_dir(&to).await.map_err(failed("create", &to))?;
-    for (file_id, source) in &part.files {
-        let old = table_path(&sources[*source].tables_dir, *file_id);
-        let new = table_path(&to, *file_id);
-        disk.hard_link(&old, &new)
-            .await
-            .map_err(failed("link", &new))?;
-    }
-    disk.sync_dir(&to).await.map_err(failed("sync", &to))
 }

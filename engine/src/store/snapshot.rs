@@ -8,7 +8,7 @@
 //! manifest lists is there, durably, before that manifest is.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -73,6 +73,10 @@ pub(super) struct Hold {
     released: Signal,
     /// A snapshot is being taken.
     is_pinned: Cell<bool>,
+    /// The cut whose tables are still being written.
+    awaited: Cell<Option<Cut>>,
+    /// What the manifest said when they were: later flushes bring what was decided after the cut.
+    captured: RefCell<Option<(Cut, State)>>,
     /// Tables that are not needed any more except for it.
     deferred: RefCell<Vec<u64>>,
 }
@@ -143,6 +147,8 @@ impl<E: Env> Inner<E> {
     pub(super) async fn release(&self) {
         self.hold.let_updates_go();
         self.hold.is_pinned.set(false);
+        self.hold.awaited.set(None);
+        self.hold.captured.replace(None);
         let deferred = std::mem::take(&mut *self.hold.deferred.borrow_mut());
         self.remove_tables(&deferred).await;
     }
@@ -154,13 +160,24 @@ impl<E: Env> Inner<E> {
         if !was_on {
             return Err(SnapshotError::Late);
         }
-        let through = {
-            let mut memory = self.memory.borrow_mut();
-            memory.seal();
-            memory.through().sequence
+        let cut = Cut {
+            through: self.begin_flush(),
         };
-        self.flush.ring();
-        Ok(Cut { through })
+        self.hold.awaited.set(Some(cut));
+        self.capture_cut();
+        Ok(cut)
+    }
+
+    /// Keeps what the manifest says for the snapshot, if it has come to the cut and not gone beyond it.
+    /// Called when memory is in tables as far as the manifest says.
+    pub(super) fn capture_cut(&self) {
+        let state = self.manifest.state();
+        if let Some(cut) = self.hold.awaited.get()
+            && state.flushed.sequence >= cut.through
+        {
+            self.hold.awaited.set(None);
+            self.hold.captured.replace(Some((cut, state.clone())));
+        }
     }
 
     pub(super) async fn snapshot(
@@ -177,15 +194,21 @@ impl<E: Env> Inner<E> {
         let state = self
             .flush
             .until(|| {
-                let state = self.manifest.state();
-                if state.flushed.sequence >= cut.through {
-                    return Some(Ok(state.clone()));
+                let mut captured = self.hold.captured.borrow_mut();
+                if let Some((_, state)) = captured.take_if(|(of, _)| *of == cut) {
+                    return Some(Ok(state));
                 }
-                self.check_open().err().map(Err)
+                if self.hold.awaited.get() != Some(cut) {
+                    return Some(Err(SnapshotError::Late));
+                }
+                self.check_open().err().map(|error| Err(error.into()))
             })
             .await?;
         let seqno = self.memory.borrow().seqno();
-        let tables = link_tables(self.env.disk(), &self.tables_dir, &state, dir).await?;
+        let listed = state.tables.values();
+        let tables: BTreeMap<u64, u64> = listed.map(|table| (table.file_id, table.bytes)).collect();
+        let files = tables.keys().map(|id| (&*self.tables_dir, *id));
+        link_tables(self.env.disk(), files, dir).await?;
         let state = State {
             segments: Vec::new(),
             flushed: Mark::default(),
@@ -197,29 +220,27 @@ impl<E: Env> Inner<E> {
         Manifest::create(&self.env, dir, state)
             .await
             .map_err(SnapshotError::Manifest)?;
-        Ok(SnapshotReport { tables })
+        Ok(SnapshotReport {
+            tables: tables.into_iter().collect(),
+        })
     }
 }
 
-/// Gives every listed table of `from` a name in `dir/tables`. Durable on return.
-async fn link_tables<D: Disk>(
+/// Gives table files, each of the directory beside it, a name in `dir/tables`. Durable on return.
+pub(super) async fn link_tables<'a, D: Disk>(
     disk: &D,
-    from: &Path,
-    state: &State,
+    files: impl IntoIterator<Item = (&'a Path, u64)>,
     dir: &Path,
-) -> Result<Vec<(u64, u64)>, SnapshotError> {
+) -> Result<(), SnapshotError> {
     let to = dir.join("tables");
     disk.create_dir(&to).await.map_err(failed("create", &to))?;
-    let listed = state.tables.values();
-    let files: BTreeSet<(u64, u64)> = listed.map(|table| (table.file_id, table.bytes)).collect();
-    for (file_id, _) in &files {
-        let (old, new) = (table_path(from, *file_id), table_path(&to, *file_id));
+    for (from, file_id) in files {
+        let (old, new) = (table_path(from, file_id), table_path(&to, file_id));
         disk.hard_link(&old, &new)
             .await
             .map_err(failed("link", &new))?;
     }
-    disk.sync_dir(&to).await.map_err(failed("sync", &to))?;
-    Ok(files.into_iter().collect())
+    disk.sync_dir(&to).await.map_err(failed("sync", &to))
 }
 
 pub(super) fn failed(
