@@ -609,8 +609,15 @@ async fn remove<E: Env>(core: &Core<E>, entry: &Entry, target: SlotId, why: Coun
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Token, key and record of a hint for `key` with a state of so many bytes.
+    pub(crate) fn stored_hint(key: &str, bytes: usize) -> (Token, Vec<u8>, Record) {
+        let key = record_key(TARGET, TreeId(1), key.as_bytes());
+        let record = record(false, 7, 1, &vec![7; bytes]);
+        (Token::of(tree::HINTS, &key), key, record)
+    }
 
     const TARGET: SlotId = SlotId(3);
 

@@ -10,6 +10,7 @@
 use bytes::Bytes;
 use torc_engine::{
     Decision, Entry, Kind, Record, RedistributeError, Redistribution, ScanFrom, ScanLimits, Store,
+    Ticket, WriteError,
 };
 use torc_env::{Env, ShardId, Token, TreeId};
 
@@ -44,8 +45,12 @@ pub async fn carry_over<E: Env>(
         let mut from = ScanFrom::Token(Token(0));
         loop {
             let page = store.scan(tree::HINTS, from, Token::MAX, PAGE).await?;
+            let mut tickets = Vec::new();
             for entry in &page.entries {
-                carry_hint(entry, &stores.new).await?;
+                tickets.extend(carry_hint(entry, &stores.new).await?);
+            }
+            for ticket in tickets {
+                ticket.wait().await?;
             }
             match page.next {
                 Some(next) => from = next,
@@ -76,16 +81,34 @@ async fn write_mark<E: Env>(
         value,
     };
     let token = Token::of(tree::SYSTEM, key.as_bytes());
-    let write = |_: Option<&Record>| Decision::Write(record, ());
-    let ((), ticket) = store
-        .update(tree::SYSTEM, token, key.as_bytes(), write)
-        .await?;
+    let write = |_: Option<&Record>| Decision::Write(record.clone(), ());
+    let ((), ticket) = update(store, tree::SYSTEM, token, key.as_bytes(), write).await?;
     Ok(ticket.wait().await?)
 }
 
-async fn carry_hint<E: Env>(entry: &Entry, new: &[Store<E>]) -> Result<(), RedistributeError> {
+/// An update that makes room in memory when there is none: nobody else writes.
+async fn update<E: Env, R>(
+    store: &Store<E>,
+    tree: TreeId,
+    token: Token,
+    key: &[u8],
+    decide: impl Fn(Option<&Record>) -> Decision<R>,
+) -> Result<(R, Ticket<E>), RedistributeError> {
+    loop {
+        match store.update(tree, token, key, &decide).await {
+            Err(WriteError::Overloaded { .. }) => store.flush().await?,
+            done => return Ok(done?),
+        }
+    }
+}
+
+/// Gives a hint to its new shard; the ticket says when it is durable there.
+async fn carry_hint<E: Env>(
+    entry: &Entry,
+    new: &[Store<E>],
+) -> Result<Option<Ticket<E>>, RedistributeError> {
     if entry.record.kind != Kind::Value {
-        return Ok(());
+        return Ok(None);
     }
     let shards = u16::try_from(new.len()).unwrap_or(u16::MAX);
     let owner = hint::token_of_key(&entry.key).unwrap_or(entry.token);
@@ -101,11 +124,82 @@ async fn carry_hint<E: Env>(entry: &Entry, new: &[Store<E>]) -> Result<(), Redis
             None => Decision::Keep(false),
         }
     };
-    let update = store.update(tree::HINTS, entry.token, &entry.key, join);
-    let (is_kept, ticket) = update.await?;
-    ticket.wait().await?;
+    let (is_kept, ticket) = update(store, tree::HINTS, entry.token, &entry.key, join).await?;
     if !is_kept {
         tracing::error!("two hints for one key cannot be merged; repair makes up for the second");
     }
-    Ok(())
+    Ok(Some(ticket))
+}
+
+#[cfg(test)]
+mod tests {
+    use torc_engine::{Layout, Options, redistribute};
+
+    use super::*;
+    use crate::hint::tests::stored_hint;
+
+    /// Little memory, so that few hints make many tables.
+    fn options(layout: Layout, shard: ShardId) -> Options {
+        Options {
+            memtable_bytes: 32 << 10,
+            file_id_first: layout.file_id_first(shard),
+            ..Options::new(layout.dir(shard))
+        }
+    }
+
+    #[test]
+    fn hints_that_fill_many_memtables_are_carried_over() {
+        const HINTS: usize = 2_000;
+        torc_sim::run(61, |env| async move {
+            let from = Layout {
+                generation: 0,
+                shards: 1,
+            };
+            let to = Layout {
+                generation: 1,
+                shards: 2,
+            };
+            let (store, _) = Store::open(env.clone(), options(from, ShardId(0)))
+                .await
+                .unwrap();
+            let mut tickets = Vec::new();
+            for number in 0..HINTS {
+                let (token, key, record) = stored_hint(&format!("key {number}"), 1_000);
+                let write = |_: Option<&Record>| Decision::Write(record.clone(), ());
+                let ticket = loop {
+                    match store.update(tree::HINTS, token, &key, write).await {
+                        Ok(((), ticket)) => break ticket,
+                        Err(WriteError::Overloaded { .. }) => store.compact().await.unwrap(),
+                        Err(error) => panic!("{error}"),
+                    }
+                };
+                tickets.push(ticket);
+            }
+            for ticket in tickets {
+                ticket.wait().await.unwrap();
+            }
+            store.close().await.unwrap();
+            drop(store);
+
+            let stores = redistribute(&env, from, to, options, is_divided)
+                .await
+                .unwrap();
+            carry_over(&env, &stores).await.unwrap();
+            let mut found = 0;
+            for store in &stores.new {
+                let limits = ScanLimits {
+                    records: HINTS,
+                    bytes: usize::MAX,
+                };
+                let from = ScanFrom::Token(Token(0));
+                let page = store
+                    .scan(tree::HINTS, from, Token::MAX, limits)
+                    .await
+                    .unwrap();
+                found += page.entries.len();
+            }
+            assert_eq!(found, HINTS);
+            stores.finish().await.unwrap();
+        });
+    }
 }

@@ -117,10 +117,11 @@ impl<E: Env> Redistribution<E> {
     }
 }
 
-/// The tables stay as they are meanwhile.
+/// The tables stay as they are meanwhile, however many there come to be.
 fn settling(options: Options) -> Options {
     Options {
         strategy: None,
+        level0_runs_max: usize::MAX,
         ..options
     }
 }
