@@ -23,14 +23,32 @@ struct Answers<T> {
 }
 
 /// Runs `ask` on every shard and returns the answers in order of shards; `None` of a shard that is not
-/// there any more.
+/// there any more. It runs to its end also when nobody waits any more.
 pub async fn on_every_shard<T, F, A>(handle: &ShardHandle, ask: F) -> Vec<Option<T>>
 where
     T: Send + 'static,
     F: Fn(Rc<Service>) -> A + Clone + Send + 'static,
     A: Future<Output = T> + 'static,
 {
-    let count = handle.env().shard_count();
+    on_first_shards(handle, handle.env().shard_count(), ask).await
+}
+
+/// As [`on_every_shard`], on one shard that is the same whoever asks.
+pub async fn on_one_shard<T, F, A>(handle: &ShardHandle, ask: F) -> Option<T>
+where
+    T: Send + 'static,
+    F: Fn(Rc<Service>) -> A + Clone + Send + 'static,
+    A: Future<Output = T> + 'static,
+{
+    on_first_shards(handle, 1, ask).await.pop().flatten()
+}
+
+async fn on_first_shards<T, F, A>(handle: &ShardHandle, count: u16, ask: F) -> Vec<Option<T>>
+where
+    T: Send + 'static,
+    F: Fn(Rc<Service>) -> A + Clone + Send + 'static,
+    A: Future<Output = T> + 'static,
+{
     let gathered = Arc::new(Gathered {
         answers: Mutex::new(Answers {
             by_shard: (0..count).map(|_| None).collect(),
@@ -68,6 +86,16 @@ where
         Poll::Pending
     })
     .await
+}
+
+/// Answers of all shards, where one that has ended has failed.
+pub fn or_ended<T>(
+    answers: Vec<Option<Result<T, String>>>,
+) -> impl Iterator<Item = Result<T, String>> {
+    let ended = || Err("a shard has ended".to_owned());
+    answers
+        .into_iter()
+        .map(move |answer| answer.unwrap_or_else(ended))
 }
 
 impl<T> Gathered<T> {

@@ -6,7 +6,7 @@
 
 use torc_cluster::redistribute::{carry_over, is_divided};
 use torc_engine::{Layout, Options, RedistributeError, redistribute};
-use torc_env::{NodeId, ShardId};
+use torc_env::ShardId;
 use torc_runtime::{Runtime, RuntimeConfig};
 
 use crate::boot::Boot;
@@ -36,7 +36,7 @@ pub fn settle(config: &ServerConfig, boot: &mut Boot, shards: u16) -> Result<(),
     );
     let fsync = config.fsync;
     let runtime = RuntimeConfig {
-        node: NodeId(boot.identity.node.0),
+        node: boot.identity.node,
         background: config.shards.background,
         ..RuntimeConfig::new(&config.node.data_dir)
     };

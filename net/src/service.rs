@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::lock::Mutex;
 use torc_cluster::api::{Idempotency, KEYSPACE_DEFAULT};
 use torc_cluster::membership::View;
 use torc_cluster::node::Node;
@@ -43,6 +44,8 @@ pub struct Service {
     pub stop: Rc<Flag>,
     /// Raised when the clients are gone: links of peers end.
     pub stop_links: Rc<Flag>,
+    /// Whose turn it is to change which snapshots the node keeps; the one shard's that does so counts.
+    pub snapshot_turn: Mutex<()>,
     /// Client connections open on this shard.
     pub connections: Cell<usize>,
     /// Client connections that this shard has had.

@@ -164,6 +164,7 @@ pub async fn assemble(handle: ShardHandle, plan: &Plan) -> Result<Running, Shard
         metrics: ShardMetrics::default(),
         stop: Rc::new(Flag::default()),
         stop_links: Rc::new(Flag::default()),
+        snapshot_turn: Default::default(),
         connections: Default::default(),
         connections_ever: Default::default(),
     });

@@ -5,10 +5,14 @@
 //! says what belongs to it. Taking one makes the updates of all shards wait until each shard's log is
 //! at rest, so that no write is in it without one that it could have followed.
 //!
+//! One order at a time changes which snapshots there are, and it runs to its end when the client that gave it
+//! has left.
+//!
 //! Invariants: `snapshot.json` is written last, so a directory without it is none and is removed at the
 //! next start; while a snapshot is kept, no deletion that is younger is forgotten in the cluster.
 
 use std::fs;
+use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -22,7 +26,7 @@ use serde_json::{Value, json};
 use torc_engine::{Cut, SnapshotReport, remove_all};
 use torc_env::{AlignedBuf, Disk, Env, File, OpenMode, SECTOR_BYTES};
 
-use crate::gather::on_every_shard;
+use crate::gather::{on_every_shard, on_one_shard, or_ended};
 use crate::http::response::Problem;
 use crate::service::Service;
 
@@ -56,7 +60,8 @@ pub fn collect(data_dir: &Path) -> io::Result<Option<u64>> {
     for entry in entries {
         let path = entry?.path();
         let described = fs::read(path.join(DESCRIPTION)).ok();
-        match described.as_deref().and_then(taken_ms) {
+        let description = described.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        match description.as_ref().and_then(created) {
             Some(taken_ms) => oldest = Some(oldest.unwrap_or(taken_ms).min(taken_ms)),
             None => {
                 tracing::warn!(path = %path.display(), "an unfinished snapshot is removed");
@@ -67,16 +72,33 @@ pub fn collect(data_dir: &Path) -> io::Result<Option<u64>> {
     Ok(oldest)
 }
 
-fn taken_ms(description: &[u8]) -> Option<u64> {
-    let description: Value = serde_json::from_slice(description).ok()?;
-    description.get("created_ms")?.as_u64()
-}
-
 /// Takes a snapshot of this node and returns its description. Durable on return.
 ///
 /// # Errors
 /// 409 when there are too many, 503 when the shards could not be brought to one cut.
-pub async fn create(service: &Rc<Service>) -> Result<Value, Problem> {
+pub async fn create(service: &Service) -> Result<Value, Problem> {
+    in_turn(service, |service| async move { make(&service).await }).await
+}
+
+/// Runs an order that changes which snapshots there are, alone on this node and to its end.
+async fn in_turn<T, F, A>(service: &Service, order: F) -> Result<T, Problem>
+where
+    T: Send + 'static,
+    F: Fn(Rc<Service>) -> A + Clone + Send + 'static,
+    A: Future<Output = Result<T, Problem>> + 'static,
+{
+    let done = on_one_shard(&service.handle, move |service: Rc<Service>| {
+        let order = order(Rc::clone(&service));
+        async move {
+            let _turn = service.snapshot_turn.lock().await;
+            order.await
+        }
+    });
+    let ended = || Err(Problem::not_ready("this node is stopping"));
+    done.await.unwrap_or_else(ended)
+}
+
+async fn make(service: &Rc<Service>) -> Result<Value, Problem> {
     let kept = list(service).await?;
     if kept.len() >= SNAPSHOTS_MAX {
         return Err(Problem::new(
@@ -138,6 +160,15 @@ pub async fn describe(service: &Service, id: &str) -> Result<Value, Problem> {
 /// # Errors
 /// 404 when there is no such snapshot.
 pub async fn remove(service: &Service, id: &str) -> Result<(), Problem> {
+    let id = id.to_owned();
+    in_turn(service, move |service| {
+        let id = id.clone();
+        async move { remove_kept(&service, &id).await }
+    })
+    .await
+}
+
+async fn remove_kept(service: &Service, id: &str) -> Result<(), Problem> {
     describe(service, id).await?;
     let disk = service.env.disk();
     let dir = Path::new(DIR).join(id);
@@ -152,7 +183,8 @@ pub async fn remove(service: &Service, id: &str) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Up to `length` bytes of a file of a snapshot from `offset`, fewer at its end.
+/// Up to `length` bytes of a file of a snapshot from `offset`, fewer at its end. The caller bounds
+/// `length` by [`PIECE_BYTES_MAX`].
 ///
 /// # Errors
 /// 400 when the place is not aligned or the path is none, 404 when there is no such file.
@@ -168,9 +200,9 @@ pub async fn read(
         return Err(Problem::bad_request("this is no path of a snapshot's file"));
     }
     let sector = u64::try_from(SECTOR_BYTES).unwrap_or(u64::MAX);
-    if !offset.is_multiple_of(sector) || length > PIECE_BYTES_MAX {
+    if !offset.is_multiple_of(sector) {
         return Err(Problem::bad_request(format!(
-            "offset is a multiple of {sector}, length at most {PIECE_BYTES_MAX}"
+            "offset is a multiple of {sector}"
         )));
     }
     let path = Path::new(DIR).join(checked_id(id)?).join(path);
@@ -202,14 +234,14 @@ async fn take(
         let held = service.store.hold(HOLD_PATIENCE).await;
         held.map_err(|error| error.to_string())
     });
-    let held: Vec<Result<(), String>> = all(held.await);
+    let held: Vec<Result<(), String>> = or_ended(held.await).collect();
     let cuts = match held.iter().find_map(|held| held.clone().err()) {
         None => {
             let cuts = on_every_shard(&service.handle, |service: Rc<Service>| async move {
                 let cut = service.store.cut().map_err(|error| error.to_string())?;
                 Ok((cut, service.node.newest_stamp()))
             });
-            all(cuts.await).into_iter().collect()
+            or_ended(cuts.await).collect()
         }
         Some(error) => Err(error),
     };
@@ -232,7 +264,7 @@ async fn take(
             report.map_err(|error| error.to_string())
         }
     });
-    let reports: Result<Vec<SnapshotReport>, String> = all(reports.await).into_iter().collect();
+    let reports: Result<Vec<SnapshotReport>, String> = or_ended(reports.await).collect();
     let reports = reports.map_err(|error| not_cut(&error))?;
     let described = describe_new(service, id, dir, created_ms, cut_stamp, &reports).await;
     described.map_err(|error| failed(&error))
@@ -318,12 +350,6 @@ async fn protect(service: &Service, since_ms: Option<u64>) {
     told.await;
 }
 
-fn all<T>(answers: Vec<Option<Result<T, String>>>) -> Vec<Result<T, String>> {
-    let ended = || Err("a shard has ended".to_owned());
-    let answers = answers.into_iter();
-    answers.map(|one| one.unwrap_or_else(ended)).collect()
-}
-
 fn created(description: &Value) -> Option<u64> {
     description.get("created_ms")?.as_u64()
 }
@@ -344,7 +370,7 @@ async fn read_description(service: &Service, id: &str) -> io::Result<Option<Valu
     }
 }
 
-async fn read_whole<D: Disk>(disk: &D, path: &Path) -> io::Result<Vec<u8>> {
+async fn read_whole<D: Disk>(disk: &D, path: &Path) -> io::Result<Bytes> {
     let file = disk.open(path, OpenMode::Read).await?;
     let len = file.len().await?;
     if len > DESCRIPTION_BYTES_MAX {
@@ -352,14 +378,15 @@ async fn read_whole<D: Disk>(disk: &D, path: &Path) -> io::Result<Vec<u8>> {
     }
     let len = usize::try_from(len).map_err(io::Error::other)?;
     let buffer = AlignedBuf::zeroed(len.next_multiple_of(SECTOR_BYTES));
-    let (read, buffer) = file.read_at(0, buffer).await;
-    Ok(buffer.get(..read?).unwrap_or_default().to_vec())
+    let (read, mut buffer) = file.read_at(0, buffer).await;
+    buffer.set_len(read?);
+    Ok(buffer.into_bytes())
 }
 
 async fn write_whole<D: Disk>(disk: &D, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let file = disk.open(path, OpenMode::CreateNew).await?;
-    let mut buffer = AlignedBuf::zeroed(bytes.len().next_multiple_of(SECTOR_BYTES));
-    buffer[..bytes.len()].copy_from_slice(bytes);
+    let mut buffer = AlignedBuf::copy_of(bytes);
+    buffer.set_len(buffer.capacity());
     file.write_at(0, buffer).await.0?;
     file.set_len(u64::try_from(bytes.len()).unwrap_or(u64::MAX))
         .await?;

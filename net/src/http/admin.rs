@@ -11,7 +11,7 @@ use torc_cluster::ring::MemberIndex;
 use torc_cluster::topology::{Epoch, Member};
 use torc_env::{Class, Env, Token, TreeId};
 
-use crate::gather::on_every_shard;
+use crate::gather::{on_every_shard, or_ended};
 use crate::http::json as body;
 use crate::http::query::Query;
 use crate::http::request::{Method, Request};
@@ -249,8 +249,7 @@ async fn scrub(service: Rc<Service>) -> Result<Value, Problem> {
 
 /// What an order came to on every shard; it has failed when it has on one.
 fn of_all<T>(outcomes: Vec<Option<Result<T, String>>>, order: &str) -> Result<Vec<T>, Problem> {
-    let outcomes = outcomes.into_iter().map(|outcome| {
-        let outcome = outcome.unwrap_or_else(|| Err("a shard has ended".into()));
+    let outcomes = or_ended(outcomes).map(|outcome| {
         outcome.map_err(|error| Problem {
             retryable: true,
             ..Problem::new(500, "internal", format!("{order} failed: {error}"))

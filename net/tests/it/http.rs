@@ -621,3 +621,27 @@ fn operators_see_status_ring_metrics_and_keyspaces() {
             .starts_with("text/html")
     );
 }
+
+#[test]
+fn snapshots_that_are_asked_for_at_once_are_taken_one_after_the_other() {
+    let node = Node::start();
+    let taken = std::thread::scope(|scope| {
+        let take = || node.http("POST", "/admin/snapshots", &[], b"");
+        let asked = [(); 3].map(|()| scope.spawn(take));
+        asked.map(|asked| asked.join().unwrap())
+    });
+    let mut ids = taken.map(|answer| {
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.json()["id"].as_str().unwrap().to_owned()
+    });
+    ids.sort();
+    let listed = node.http("GET", "/admin/snapshots", &[], b"").json();
+    let listed = listed["snapshots"].as_array().unwrap().iter();
+    let listed: Vec<&str> = listed.map(|one| one["id"].as_str().unwrap()).collect();
+    assert_eq!(listed, ids);
+    for id in ids {
+        let path = format!("/admin/snapshots/{id}");
+        assert_eq!(node.http("DELETE", &path, &[], b"").status, 204);
+        assert_eq!(node.http("DELETE", &path, &[], b"").status, 404);
+    }
+}
