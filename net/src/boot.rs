@@ -68,6 +68,12 @@ pub enum BootError {
         /// The directory.
         path: PathBuf,
     },
+    /// The directory holds part of a backup.
+    #[error("{path} holds a restore that was broken off: run `torc restore` again")]
+    Restoring {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The directory belongs to something else.
     #[error(
         "{path} belongs to the {what} {found:?}, but the configuration says {configured:?}: correct \
@@ -93,6 +99,9 @@ pub enum BootError {
     },
 }
 
+/// What lies in a data directory while a backup is restored into it.
+pub const RESTORING: &str = "restoring";
+
 /// Takes the data directory `dir` (made if it is missing) for the node `name` of `cluster`, which runs
 /// `shards` shards. On return the start is counted, durably.
 ///
@@ -106,6 +115,11 @@ pub fn boot(dir: &Path, name: &str, cluster: &str, shards: u16) -> Result<Boot, 
                 name: name.to_owned(),
             });
         }
+    }
+    if dir.join(RESTORING).exists() {
+        return Err(BootError::Restoring {
+            path: dir.to_owned(),
+        });
     }
     let node_dir = dir.join("node");
     fs::create_dir_all(&node_dir).map_err(during("create", &node_dir))?;
@@ -137,7 +151,7 @@ pub fn boot(dir: &Path, name: &str, cluster: &str, shards: u16) -> Result<Boot, 
             }
         }
         None => {
-            if holds_stores(dir)? {
+            if !stores(dir)?.is_empty() {
                 return Err(BootError::NoIdentity {
                     path: dir.to_owned(),
                 });
@@ -180,21 +194,18 @@ impl Boot {
 
 /// Removes what a redistribution that broke off, before or after it took force, has left.
 fn remove_other_layouts(dir: &Path, layout: Layout) -> Result<(), BootError> {
-    for entry in fs::read_dir(dir).map_err(during("list", dir))?.flatten() {
-        let name = entry.file_name();
-        let name = name.to_str().unwrap_or_default();
-        if is_store(name) && !layout.holds(name) {
-            fs::remove_dir_all(entry.path()).map_err(during("remove", &entry.path()))?;
-        }
+    for name in stores(dir)?.iter().filter(|name| !layout.holds(name)) {
+        let path = dir.join(name);
+        fs::remove_dir_all(&path).map_err(during("remove", &path))?;
     }
     Ok(())
 }
 
-/// Whether a directory holds the data of a shard, of whatever layout.
-fn holds_stores(dir: &Path) -> Result<bool, BootError> {
-    let entries = fs::read_dir(dir).map_err(during("list", dir))?;
-    let mut names = entries.flatten().map(|entry| entry.file_name());
-    Ok(names.any(|name| name.to_str().is_some_and(is_store)))
+/// Names of the stores in a data directory, of whatever layout.
+fn stores(dir: &Path) -> Result<Vec<String>, BootError> {
+    let entries = fs::read_dir(dir).map_err(during("list", dir))?.flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    Ok(names.filter(|name| is_store(name)).collect())
 }
 
 fn take_lock(dir: &Path, path: &Path) -> Result<File, BootError> {
@@ -297,6 +308,19 @@ mod tests {
     }
 
     #[test]
+    fn a_restore_that_was_broken_off_starts_no_node() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(RESTORING), "").unwrap();
+        assert!(matches!(
+            boot(dir.path(), "n1", "demo", 2),
+            Err(BootError::Restoring { .. })
+        ));
+        assert!(!dir.path().join("node").exists(), "nothing was touched");
+        fs::remove_file(dir.path().join(RESTORING)).unwrap();
+        assert!(boot(dir.path(), "n1", "demo", 2).unwrap().is_fresh);
+    }
+
+    #[test]
     fn one_process_at_a_time_has_the_directory() {
         let dir = tempfile::tempdir().unwrap();
         let _running = boot(dir.path(), "n1", "demo", 2).unwrap();
@@ -328,9 +352,7 @@ mod tests {
             fs::create_dir(dir.path().join(store)).unwrap();
         }
         let stores = || {
-            let names = fs::read_dir(dir.path()).unwrap().flatten();
-            let names = names.map(|entry| entry.file_name().into_string().unwrap());
-            let mut names: Vec<String> = names.filter(|name| is_store(name)).collect();
+            let mut names = stores(dir.path()).unwrap();
             names.sort();
             names
         };

@@ -1,7 +1,7 @@
 //! Restores a backup into the data directory of a stopped node.
 //!
-//! Order: a marker, the files, the identity, the marker's end. A directory with a marker or without an
-//! identity starts no node, so a restore that broke off is begun again from scratch.
+//! Order: a marker, the files, the identity, the marker's end. A directory with a marker starts no node, so
+//! a restore that broke off is begun again from scratch.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,14 +12,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use torc_env::NodeId;
 use torc_net::boot::identity::Identity;
-use torc_net::boot::write_identity;
+use torc_net::boot::{RESTORING, write_identity};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::archive::{Archive, Item, Manifest, failed, feed, hex, sync_dir};
 use crate::failure::Failure;
 
-/// What lies in a data directory while it is restored.
-const MARKER: &str = "restoring";
 /// A restored boot counter is the time in seconds, shifted by so much: above every counter of an earlier
 /// life, which rises by one a start.
 const BOOT_SHIFT: u32 = 20;
@@ -60,14 +58,14 @@ pub fn run(
 /// Makes the directory, which must be empty but for what an earlier restore has left.
 fn begin(data_dir: &Path) -> Result<(), Failure> {
     make_dir(data_dir)?;
-    let marker = data_dir.join(MARKER);
+    let marker = data_dir.join(RESTORING);
     if marker.exists() {
         clear(data_dir).map_err(|error| failed(data_dir, &error))?;
     }
     let mut entries = fs::read_dir(data_dir).map_err(|error| failed(data_dir, &error))?;
     let found = entries.find(|entry| {
         let name = entry.as_ref().map(fs::DirEntry::file_name);
-        !matches!(name, Ok(name) if name == MARKER || name == "lost+found")
+        !matches!(name, Ok(name) if name == RESTORING || name == "lost+found")
     });
     if let Some(found) = found {
         let name = found.map_or_else(
@@ -88,7 +86,7 @@ fn begin(data_dir: &Path) -> Result<(), Failure> {
 fn clear(data_dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(data_dir)? {
         let entry = entry?;
-        if entry.file_name() == MARKER {
+        if entry.file_name() == RESTORING {
             continue;
         }
         if entry.file_type()?.is_dir() {
@@ -148,7 +146,7 @@ fn finish(manifest: &Manifest, data_dir: &Path, abstains: bool) -> Result<(), Fa
         cluster: manifest.cluster.clone(),
     };
     write_identity(data_dir, &identity).map_err(|error| Failure::new(error.to_string()))?;
-    let marker = data_dir.join(MARKER);
+    let marker = data_dir.join(RESTORING);
     let ended = fs::remove_file(&marker).and_then(|()| sync_dir(data_dir));
     ended.map_err(|error| failed(&marker, &error))
 }
