@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
 use crate::host::{Host, Unavailable};
-use crate::plan::{Layout, Place, near};
+use crate::plan::{Layout, Place, interrupted};
 
 pub use completions::{Completions, Watch};
 
@@ -164,11 +164,7 @@ fn interrupts(before: &Host, after: &Host, layout: &Layout) -> Vec<Proof> {
     for nic in &after.nics {
         for queue in &nic.receive {
             let shards = layout.owners(&nic.name, queue.index);
-            let planned = match shards.first() {
-                Some(shard) => CpuSet::of(layout.shards[*shard].cpu),
-                None if layout.isolates => near(after, &layout.housekeeping, nic.node),
-                None => after.usable(),
-            };
+            let planned = interrupted(after, layout, nic, queue).unwrap_or_else(|| after.usable());
             let what = format!("{} rx{}", nic.name, queue.index);
             proofs.extend(interrupt(
                 before,

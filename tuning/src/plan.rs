@@ -13,7 +13,7 @@ use crate::cpuset::CpuSet;
 use crate::host::Host;
 
 pub use layout::{Layout, Place, Role};
-pub(crate) use network::near;
+pub(crate) use network::{interrupted, near};
 
 /// Layout of the JSON.
 pub const PLAN_SCHEMA: u32 = 1;

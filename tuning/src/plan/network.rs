@@ -109,12 +109,10 @@ fn follow(wishes: &mut Wishes, knob: String, target: Target, now: Option<u64>, w
 /// The kernel's table of who reads which connection: all cards need it. Returns what to do where it is
 /// out of reach.
 pub(super) fn followed(wishes: &mut Wishes, now: Option<u64>) -> Option<String> {
-    let (name, file) = (
-        "net.core.rps_sock_flow_entries",
-        "net/core/rps_sock_flow_entries",
-    );
+    let file = "net/core/rps_sock_flow_entries";
+    let name = file.replace('/', ".");
     let target = Target::File(format!("/proc/sys/{file}"));
-    follow(wishes, name.into(), target, now, FLOWS);
+    follow(wishes, name.clone(), target, now, FLOWS);
     now.is_none().then(|| {
         format!(
             "{name} is not seen from this network namespace: without {FLOWS} there, set on the host, \
@@ -175,13 +173,29 @@ fn queue_interrupt(
     layout: &Layout,
     why_own: &'static str,
 ) {
-    if let Some(shard) = layout.owners(&nic.name, queue.index).first() {
-        let own = CpuSet::of(layout.shards[*shard].cpu);
-        move_interrupt(wishes, host, queue.interrupt, &own, why_own);
-    } else if layout.isolates {
-        let housekeeping = near(host, &layout.housekeeping, nic.node);
-        let why = "this queue is no shard's own: its interrupts keep house";
-        move_interrupt(wishes, host, queue.interrupt, &housekeeping, why);
+    let Some(place) = interrupted(host, layout, nic, queue) else {
+        return;
+    };
+    let why = if layout.owners(&nic.name, queue.index).is_empty() {
+        "this queue is no shard's own: its interrupts keep house"
+    } else {
+        why_own
+    };
+    move_interrupt(wishes, host, queue.interrupt, &place, why);
+}
+
+/// Where a queue of a card is to interrupt; `None` for anywhere.
+pub(crate) fn interrupted(
+    host: &Host,
+    layout: &Layout,
+    nic: &Nic,
+    queue: &Queue,
+) -> Option<CpuSet> {
+    match layout.owners(&nic.name, queue.index).first() {
+        Some(shard) => Some(CpuSet::of(layout.shards[*shard].cpu)),
+        None => layout
+            .isolates
+            .then(|| near(host, &layout.housekeeping, nic.node)),
     }
 }
 
