@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
-use crate::cluster::{Cluster, TORC, text};
+use crate::cluster::{Cluster, TORC, run, text, wait_until};
 
 fn put(endpoint: &str, key: &str, value: &[u8]) {
     let answer = ureq::put(format!("{endpoint}/v1/keys/{key}"))
@@ -36,15 +35,7 @@ fn start_restored(cluster: &mut Cluster, node: usize, shards: usize) {
     let before = whole(cluster);
     cluster.spawn(node);
     cluster.wait_ready();
-    let begun = Instant::now();
-    while whole(cluster) < before + shards {
-        assert!(
-            begun.elapsed() < Duration::from_secs(60),
-            "{}",
-            cluster.log(node)
-        );
-        std::thread::yield_now();
-    }
+    wait_until(|| cluster.log(node), || whole(cluster) >= before + shards);
 }
 
 /// Bytes that do not compress, of a key.
@@ -80,26 +71,13 @@ fn report(output: &Output) -> serde_json::Value {
 }
 
 fn verify(dir: &Path) -> Output {
-    let mut command = Command::new(TORC);
-    command
-        .args(["backup", "verify"])
-        .arg(dir)
-        .output()
-        .unwrap()
+    run(&["backup", "verify", dir.to_str().unwrap()])
 }
 
-fn home(cluster: &Cluster, node: usize) -> PathBuf {
-    cluster.dir.path().join(format!("n{}", node + 1))
-}
-
-fn restore(cluster: &Cluster, node: usize, from: &Path) -> Output {
-    let mut command = Command::new(TORC);
-    command
-        .args(["restore", "--from"])
-        .arg(from)
-        .arg("--config");
-    let config = home(cluster, node).join("torc.toml");
-    command.arg(config).output().unwrap()
+fn restore(cluster: &Cluster, node: usize, from: &Path, more: &[&str]) -> Output {
+    let config = cluster.home(node).join("torc.toml");
+    let (from, config) = (from.to_str().unwrap(), config.to_str().unwrap());
+    run(&[&["restore", "--from", from, "--config", config], more].concat())
 }
 
 fn tables(dir: &Path) -> Vec<PathBuf> {
@@ -141,11 +119,10 @@ fn what_was_acknowledged_before_a_backup_under_load_is_there_after_wipe_and_rest
         })
     };
     let reached = |count| {
-        let begun = Instant::now();
-        while acknowledged.load(Ordering::Acquire) < count {
-            assert!(begun.elapsed() < Duration::from_secs(60));
-            std::thread::yield_now();
-        }
+        wait_until(
+            || format!("{count} writes are not acknowledged"),
+            || acknowledged.load(Ordering::Acquire) >= count,
+        );
         acknowledged.load(Ordering::Acquire)
     };
     reached(200);
@@ -165,16 +142,16 @@ fn what_was_acknowledged_before_a_backup_under_load_is_there_after_wipe_and_rest
     let list = cluster.torc(&["backup", "snapshots"]);
     assert_eq!(list.trim(), r#"{"snapshots":[]}"#, "a snapshot was left");
 
-    let refused = restore(&cluster, 0, &to);
+    let refused = restore(&cluster, 0, &to, &[]);
     assert!(!refused.status.success());
     assert!(text(&refused.stderr).contains("is not empty"));
     cluster.kill(0);
-    let data = home(&cluster, 0).join("data");
+    let data = cluster.home(0).join("data");
     std::fs::remove_dir_all(&data).unwrap();
     // What a restore that broke off leaves is no obstacle.
     std::fs::create_dir_all(data.join("shard-00/tables")).unwrap();
     std::fs::write(data.join("restoring"), "").unwrap();
-    let restored = restore(&cluster, 0, &to);
+    let restored = restore(&cluster, 0, &to, &[]);
     assert!(restored.status.success(), "{}", text(&restored.stderr));
     start_restored(&mut cluster, 0, 2);
     for number in 0..before {
@@ -205,7 +182,6 @@ fn a_backup_that_was_killed_goes_on_where_it_stopped() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let begun = Instant::now();
     let arrived = || {
         let entries = std::fs::read_dir(to.join("incoming")).into_iter().flatten();
         let lens = entries
@@ -213,10 +189,7 @@ fn a_backup_that_was_killed_goes_on_where_it_stopped() {
             .map(|entry| entry.metadata().unwrap().len());
         lens.max().unwrap_or(0)
     };
-    while arrived() < 2 << 20 {
-        assert!(begun.elapsed() < Duration::from_secs(60));
-        std::thread::yield_now();
-    }
+    wait_until(|| "nothing is copied".into(), || arrived() >= 2 << 20);
     slow.kill().unwrap();
     slow.wait().unwrap();
     assert!(!verify(&to).status.success(), "nothing is finished yet");
@@ -250,13 +223,7 @@ fn a_damaged_file_is_found_by_verify_refused_by_restore_and_replaced_by_the_next
         text(&found.stdout)
     );
     let elsewhere = format!("node.data_dir={:?}", cluster.dir.path().join("elsewhere"));
-    let refused = Command::new(TORC)
-        .args(["restore", "--set", &elsewhere, "--from"])
-        .arg(&to)
-        .arg("--config")
-        .arg(home(&cluster, 0).join("torc.toml"))
-        .output()
-        .unwrap();
+    let refused = restore(&cluster, 0, &to, &["--set", &elsewhere]);
     assert!(!refused.status.success());
     assert!(
         text(&refused.stderr).contains("checksum"),
@@ -280,17 +247,13 @@ fn a_restored_node_of_a_cluster_gets_what_it_has_missed_from_the_others() {
         put(&cluster.endpoint(0), &format!("new-{number}"), b"new");
     }
     cluster.kill(1);
-    std::fs::remove_dir_all(home(&cluster, 1).join("data")).unwrap();
-    let restored = restore(&cluster, 1, &to);
+    std::fs::remove_dir_all(cluster.home(1).join("data")).unwrap();
+    let restored = restore(&cluster, 1, &to, &[]);
     assert!(restored.status.success(), "{}", text(&restored.stderr));
     start_restored(&mut cluster, 1, 1);
     let endpoint = cluster.endpoint(1);
     put(&endpoint, "after", b"after");
-    let repaired = Command::new(TORC)
-        .args(["repair", "--endpoint", &endpoint])
-        .output()
-        .unwrap();
-    assert!(repaired.status.success(), "{}", text(&repaired.stderr));
+    cluster.torc(&["repair", "--endpoint", &endpoint]);
     cluster.kill(0);
     cluster.kill(2);
     for number in 0..50 {

@@ -170,7 +170,8 @@ impl Cluster {
         std::fs::read_to_string(self.home(node).join("torc.log")).unwrap_or_default()
     }
 
-    fn home(&self, node: usize) -> PathBuf {
+    /// Where a node's configuration, log and data are.
+    pub fn home(&self, node: usize) -> PathBuf {
         self.dir.path().join(format!("n{}", node + 1))
     }
 
@@ -227,6 +228,15 @@ pub fn http_status(url: &str) -> Option<u16> {
         .call()
         .ok()
         .map(|answer| answer.status().as_u16())
+}
+
+/// Waits until something holds; fails with `what` when it takes longer than a busy machine may.
+pub fn wait_until(what: impl Fn() -> String, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < READY_WITHIN, "{}", what());
+        std::thread::yield_now();
+    }
 }
 
 /// Output as text.

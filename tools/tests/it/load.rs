@@ -32,6 +32,13 @@ impl Listening {
     }
 }
 
+impl Listening {
+    /// A server that does nothing, for loads that only look at the client.
+    fn null_server() -> Self {
+        Self::start(&["selftest", "--serve", "127.0.0.1:0"])
+    }
+}
+
 impl Drop for Listening {
     fn drop(&mut self) {
         self.child.kill().ok();
@@ -142,18 +149,11 @@ fn assert_all_done_and_verified(report: &str, mix: &str) {
 
 #[test]
 fn comparisons_and_knees_end_with_a_verdict_and_one_report() {
-    let server = Listening::start(&["selftest", "--serve", "127.0.0.1:0"]);
+    let server = Listening::null_server();
     let dir = scratch();
     let out = dir.path().to_str().unwrap();
-    let common = [
-        "--address",
-        &server.address,
-        "--protocol",
-        "resp",
-        "--no-fill",
-        "--may-evict",
-    ];
-    let quick = ["--duration", "200ms", "--warmup", "0s", "--rate", "2000"];
+    let common = on_null_server(&server.address);
+    let quick = ["--duration", "200ms", "--rate", "2000"];
     let mut args = vec![
         "load",
         "compare",
@@ -194,11 +194,7 @@ fn comparisons_and_knees_end_with_a_verdict_and_one_report() {
         "--repeats",
         "1",
     ];
-    args.extend(
-        common
-            .iter()
-            .chain(&["--duration", "100ms", "--warmup", "0s"]),
-    );
+    args.extend(common.iter().chain(&["--duration", "100ms"]));
     let output = run(&args);
     let words = text(&output.stdout);
     assert!(
@@ -354,7 +350,7 @@ fn etcd_is_filled_loaded_and_verified() {
 
 #[test]
 fn a_sweep_measures_each_rate_and_writes_one_report() {
-    let server = Listening::start(&["selftest", "--serve", "127.0.0.1:0"]);
+    let server = Listening::null_server();
     let dir = scratch();
     let out = dir.path().join("out");
     let mut args = vec![
@@ -413,8 +409,8 @@ fn a_traces_requests_are_made_once_each_in_its_time_and_verified() {
     assert!((2.0..3.1).contains(&seconds), "{seconds} s of three");
 }
 
-/// Options for a few keys on a null server.
-fn on_null_server(address: &str) -> Vec<&str> {
+/// Options for a null server.
+fn on_null_server(address: &str) -> [&str; 8] {
     [
         "--address",
         address,
@@ -425,7 +421,11 @@ fn on_null_server(address: &str) -> Vec<&str> {
         "--warmup",
         "0s",
     ]
-    .to_vec()
+}
+
+/// The words of a run on a null server.
+fn run_on_null_server<'a>(address: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["load", "run"], on_null_server(address).as_slice(), more].concat()
 }
 
 /// Runs a load of a cluster whose only value was replaced by `value`.
@@ -466,12 +466,17 @@ fn a_wrong_value_fails_a_sweep_too() {
 
 #[test]
 fn an_invalid_run_fails_only_when_validity_is_required() {
-    let server = Listening::start(&["selftest", "--serve", "127.0.0.1:0"]);
+    let server = Listening::null_server();
     // More than one connection can carry: most operations are never sent.
-    let mut args = vec!["load", "run"];
-    args.extend(on_null_server(&server.address));
-    args.extend(["--duration", "200ms", "--rate", "2000000"]);
-    args.extend(["--connections", "1"]);
+    let load = [
+        "--duration",
+        "200ms",
+        "--rate",
+        "2000000",
+        "--connections",
+        "1",
+    ];
+    let mut args = run_on_null_server(&server.address, &load);
     let output = run(&args);
     let words = text(&output.stdout);
     assert!(output.status.success(), "{words}{}", text(&output.stderr));
@@ -484,7 +489,7 @@ fn an_invalid_run_fails_only_when_validity_is_required() {
 
 #[test]
 fn a_place_that_cannot_be_written_is_refused_before_the_run() {
-    let server = Listening::start(&["selftest", "--serve", "127.0.0.1:0"]);
+    let server = Listening::null_server();
     let dir = scratch();
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
@@ -495,9 +500,7 @@ fn a_place_that_cannot_be_written_is_refused_before_the_run() {
         ("--json", below_a_file.to_str().unwrap()),
         ("--json", directory),
     ] {
-        let mut args = vec!["load", "run"];
-        args.extend(on_null_server(&server.address));
-        args.extend(["--duration", "200ms", option, place]);
+        let args = run_on_null_server(&server.address, &["--duration", "200ms", option, place]);
         let output = run(&args);
         let words = text(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{words}");
@@ -508,10 +511,11 @@ fn a_place_that_cannot_be_written_is_refused_before_the_run() {
 
 #[test]
 fn a_full_disk_is_named_and_the_report_is_printed_all_the_same() {
-    let server = Listening::start(&["selftest", "--serve", "127.0.0.1:0"]);
-    let mut args = vec!["load", "run"];
-    args.extend(on_null_server(&server.address));
-    args.extend(["--duration", "200ms", "--json", "/dev/full"]);
+    let server = Listening::null_server();
+    let args = run_on_null_server(
+        &server.address,
+        &["--duration", "200ms", "--json", "/dev/full"],
+    );
     let output = run(&args);
     let words = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{words}");
@@ -524,10 +528,8 @@ fn a_full_disk_is_named_and_the_report_is_printed_all_the_same() {
 
 #[test]
 fn a_reader_that_leaves_early_is_no_failure() {
-    let server = Listening::start(&["selftest", "--serve", "127.0.0.1:0"]);
-    let mut args = vec!["load", "run"];
-    args.extend(on_null_server(&server.address));
-    args.extend(["--duration", "200ms"]);
+    let server = Listening::null_server();
+    let args = run_on_null_server(&server.address, &["--duration", "200ms"]);
     let mut child = Command::new(TORC)
         .args(&args)
         .stdout(Stdio::piped())
@@ -571,7 +573,7 @@ fn an_address_where_nobody_listens_is_named_at_once() {
 
 #[test]
 fn a_fill_of_a_server_that_speaks_something_else_is_given_up() {
-    let server = Listening::start(&["selftest", "--serve", "127.0.0.1:0"]);
+    let server = Listening::null_server();
     let output = run(&[
         "load",
         "fill",
@@ -591,9 +593,7 @@ fn connections_that_cannot_be_made_are_reported_as_such() {
     let address = listener.local_addr().unwrap().to_string();
     // The server is there when it is looked for, and gone when the load begins.
     let server = std::thread::spawn(move || drop(listener.accept().unwrap()));
-    let mut args = vec!["load", "run"];
-    args.extend(on_null_server(&address));
-    args.extend(["--duration", "500ms"]);
+    let args = run_on_null_server(&address, &["--duration", "500ms"]);
     let output = run(&args);
     server.join().unwrap();
     let (report, words) = (text(&output.stdout), text(&output.stderr));

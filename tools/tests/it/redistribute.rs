@@ -1,9 +1,9 @@
 //! The number of shards changes between two starts.
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, wait_until};
 
 fn set_shards(cluster: &Cluster, node: usize, count: u16) {
-    let path = cluster.dir.path().join(format!("n{}/torc.toml", node + 1));
+    let path = cluster.home(node).join("torc.toml");
     let text = std::fs::read_to_string(&path).unwrap();
     let lines = text.lines().map(|line| match line.starts_with("count = ") {
         true => format!("count = {count}\n"),
@@ -15,13 +15,10 @@ fn set_shards(cluster: &Cluster, node: usize, count: u16) {
 /// The node serves before the cluster has agreed on how many shards it has now.
 fn wait_for_shards(cluster: &Cluster, count: u16) {
     let wanted = format!("\"shards\":{count}");
-    let begun = std::time::Instant::now();
-    while !cluster.torc(&["status", "--json"]).contains(&wanted) {
-        assert!(
-            begun.elapsed() < std::time::Duration::from_secs(30),
-            "the status does not say {wanted}"
-        );
-    }
+    wait_until(
+        || format!("the status does not say {wanted}"),
+        || cluster.torc(&["status", "--json"]).contains(&wanted),
+    );
 }
 
 #[test]
@@ -77,12 +74,5 @@ fn hints_for_a_node_that_is_down_outlive_a_change_of_the_number_of_shards() {
     set_shards(&cluster, 0, 3);
     cluster.spawn(0);
     cluster.wait_ready();
-    let begun = std::time::Instant::now();
-    while hints(&cluster, 0) < before {
-        assert!(
-            begun.elapsed() < std::time::Duration::from_secs(30),
-            "hints were lost"
-        );
-        std::thread::yield_now();
-    }
+    wait_until(|| "hints were lost".into(), || hints(&cluster, 0) >= before);
 }
