@@ -152,11 +152,11 @@ mod tests {
         const HINTS: usize = 2_000;
         torc_sim::run(61, |env| async move {
             let from = Layout {
-                generation: 0,
+                number: 0,
                 shards: 1,
             };
             let to = Layout {
-                generation: 1,
+                number: 1,
                 shards: 2,
             };
             let (store, _) = Store::open(env.clone(), options(from, ShardId(0)))

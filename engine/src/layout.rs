@@ -12,7 +12,7 @@ use torc_env::ShardId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// Rises by one with each redistribution; 0 for a node that has always had as many shards.
-    pub generation: u16,
+    pub number: u16,
     /// Shards.
     pub shards: u16,
 }
@@ -20,9 +20,9 @@ pub struct Layout {
 impl Layout {
     /// The directory of a shard's store: `shard-00`, or `shard-00.1` after one redistribution.
     pub fn dir(self, shard: ShardId) -> PathBuf {
-        match self.generation {
+        match self.number {
             0 => PathBuf::from(format!("shard-{:02}", shard.0)),
-            generation => PathBuf::from(format!("shard-{:02}.{generation}", shard.0)),
+            number => PathBuf::from(format!("shard-{:02}.{number}", shard.0)),
         }
     }
 
@@ -34,7 +34,7 @@ impl Layout {
     /// The lowest id of a table that a shard's store writes: above every id of earlier layouts, and
     /// 2^32 below the next shard's.
     pub fn file_id_first(self, shard: ShardId) -> u64 {
-        (u64::from(self.generation) << 48 | u64::from(shard.0) << 32) + 1
+        (u64::from(self.number) << 48 | u64::from(shard.0) << 32) + 1
     }
 
     /// Whether a name in the data directory is that of a store of this layout.
@@ -57,11 +57,11 @@ mod tests {
     #[test]
     fn stores_of_all_layouts_have_directories_and_ids_of_their_own() {
         let first = Layout {
-            generation: 0,
+            number: 0,
             shards: 2,
         };
         let second = Layout {
-            generation: 1,
+            number: 1,
             shards: 1,
         };
         assert_eq!(first.dir(ShardId(1)), Path::new("shard-01"));

@@ -186,7 +186,7 @@ impl Boot {
     /// When the identity cannot be written, or an old store cannot be removed.
     pub fn change_layout(&mut self, dir: &Path, layout: Layout) -> Result<(), BootError> {
         self.identity.shards = layout.shards;
-        self.identity.layout = layout.generation;
+        self.identity.layout = layout.number;
         write_identity(dir, &self.identity)?;
         remove_other_layouts(dir, layout)
     }
@@ -361,7 +361,7 @@ mod tests {
         assert_eq!(stores(), ["shard-00", "shard-01"]);
         fs::create_dir(dir.path().join("shard-00.1")).unwrap();
         let layout = Layout {
-            generation: 1,
+            number: 1,
             shards: 1,
         };
         again.change_layout(dir.path(), layout).unwrap();

@@ -26,7 +26,7 @@ pub fn settle(config: &ServerConfig, boot: &mut Boot, shards: u16) -> Result<(),
         return Ok(());
     }
     let to = Layout {
-        generation: from.generation + 1,
+        number: from.number + 1,
         shards,
     };
     tracing::info!(

@@ -87,7 +87,7 @@ fn records_tombstones_and_expiries_survive_one_two_four_three_and_one_shards() {
         .run_on(host, ShardId(0), |env| async move {
             let mut expected = Content::new();
             let mut layout = Layout {
-                generation: 0,
+                number: 0,
                 shards: 1,
             };
             let mut step = 1;
@@ -104,7 +104,7 @@ fn records_tombstones_and_expiries_survive_one_two_four_three_and_one_shards() {
                 }
                 step += 210;
                 let next = Layout {
-                    generation: layout.generation + 1,
+                    number: layout.number + 1,
                     shards,
                 };
                 change(&env, layout, next).await;
@@ -128,11 +128,11 @@ struct Noted {
 }
 
 const FROM: Layout = Layout {
-    generation: 0,
+    number: 0,
     shards: 2,
 };
 const TO: Layout = Layout {
-    generation: 1,
+    number: 1,
     shards: 3,
 };
 

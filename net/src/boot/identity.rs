@@ -89,7 +89,7 @@ impl Identity {
     /// How the directory's data is divided among shards.
     pub fn layout(&self) -> Layout {
         Layout {
-            generation: self.layout,
+            number: self.layout,
             shards: self.shards,
         }
     }
