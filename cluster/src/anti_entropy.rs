@@ -203,7 +203,8 @@ impl Repairs {
     }
 }
 
-/// Repairs one range after the other for as long as the shard runs.
+/// Repairs one range after the other for as long as the shard runs, and keeps the store in step with what
+/// the topology says of keyspaces.
 pub(crate) async fn schedule<E: Env>(core: Rc<Core<E>>) {
     let options = core.options.repair;
     let mut compacted_by = None;
@@ -212,10 +213,7 @@ pub(crate) async fn schedule<E: Env>(core: Rc<Core<E>>) {
         let Ok(view) = core.view() else { continue };
         if compacted_by != Some(view.topology.epoch) {
             compacted_by = Some(view.topology.epoch);
-            for keyspace in &view.topology.keyspaces {
-                let strategy = keyspace.compaction.strategy();
-                core.store.set_strategy(keyspace.id, strategy);
-            }
+            set_strategies(&core, &view);
         }
         if !view.in_ring() {
             continue;
@@ -258,6 +256,13 @@ async fn drop_trees<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>) {
             core.repairs.dropped.borrow_mut().remove(&id);
             tracing::warn!(%error, tree = id.0, "a dropped keyspace's data is not deleted yet");
         }
+    }
+}
+
+fn set_strategies<E: Env>(core: &Core<E>, view: &View) {
+    for keyspace in &view.topology.keyspaces {
+        let strategy = keyspace.compaction.strategy();
+        core.store.set_strategy(keyspace.id, strategy);
     }
 }
 
@@ -440,8 +445,9 @@ async fn raise_floors<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>) {
         let Some(keyspace) = keyspace_index(view, run.tree) else {
             continue;
         };
-        let grace = view.topology.keyspaces[keyspace].tombstone_grace();
-        let kept = stamp_of_millis(now_ms.saturating_sub(millis(grace)));
+        let grace_seconds = view.topology.keyspaces[keyspace].tombstone_grace_seconds;
+        let grace_ms = grace_seconds.saturating_mul(1000);
+        let kept = stamp_of_millis(now_ms.saturating_sub(grace_ms));
         pieces
             .entry(run.tree)
             .or_default()

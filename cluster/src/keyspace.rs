@@ -3,8 +3,6 @@
 //! A keyspace is created, altered and dropped by an epoch of the topology. Its id names its tree in
 //! every shard's store and is never used again after a drop.
 
-use std::time::Duration;
-
 use torc_engine::compaction::Strategy;
 use torc_env::TreeId;
 
@@ -156,11 +154,6 @@ impl Keyspace {
             compaction: Compaction::default(),
             tombstone_grace_seconds: 0,
         }
-    }
-
-    /// How long deletions are kept at least.
-    pub fn tombstone_grace(&self) -> Duration {
-        Duration::from_secs(self.tombstone_grace_seconds)
     }
 
     /// Copies that a key of this keyspace has: N, or the number of ring members when that is lower.
