@@ -295,14 +295,12 @@ impl Bench {
         self.measure(&phase, "run")
     }
 
-    /// Replays a trace to its end.
+    /// Replays a trace to its end. What then still waits for a connection is made late, unless it
+    /// finds none within the deadline of a request.
     pub fn replay(&mut self, trace: Arc<Trace>) -> Result<Run, Failure> {
         self.shared.source = Source::Trace;
-        let last = trace.rows.last().map_or(0, |row| row.at);
-        let phase = self.phase(
-            Pace::Trace(trace.clone()),
-            Duration::from_nanos(last) + Duration::from_millis(1),
-        );
+        let length = trace.length() + Duration::from_nanos(self.shared.timeout_ns);
+        let phase = self.phase(Pace::Trace(trace.clone()), length);
         self.shared.trace = Some(trace);
         self.measure(&phase, "replay")
     }
@@ -390,7 +388,7 @@ impl Bench {
             offered_per_s: match &phase.pace {
                 Pace::Closed => None,
                 Pace::Open(rate, _) | Pace::Sessions(rate, ..) => Some(*rate),
-                Pace::Trace(trace) => Some(trace.rows.len() as f64 / phase.length.as_secs_f64()),
+                Pace::Trace(trace) => Some(trace.rows.len() as f64 / trace.length().as_secs_f64()),
             },
             ..self.setup(what, open)
         };

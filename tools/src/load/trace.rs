@@ -13,6 +13,7 @@
 
 use std::collections::HashMap;
 use std::io::BufRead;
+use std::time::Duration;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::SeedableRng;
@@ -133,6 +134,12 @@ impl Trace {
         trace.keys = u64::try_from(numbers.len()).expect("a length fits 64 bits");
         trace.rows = timed(lines, speed, seed);
         Ok(trace)
+    }
+
+    /// From its beginning until just after its last request is due; never zero.
+    pub fn length(&self) -> Duration {
+        let last = self.rows.last().map_or(0, |row| row.at);
+        Duration::from_nanos(last) + Duration::from_millis(1)
     }
 }
 
