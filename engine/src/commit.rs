@@ -1,7 +1,7 @@
 //! Group commit: gathers records into frames, and tells writers when theirs is durable.
 //!
 //! Stands between `update`, which puts a decided record into the frame that is being gathered, and
-//! the log, which the commit task alone writes. While one frame is being written the next one fills: no timer.
+//! the log, which the commit task alone writes. While frames are being written the next one fills: no timer.
 //!
 //! Invariants: records are numbered, gathered and completed in one order; a batch has one fate.
 
@@ -19,7 +19,7 @@ use crate::wal;
 
 /// First size of a gathering buffer, in bytes.
 const BUFFER_BYTES: usize = 64 << 10;
-/// Buffers kept for reuse: one being written, one being gathered, one to spare.
+/// Buffers kept for reuse: two being written, one being gathered.
 const SPARE_BUFFERS: usize = 3;
 /// A larger buffer, grown for a large record, is not kept.
 const SPARE_BUFFER_BYTES_MAX: usize = 4 << 20;
@@ -154,9 +154,9 @@ impl Gather {
         Some(batch)
     }
 
-    /// Whether nothing waits.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.batches.is_empty()
+    /// Size of the oldest batch's frame; `None` when nothing waits.
+    pub(crate) fn next_frame_bytes(&self) -> Option<usize> {
+        self.batches.front().map(Batch::frame_bytes)
     }
 
     /// Bytes of records that wait.
@@ -201,7 +201,7 @@ mod tests {
             .map(|batch| (batch.first_seqno, batch.entries.len()))
             .collect();
         assert_eq!(sizes, [(1, 2), (3, 2), (5, 1)]);
-        assert_eq!((gather.bytes(), gather.is_empty()), (0, true));
+        assert_eq!((gather.bytes(), gather.next_frame_bytes()), (0, None));
     }
 
     #[test]

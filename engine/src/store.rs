@@ -27,6 +27,7 @@ mod scrub;
 mod snapshot;
 mod space;
 mod supply;
+mod sync;
 mod tables;
 mod write;
 mod writer;

@@ -1,11 +1,11 @@
 //! The write-ahead log: where an update becomes durable before anyone sees it.
 //!
-//! Stands between the commit task, which hands it one frame at a time, and the disk. Frames
+//! Stands between the commit task, which hands it frame after frame, and the disk. Frames
 //! ([`crate::frame`]) go one behind the other into *segments*: preallocated files, written ahead
 //! with zeros (a synced overwrite of written blocks costs two thirds of one that allocates), and
 //! recycled under a new identity when the memtables that they back are in tables.
 //!
-//! Invariants: one write is in flight at a time; a sector that was acknowledged is never written
+//! Invariants: a frame that says another is durable was begun after that one had been written; a sector that was acknowledged is never written
 //! again during its segment's life; after a start a new segment is begun, never an old tail
 //! continued; a segment holds nothing before the manifest lists it. Format and crash states:
 //! `docs/formats/wal.md`.

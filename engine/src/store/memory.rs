@@ -104,7 +104,7 @@ impl Memory {
     /// The oldest gathered batch, to be written now.
     pub(super) fn take_batch(&mut self) -> Option<Batch> {
         let batch = self.gather.pop()?;
-        self.in_flight_bytes = batch.payload_len();
+        self.in_flight_bytes += batch.payload_len();
         Some(batch)
     }
 
@@ -121,7 +121,7 @@ impl Memory {
             }
         }
         self.through = mark;
-        self.in_flight_bytes = 0;
+        self.in_flight_bytes -= batch.payload_len();
     }
 
     /// Takes a record from the log, at open.

@@ -1,15 +1,19 @@
-//! The tasks that write the log: one appends frames, one syncs when the policy does not sync every
-//! frame.
+//! The task that writes the log: gathered batches become frames, and frames that are as durable as
+//! promised become visible records.
+//!
+//! A few frames are on their way to the device at once, so that neither it nor the writers wait for the
+//! other. They count in the order in which they were begun: one that is durable before an older one
+//! is acknowledged behind it, and none behind one that failed.
 
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
 
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, LocalBoxFuture, select};
 use futures_util::poll;
-use torc_env::{AlignedBuf, Class, Env, File};
+use futures_util::stream::{FuturesOrdered, StreamExt};
+use torc_env::{AlignedBuf, Class, Env, File, mutation};
 
 use super::{FileOf, Inner};
 use crate::commit::{Batch, Fate};
@@ -19,112 +23,203 @@ use crate::le::len64;
 use crate::options::Fsync;
 use crate::wal::{FLAG_CLOSED, FLAG_UNSYNCED, FrameMeta, Log};
 
+/// Frames that may be on their way to the device at once. With one, half of the writers wait for the
+/// frame after it; more than two only make frames smaller.
+const FLYING_MAX: usize = 2;
+
+/// Frames on their way; they land in the order in which they were begun.
+type Flying = FuturesOrdered<LocalBoxFuture<'static, Landed>>;
+
+/// A frame that was written, or could not be.
+struct Landed {
+    batch: Batch,
+    frame_bytes: usize,
+    result: io::Result<Mark>,
+    buffer: AlignedBuf,
+}
+
+/// What the commit task waits for.
+enum Event {
+    /// A frame landed.
+    Landed(Landed),
+    /// A frame may be begun.
+    Work,
+    /// The store is closed, and nothing is left to write.
+    End,
+}
+
 impl<E: Env> Inner<E> {
-    /// The commit task: one frame at a time, until the store is closed or poisoned.
+    /// The commit task, until the store is closed or poisoned.
     pub(super) async fn run_commits(self: Rc<Self>, mut log: Log<FileOf<E>>) {
-        let mut acknowledged = None;
-        while let Some(batch) = self.next_batch(acknowledged.is_some()).await {
-            match self.write_batch(&mut log, batch, acknowledged.take()).await {
-                Ok(written) if self.memory.borrow().gather.is_empty() => written.decide(),
-                Ok(written) => acknowledged = Some(written),
-                Err(cause) => {
-                    self.poison_with(&cause);
-                    return;
-                }
-            }
-        }
-        // Only when the store was poisoned after that frame.
-        if let Some(acknowledged) = acknowledged {
-            acknowledged.decide();
-        }
-        if self.health.poison.borrow().is_some() {
-            return;
-        }
-        match self.write_closing_frame(&mut log).await {
-            Ok(()) => {
-                self.health.closed.set(true);
-                self.ring_all();
-            }
-            Err(cause) => self.poison_with(&cause),
+        let mut flying = Flying::new();
+        let written = match self.commit(&mut log, &mut flying).await {
+            Ok(()) => self.write_closing_frame(&mut log).await,
+            Err(cause) => Err(cause),
+        };
+        let Err(cause) = written else {
+            self.health.closed.set(true);
+            return self.ring_all();
+        };
+        self.poison_with(&cause);
+        // Behind a frame that failed none is acknowledged, whether or not it is on disk.
+        while let Some(landed) = flying.next().await {
+            landed.batch.fate.decide(Err(in_doubt(cause.clone())));
         }
     }
 
-    /// The next batch; `None` when the store is poisoned, or closed with nothing left to write.
-    /// `is_busy`: a frame has just been written.
-    async fn next_batch(&self, is_busy: bool) -> Option<Batch> {
-        let found = self
-            .work
-            .until(|| {
-                if self.health.poison.borrow().is_some() {
-                    return Some(false);
-                }
-                if !self.memory.borrow().gather.is_empty() {
-                    return Some(true);
-                }
-                self.health.closing.get().then_some(false)
-            })
-            .await;
-        if !found {
-            return None;
-        }
-        if self.options.fsync == Fsync::Group && !is_busy {
-            // One more turn: what is runnable now joins the frame.
-            give_turn().await;
-        }
-        self.memory.borrow_mut().take_batch()
-    }
-
-    /// Writes a frame. Whoever waited for the frame before is told as soon as this one is on its way: the
-    /// device need not wait for their answers.
-    async fn write_batch(
+    /// Writes what is gathered, until the store is closed and nothing is left.
+    async fn commit(
         self: &Rc<Self>,
         log: &mut Log<FileOf<E>>,
-        mut batch: Batch,
-        acknowledged: Option<Acknowledged>,
-    ) -> Result<Acknowledged, Rc<str>> {
+        flying: &mut Flying,
+    ) -> Result<(), Rc<str>> {
+        let mut acknowledged: Option<Acknowledged> = None;
+        loop {
+            while self.may_begin(log, flying.len()) {
+                let Some(frame_bytes) = self.memory.borrow().gather.next_frame_bytes() else {
+                    break;
+                };
+                if log.has_place(frame_bytes) {
+                    self.begin(log, flying);
+                } else {
+                    if let Some(acknowledged) = acknowledged.take() {
+                        acknowledged.decide();
+                    }
+                    // More may join the frame meanwhile, so it is asked for its size again.
+                    self.make_room(log, frame_bytes).await?;
+                }
+            }
+            // A frame is on its way once it was polled. Whoever waited for the one before is told
+            // only then: the device need not wait for their answers.
+            let at_once = poll!(flying.next());
+            if let Some(acknowledged) = acknowledged.take() {
+                acknowledged.decide();
+            }
+            let event = match at_once {
+                Poll::Ready(Some(landed)) => Event::Landed(landed),
+                Poll::Ready(None) | Poll::Pending => self.next_event(log, flying).await?,
+            };
+            match event {
+                Event::Landed(landed) => acknowledged = Some(self.land(log, landed)?),
+                Event::Work => {}
+                Event::End => return Ok(()),
+            }
+        }
+    }
+
+    /// Whether a frame may be begun beside so many others. One that needs another segment, or room that is
+    /// still being made, waits until it is alone.
+    fn may_begin(&self, log: &Log<FileOf<E>>, flying: usize) -> bool {
+        let next = self.memory.borrow().gather.next_frame_bytes();
+        next.is_some_and(|bytes| flying == 0 || flying < FLYING_MAX && log.has_place(bytes))
+    }
+
+    /// Waits until a frame has its place, in a new segment if need be. None is on its way.
+    async fn make_room(
+        self: &Rc<Self>,
+        log: &mut Log<FileOf<E>>,
+        frame_bytes: usize,
+    ) -> Result<(), Rc<str>> {
+        if !log.fits(frame_bytes) {
+            self.switch_segment(log).await?;
+        }
+        let is_free = || (!log.must_wait(frame_bytes)).then_some(());
+        self.segments.until(is_free).await;
+        Ok(())
+    }
+
+    /// Gives the oldest batch its frame.
+    fn begin(self: &Rc<Self>, log: &mut Log<FileOf<E>>, flying: &mut Flying) {
+        let Some(mut batch) = self.memory.borrow_mut().take_batch() else {
+            return;
+        };
         let meta = FrameMeta {
             flags: self.policy_flags(),
-            durable_through: self.health.synced.get(),
+            durable_through: self.durable_through(log),
             payload_len: batch.payload_len(),
             record_count: u32::try_from(batch.entries.len()).expect("a batch is bounded"),
             first_seqno: batch.first_seqno,
         };
         let frame = batch.take_frame();
-        let written = {
-            let mut writing = pin!(self.write_frame(log, frame, meta));
-            let at_once = poll!(writing.as_mut());
-            if let Some(acknowledged) = acknowledged {
-                acknowledged.decide();
+        let frame_bytes = frame.len();
+        let writing = log.begin(frame, meta);
+        self.after_frame(log);
+        flying.push_back(Box::pin(async move {
+            let (result, buffer) = writing.run().await;
+            Landed {
+                batch,
+                frame_bytes,
+                result,
+                buffer,
             }
-            match at_once {
-                Poll::Ready(written) => written,
-                Poll::Pending => writing.await,
-            }
-        };
-        let (outcome, buffer) = match written {
-            Ok((mark, buffer)) => (self.not_poisoned(mark), buffer),
-            Err(cause) => (Err(cause), AlignedBuf::default()),
-        };
-        match outcome {
-            Ok(mark) => {
-                let mut memory = self.memory.borrow_mut();
-                memory.gather.recycle(buffer);
-                memory.complete(&mut batch, mark, &self.cache);
-                drop(memory);
-                self.seal_if_due(log);
-                Ok(Acknowledged {
-                    fate: batch.fate,
-                    sequence: mark.sequence,
-                })
-            }
-            Err(cause) => {
-                batch.fate.decide(Err(WriteError::Poisoned {
-                    cause: Rc::clone(&cause),
-                    in_doubt: true,
-                }));
-                Err(cause)
-            }
+        }));
+    }
+
+    /// What a frame may say of those before it.
+    fn durable_through(&self, log: &Log<FileOf<E>>) -> u64 {
+        if mutation::on("call_flying_durable") {
+            return log.last().sequence;
         }
+        self.health.synced.get()
+    }
+
+    /// Waits until there is something to do.
+    async fn next_event(
+        &self,
+        log: &Log<FileOf<E>>,
+        flying: &mut Flying,
+    ) -> Result<Event, Rc<str>> {
+        let count = flying.len();
+        let work = pin!(self.work.until(|| {
+            if let Some(cause) = self.poison() {
+                return Some(Err(cause));
+            }
+            if self.may_begin(log, count) {
+                return Some(Ok(Event::Work));
+            }
+            let is_over = count == 0 && self.health.closing.get();
+            is_over.then_some(Ok(Event::End))
+        }));
+        if count > 0 {
+            return match select(flying.next(), work).await {
+                Either::Left((landed, _)) => Ok(Event::Landed(landed.expect("one is on its way"))),
+                Either::Right((event, _)) => event,
+            };
+        }
+        let event = work.await;
+        if self.options.fsync == Fsync::Group {
+            // One more turn: what is runnable now joins the frame.
+            give_turn().await;
+        }
+        event
+    }
+
+    /// Makes a frame's records visible, unless it failed or the store is poisoned.
+    fn land(&self, log: &Log<FileOf<E>>, landed: Landed) -> Result<Acknowledged, Rc<str>> {
+        let Landed {
+            mut batch,
+            frame_bytes,
+            result,
+            buffer,
+        } = landed;
+        let written = result.map_err(|error| failed("write", &error));
+        let mark = match written.and_then(|mark| self.not_poisoned(mark)) {
+            Ok(mark) => mark,
+            Err(cause) => {
+                batch.fate.decide(Err(in_doubt(Rc::clone(&cause))));
+                return Err(cause);
+            }
+        };
+        self.note_written(mark, frame_bytes, batch.entries.len());
+        let mut memory = self.memory.borrow_mut();
+        memory.gather.recycle(buffer);
+        memory.complete(&mut batch, mark, &self.cache);
+        drop(memory);
+        self.seal_if_due(log);
+        Ok(Acknowledged {
+            fate: batch.fate,
+            sequence: mark.sequence,
+        })
     }
 
     fn not_poisoned(&self, mark: Mark) -> Result<Mark, Rc<str>> {
@@ -134,38 +229,22 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    /// Writes one frame, in a new segment if need be.
-    async fn write_frame(
-        self: &Rc<Self>,
-        log: &mut Log<FileOf<E>>,
-        frame: AlignedBuf,
-        meta: FrameMeta,
-    ) -> Result<(Mark, AlignedBuf), Rc<str>> {
-        let bytes = frame.len();
-        if !log.fits(bytes) {
-            self.switch_segment(log).await?;
-        }
-        if log.must_wait(bytes) {
-            self.segments
-                .until(|| (!log.must_wait(bytes)).then_some(()))
-                .await;
-        }
-        let (result, buffer) = log.append(frame, meta).await;
-        let mark = result.map_err(|error| failed("write", &error))?;
-        self.count(|counts| counts.wal_frames += 1);
-        self.count(|counts| counts.wal_bytes += len64(bytes));
-        self.count(|counts| counts.wal_records += u64::from(meta.record_count));
+    /// A frame was written: it is as durable as promised.
+    fn note_written(&self, mark: Mark, frame_bytes: usize, records: usize) {
+        self.count(|counts| {
+            counts.wal_frames += 1;
+            counts.wal_bytes += len64(frame_bytes);
+            counts.wal_records += len64(records);
+        });
         self.health.written.set(mark.sequence);
         if self.options.fsync.is_synced() {
             self.count(|counts| counts.wal_syncs += 1);
             self.health.synced.set(mark.sequence);
             self.sync.ring();
         }
-        self.after_frame(log);
-        Ok((mark, buffer))
     }
 
-    /// Looks after the segment that frames go to.
+    /// Looks after the segment that a frame was given its place in.
     fn after_frame(self: &Rc<Self>, log: &Log<FileOf<E>>) {
         let is_half_used = log.offset() > log.segment_bytes() / 2;
         self.supply
@@ -220,8 +299,15 @@ impl<E: Env> Inner<E> {
             durable_through: self.health.synced.get(),
             ..FrameMeta::default()
         };
-        let frame = AlignedBuf::zeroed(frame_bytes(0));
-        self.write_frame(log, frame, meta).await?;
+        let bytes = frame_bytes(0);
+        while !log.has_place(bytes) {
+            self.make_room(log, bytes).await?;
+        }
+        let writing = log.begin(AlignedBuf::zeroed(bytes), meta);
+        self.after_frame(log);
+        let (result, _) = writing.run().await;
+        let mark = result.map_err(|error| failed("write", &error))?;
+        self.note_written(mark, bytes, 0);
         if !self.options.fsync.is_synced() {
             self.sync_log(log).await?;
         }
@@ -237,7 +323,7 @@ impl<E: Env> Inner<E> {
         Ok(())
     }
 
-    fn note_synced(&self, through: u64) {
+    pub(super) fn note_synced(&self, through: u64) {
         self.count(|counts| counts.wal_syncs += 1);
         if through > self.health.synced.get() {
             self.health.synced.set(through);
@@ -251,70 +337,6 @@ impl<E: Env> Inner<E> {
         } else {
             FLAG_UNSYNCED
         }
-    }
-
-    /// The sync task of the weaker policies: syncs at every interval in which something was
-    /// written, and when somebody asks.
-    pub(super) async fn run_syncs(self: Rc<Self>) {
-        let interval = match self.options.fsync {
-            Fsync::Interval(interval) => Some(interval.max(Duration::from_millis(1))),
-            Fsync::Always | Fsync::Group | Fsync::Never => None,
-        };
-        loop {
-            self.sync_due(interval).await;
-            if self.is_stopping() {
-                return;
-            }
-            let through = self.health.written.get();
-            let file = self.supply.borrow().active_file();
-            let Some(file) = file.filter(|_| through > self.health.synced.get()) else {
-                continue;
-            };
-            match file.sync().await {
-                Ok(()) => self.note_synced(through),
-                Err(error) => {
-                    self.poison_with(&failed("sync", &error));
-                    return;
-                }
-            }
-        }
-    }
-
-    async fn sync_due(&self, interval: Option<Duration>) {
-        let asked = std::pin::pin!(self.sync.until(|| {
-            let is_wanted = self.health.sync_wanted.get() > self.health.synced.get();
-            let can = self.health.written.get() >= self.health.sync_wanted.get();
-            (self.is_stopping() || is_wanted && can).then_some(())
-        }));
-        match interval {
-            None => asked.await,
-            Some(interval) => {
-                let timer = std::pin::pin!(self.env.sleep(interval));
-                match select(asked, timer).await {
-                    Either::Left(((), _)) | Either::Right(((), _)) => {}
-                }
-            }
-        }
-    }
-
-    /// Completes when all frames up to `sequence` are durable.
-    pub(super) async fn synced_through(&self, sequence: u64) -> Result<(), WriteError> {
-        let wanted = self.health.sync_wanted.get().max(sequence);
-        self.health.sync_wanted.set(wanted);
-        self.sync.ring();
-        self.sync
-            .until(|| {
-                if self.health.synced.get() >= sequence {
-                    return Some(Ok(()));
-                }
-                self.poison().map(|cause| {
-                    Err(WriteError::Poisoned {
-                        cause,
-                        in_doubt: true,
-                    })
-                })
-            })
-            .await
     }
 }
 
@@ -330,7 +352,14 @@ impl Acknowledged {
     }
 }
 
-fn failed(doing: &str, error: &io::Error) -> Rc<str> {
+pub(super) fn in_doubt(cause: Rc<str>) -> WriteError {
+    WriteError::Poisoned {
+        cause,
+        in_doubt: true,
+    }
+}
+
+pub(super) fn failed(doing: &str, error: &io::Error) -> Rc<str> {
     format!("cannot {doing} the log: {error}").into()
 }
 

@@ -65,7 +65,7 @@ async fn write_segment(env: &SimEnv) -> Vec<u8> {
     };
     for (seqno, record) in [(1, value), (2, tombstone)] {
         let (frame, meta) = frame(seqno, &record);
-        log.append(frame, meta).await.0.unwrap();
+        log.begin(frame, meta).run().await.0.unwrap();
     }
     let (read, buffer) = file.read_at(0, AlignedBuf::zeroed(FRAMES_BYTES)).await;
     assert_eq!(read.unwrap(), FRAMES_BYTES);

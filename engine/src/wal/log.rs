@@ -26,6 +26,22 @@ pub(crate) struct FrameMeta {
     pub(crate) first_seqno: u64,
 }
 
+/// A frame that has its place in the log, to be written there.
+pub(crate) struct Writing<F> {
+    file: F,
+    offset: u64,
+    frame: AlignedBuf,
+    mark: Mark,
+}
+
+impl<F: File> Writing<F> {
+    /// Writes it, and gives its buffer back. Durable on return if the segment was opened so.
+    pub(crate) async fn run(self) -> (io::Result<Mark>, AlignedBuf) {
+        let (result, frame) = self.file.write_at(self.offset, self.frame).await;
+        (result.map(|()| self.mark), frame)
+    }
+}
+
 impl<F: File> Log<F> {
     /// A log that goes on behind `last`, in a segment yet to be given.
     pub(crate) fn new(last: Mark) -> Self {
@@ -56,7 +72,7 @@ impl<F: File> Log<F> {
         self.segment.as_ref().map(|segment| &segment.file)
     }
 
-    /// The last frame.
+    /// The last frame begun.
     pub(crate) fn last(&self) -> Mark {
         self.last
     }
@@ -84,14 +100,15 @@ impl<F: File> Log<F> {
             .is_some_and(|segment| segment.must_wait(end))
     }
 
-    /// Seals and writes a frame whose payload is in place in `frame`, which is as long as the frame.
-    /// Durable on return if the segment was opened so. After a failure the log must not be used
+    /// Whether a frame of this size can be begun now.
+    pub(crate) fn has_place(&self, frame_bytes: usize) -> bool {
+        self.fits(frame_bytes) && !self.must_wait(frame_bytes)
+    }
+
+    /// Seals a frame whose payload is in place in `frame`, which is as long as the frame, and gives it
+    /// its place. Several may be on their way at once. After one that failed the log must not be used
     /// again: whether the frame is on disk is unknown.
-    pub(crate) async fn append(
-        &mut self,
-        mut frame: AlignedBuf,
-        meta: FrameMeta,
-    ) -> (io::Result<Mark>, AlignedBuf) {
+    pub(crate) fn begin(&mut self, mut frame: AlignedBuf, meta: FrameMeta) -> Writing<F> {
         assert!(self.fits(frame.len()), "frame beyond the segment");
         let end = self.end_of(frame.len());
         let segment = self.segment.as_ref().expect("frames fit only a segment");
@@ -111,15 +128,17 @@ impl<F: File> Log<F> {
         };
         let hash = header.seal(FORMAT, &mut frame);
         segment.claim(end);
-        let (result, frame) = segment.file.write_at(self.offset, frame).await;
-        if result.is_ok() {
-            self.offset = end;
-            self.last = Mark {
-                sequence: header.sequence,
-                hash,
-            };
+        let offset = std::mem::replace(&mut self.offset, end);
+        self.last = Mark {
+            sequence: header.sequence,
+            hash,
+        };
+        Writing {
+            file: segment.file.clone(),
+            offset,
+            frame,
+            mark: self.last,
         }
-        (result.map(|()| self.last), frame)
     }
 
     fn end_of(&self, frame_bytes: usize) -> u64 {

@@ -37,6 +37,44 @@ fn segments(simulation: &Simulation, host: HostId) -> Vec<PathBuf> {
 }
 
 #[test]
+fn a_frame_behind_one_that_failed_is_never_acknowledged() {
+    let mut failed_first = 0;
+    for seed in 0..40 {
+        let (simulation, host) = world(seed, DiskOptions::default());
+        let harness = simulation.clone();
+        let fates = run(&simulation, host, move |env| async move {
+            let (store, _) = Store::open(env.clone(), options()).await.unwrap();
+            put(&store, "a", value("1", 1)).await.unwrap();
+            let disk = DiskOptions {
+                write_error: 0.5,
+                ..DiskOptions::default()
+            };
+            harness.set_disk(host, disk);
+            let first = submit(&store, "a", value("2", 2)).await.unwrap();
+            env.sleep(Duration::from_micros(1)).await;
+            let second = submit(&store, "b", value("2", 2)).await.unwrap();
+            (first.wait().await, second.wait().await)
+        });
+        if let (Err(first), second) = &fates {
+            assert!(first.in_doubt());
+            assert!(second.as_ref().unwrap_err().in_doubt());
+            failed_first += 1;
+        }
+        simulation.set_disk(host, DiskOptions::default());
+        run(&simulation, host, move |env| async move {
+            let (store, recovery) = Store::open(env, options()).await.unwrap();
+            assert_eq!(recovery.damaged_from, None);
+            let has_first = get(&store, "a").await.unwrap() == "2";
+            let has_second = get(&store, "b").await.is_some();
+            assert!(has_first || fates.0.is_err());
+            assert!(has_second || fates.1.is_err());
+            assert!(has_first || !has_second, "the second without the first");
+        });
+    }
+    assert!(failed_first > 10, "{failed_first}");
+}
+
+#[test]
 fn a_failed_write_of_the_log_poisons_the_store_for_good() {
     let (simulation, host) = world(1, DiskOptions::default());
     let harness = simulation.clone();

@@ -40,6 +40,14 @@ fn frames_applied_out_of_the_chain_are_found() {
 }
 
 #[test]
+fn a_frame_called_durable_on_its_way_is_found() {
+    must_find(
+        "call_flying_durable",
+        crate::power::nothing_acknowledged_is_lost_whenever_power_is_cut,
+    );
+}
+
+#[test]
 fn a_decision_on_a_stale_base_is_found() {
     must_find(
         "decide_on_stale_base",

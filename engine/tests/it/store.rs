@@ -169,6 +169,35 @@ pub fn an_update_is_decided_on_pending_records_that_reads_do_not_see() {
 }
 
 #[test]
+fn who_is_acknowledged_sees_all_that_was_written_before() {
+    for seed in 0..20 {
+        torc_sim::run(seed, |env| async move {
+            let (store, _) = Store::open(env.clone(), options()).await.unwrap();
+            put(&store, "first segment", value("v", 0)).await.unwrap();
+            let acknowledged = Rc::new(Cell::new(0));
+            for number in 0..100_u64 {
+                let key = number.to_string();
+                let ticket = submit(&store, key, value("v", number)).await.unwrap();
+                let (store, acknowledged) = (store.clone(), Rc::clone(&acknowledged));
+                env.spawn(Class::Foreground, async move {
+                    ticket.wait().await.unwrap();
+                    for before in 0..=number {
+                        assert!(get(&store, before.to_string()).await.is_some());
+                    }
+                    acknowledged.set(acknowledged.get() + 1);
+                });
+                env.sleep(Duration::from_micros(20 + seed)).await;
+            }
+            store.close().await.unwrap();
+            env.sleep(Duration::from_millis(1)).await;
+            assert_eq!(acknowledged.get(), 100);
+            let frames = store.stats().counts.wal_frames;
+            assert!(frames > 4, "{frames} frames");
+        });
+    }
+}
+
+#[test]
 pub fn concurrent_updates_of_a_key_never_lose_one() {
     for seed in 0..20 {
         torc_sim::run(seed, |env| async move {
