@@ -12,7 +12,7 @@ use std::rc::Rc;
 use torc_env::{AlignedBuf, TreeId};
 
 use crate::error::WriteError;
-use crate::frame::{HEADER_BYTES, frame_bytes};
+use crate::frame::HEADER_BYTES;
 use crate::memtable::Packed;
 use crate::signal::Signal;
 use crate::wal;
@@ -72,22 +72,15 @@ impl Batch {
         }
     }
 
-    /// Size of the frame, whole.
-    pub(crate) fn frame_bytes(&self) -> usize {
-        frame_bytes(self.payload_len)
-    }
-
     /// Bytes of records.
     pub(crate) fn payload_len(&self) -> usize {
         self.payload_len
     }
 
-    /// Takes the buffer out, cut to the frame.
-    pub(crate) fn take_frame(&mut self) -> AlignedBuf {
-        let len = self.frame_bytes();
+    /// Takes the buffer out, as long as the frame is to be.
+    pub(crate) fn take_frame(&mut self, len: usize) -> AlignedBuf {
         let mut frame = std::mem::take(&mut self.frame);
-        ensure(&mut frame, len);
-        frame.set_len(len);
+        resize(&mut frame, len);
         frame
     }
 
@@ -98,6 +91,12 @@ impl Batch {
         self.payload_len += bytes;
         self.entries.push((tree, packed));
     }
+}
+
+/// Makes a frame `len` bytes long, keeping what is there.
+pub(crate) fn resize(frame: &mut AlignedBuf, len: usize) {
+    ensure(frame, len);
+    frame.set_len(len);
 }
 
 /// Makes room for `len` bytes, keeping what is there.
@@ -154,9 +153,9 @@ impl Gather {
         Some(batch)
     }
 
-    /// Size of the oldest batch's frame; `None` when nothing waits.
-    pub(crate) fn next_frame_bytes(&self) -> Option<usize> {
-        self.batches.front().map(Batch::frame_bytes)
+    /// Bytes of records of the oldest batch; `None` when nothing waits.
+    pub(crate) fn next_payload_len(&self) -> Option<usize> {
+        self.batches.front().map(Batch::payload_len)
     }
 
     /// Bytes of records that wait.
@@ -178,6 +177,7 @@ mod tests {
     use torc_env::Token;
 
     use super::*;
+    use crate::frame::frame_bytes;
     use crate::memtable::Arena;
     use crate::record::{Kind, Record};
 
@@ -201,7 +201,7 @@ mod tests {
             .map(|batch| (batch.first_seqno, batch.entries.len()))
             .collect();
         assert_eq!(sizes, [(1, 2), (3, 2), (5, 1)]);
-        assert_eq!((gather.bytes(), gather.next_frame_bytes()), (0, None));
+        assert_eq!((gather.bytes(), gather.next_payload_len()), (0, None));
     }
 
     #[test]
@@ -211,8 +211,9 @@ mod tests {
         gather.push(TreeId(1), packed(2, 3 << 20), 1 << 20);
         assert_eq!(gather.pop().unwrap().entries.len(), 1);
         let mut large = gather.pop().unwrap();
-        let frame = large.take_frame();
-        assert_eq!(frame.len(), large.frame_bytes());
+        let bytes = frame_bytes(large.payload_len());
+        let frame = large.take_frame(bytes);
+        assert_eq!(frame.len(), bytes);
         assert!(frame.ends_with(&[1; 64]) || frame.ends_with(&[0; 64]));
     }
 }

@@ -23,6 +23,7 @@ mod tiering;
 
 use torc_env::Token;
 
+use crate::crypt::KeyId;
 use crate::levels::{BOTTOM, Levels, Run, TableRef};
 use crate::options::Options;
 use crate::purge::{PurgeFloors, Reach};
@@ -182,6 +183,15 @@ pub fn pick_purge(
     })?;
     let plan = Plan::of_table(levels, run, table);
     (plan.reach == Reach::Bottom).then_some(plan)
+}
+
+/// A compaction that writes a table again, as it is and where it is, because it is not encrypted with
+/// `key`. None when all are.
+pub fn pick_stale(levels: &Levels, key: Option<KeyId>) -> Option<Plan> {
+    levels.runs().iter().find_map(|run| {
+        let table = run.tables.iter().find(|table| table.info.key != key)?;
+        Some(Plan::of_table(levels, run, table))
+    })
 }
 
 /// A table is written again for the sake of purging when at least one in so many records goes.

@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use crate::crypt::MissingKey;
+
 /// Why a read has no answer. Never to be taken for "absent".
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
@@ -26,6 +28,14 @@ pub enum ReadError {
         offset: u64,
         /// What the device said.
         source: io::Error,
+    },
+    /// Encrypted with a key that was not given.
+    #[error("{}: {source}", path.display())]
+    Key {
+        /// The file, relative to the data directory.
+        path: PathBuf,
+        /// Which key is missing.
+        source: MissingKey,
     },
     /// The store was closed.
     #[error("the store is closed")]
@@ -136,6 +146,14 @@ pub enum OpenError {
         /// The newest version that this program reads.
         known: u16,
     },
+    /// Encrypted with a key that was not given.
+    #[error("{}: {source}", path.display())]
+    Key {
+        /// The file, relative to the data directory.
+        path: PathBuf,
+        /// Which key is missing.
+        source: MissingKey,
+    },
 }
 
 impl From<ReadError> for OpenError {
@@ -155,6 +173,7 @@ impl From<ReadError> for OpenError {
                 doing: "read",
                 source,
             },
+            ReadError::Key { path, source } => OpenError::Key { path, source },
             ReadError::Closed => unreachable!("an opening store is not closed"),
         }
     }

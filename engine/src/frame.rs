@@ -18,16 +18,24 @@
 //! a chain, across the files of a log too. `durable through` is the highest sequence known to be durable
 //! when this frame was composed: a frame at or below such a mark that cannot be read is rot, not
 //! an unfinished write. Pages: `docs/formats/wal.md`, `docs/formats/manifest.md`.
+//!
+//! A *sealed* frame has the version behind the plain one's. Its payload is the encrypted records, the
+//! tag, and the key reference ([`crate::crypt`]); what stands before `body` in its header is authenticated with
+//! them, and the checksums are those of what is stored. So frames are found, checked and chained without
+//! a key.
 
 use torc_env::SECTOR_BYTES;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::codec::{Reader, Writer};
+use crate::crypt::{DataKey, SEAL_BYTES, TAG_BYTES};
 
 /// Bytes of a frame's header.
 pub(crate) const HEADER_BYTES: usize = 64;
 /// Bytes of the header that its checksum covers.
 const CHECKED_BYTES: usize = 60;
+/// Bytes of the header that are authenticated with a sealed payload: all before the checksums.
+pub(crate) const CONTEXT_BYTES: usize = 56;
 /// Largest payload that a reader believes in, in bytes: above every record's limit.
 pub(crate) const PAYLOAD_BYTES_MAX: u32 = 1 << 30;
 
@@ -36,11 +44,22 @@ pub(crate) const PAYLOAD_BYTES_MAX: u32 = 1 << 30;
 pub(crate) struct Format {
     pub(crate) magic: u32,
     pub(crate) version: u16,
+    /// The version of sealed frames, if there may be any.
+    pub(crate) sealed_version: Option<u16>,
+}
+
+impl Format {
+    /// The newest version that this program reads.
+    pub(crate) fn newest(self) -> u16 {
+        self.sealed_version.unwrap_or(self.version)
+    }
 }
 
 /// A frame's header without its checksums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
+    /// Whether the payload is encrypted.
+    pub(crate) sealed: bool,
     /// Meaning is the log's.
     pub(crate) flags: u16,
     /// The file's identity: frames of a recycled file's former life carry another one.
@@ -51,7 +70,7 @@ pub(crate) struct Header {
     pub(crate) previous: u64,
     /// Highest sequence known durable.
     pub(crate) durable_through: u64,
-    /// Bytes of payload.
+    /// Bytes of payload as stored: what sealing adds counts.
     pub(crate) payload_len: u32,
     /// Records in the payload.
     pub(crate) record_count: u32,
@@ -92,21 +111,37 @@ impl Header {
         frame_bytes(usize::try_from(self.payload_len).expect("an address has at least 32 bits"))
     }
 
-    /// Finishes a frame whose payload is in place behind the header: pads it with zeros, fills in the
-    /// header and returns the frame's hash. `frame` is as long as [`Header::frame_bytes`].
-    pub(crate) fn seal(&self, format: Format, frame: &mut [u8]) -> u64 {
+    /// Finishes a frame whose records are in place behind the header: encrypts them if there is a `key`,
+    /// pads the frame with zeros, fills in the header and returns the frame's hash. `frame` is as long as
+    /// [`Header::frame_bytes`].
+    pub(crate) fn finish(&self, format: Format, frame: &mut [u8], key: Option<&DataKey>) -> u64 {
         assert_eq!(frame.len(), self.frame_bytes(), "length of the frame");
-        let payload_end = HEADER_BYTES
-            + usize::try_from(self.payload_len).expect("an address has at least 32 bits");
-        frame[payload_end..].fill(0);
-        let body_crc = crc_fast::crc32_iscsi(&frame[HEADER_BYTES..]);
-        let mut fields = Writer::new(&mut frame[..HEADER_BYTES]);
-        fields.u32(format.magic).u16(format.version).u16(self.flags);
+        assert_eq!(self.sealed, key.is_some(), "a sealed frame has a key");
+        let version = match format.sealed_version {
+            Some(sealed) if self.sealed => sealed,
+            None if self.sealed => panic!("frames of this kind are not sealed"),
+            _ => format.version,
+        };
+        let (header, body) = frame.split_at_mut(HEADER_BYTES);
+        let mut fields = Writer::new(header);
+        fields.u32(format.magic).u16(version).u16(self.flags);
         fields.u64(self.log).u64(self.sequence).u64(self.previous);
         fields.u64(self.durable_through);
         fields.u32(self.payload_len).u32(self.record_count);
-        fields.u64(self.first_seqno).u32(body_crc);
-        assert_eq!(fields.position(), CHECKED_BYTES, "layout of the header");
+        fields.u64(self.first_seqno);
+        assert_eq!(fields.position(), CONTEXT_BYTES, "layout of the header");
+        let payload_len =
+            usize::try_from(self.payload_len).expect("an address has at least 32 bits");
+        let (payload, padding) = body.split_at_mut(payload_len);
+        padding.fill(0);
+        if let Some(key) = key {
+            let (records, behind) = payload.split_at_mut(payload_len - SEAL_BYTES);
+            let tag = key.seal(self.sequence, &header[..CONTEXT_BYTES], records);
+            behind[..TAG_BYTES].copy_from_slice(&tag);
+            behind[TAG_BYTES..].copy_from_slice(&key.reference().encode());
+        }
+        let body_crc = crc_fast::crc32_iscsi(body);
+        header[CONTEXT_BYTES..CHECKED_BYTES].copy_from_slice(&body_crc.to_le_bytes());
         let header_crc = crc_fast::crc32_iscsi(&frame[..CHECKED_BYTES]);
         frame[CHECKED_BYTES..HEADER_BYTES].copy_from_slice(&header_crc.to_le_bytes());
         xxh3_64(&frame[..HEADER_BYTES])
@@ -125,6 +160,7 @@ impl Header {
         }
         let version = fields.u16()?;
         let header = Header {
+            sealed: Some(version) == format.sealed_version,
             flags: fields.u16()?,
             log: fields.u64()?,
             sequence: fields.u64()?,
@@ -140,7 +176,7 @@ impl Header {
         if found != expected {
             return Some(Err(Damage::Header { expected, found }));
         }
-        if version != format.version {
+        if version != format.version && !header.sealed {
             return Some(Err(Damage::Version {
                 found: version,
                 log: header.log,
@@ -153,7 +189,7 @@ impl Header {
     }
 
     /// Checks the body of a frame whose header was parsed from the same bytes, and returns its
-    /// payload and the frame's hash.
+    /// payload, sealed if it is, and the frame's hash.
     pub(crate) fn verify<'a>(&self, bytes: &'a [u8]) -> Result<(&'a [u8], u64), Damage> {
         let frame = bytes.get(..self.frame_bytes()).ok_or(Damage::Body)?;
         let (header, body) = frame.split_at(HEADER_BYTES);
@@ -186,10 +222,12 @@ mod tests {
     const FORMAT: Format = Format {
         magic: 0x1234_5678,
         version: 1,
+        sealed_version: None,
     };
 
     fn frame(payload: &[u8]) -> (Header, Vec<u8>) {
         let header = Header {
+            sealed: false,
             flags: 1,
             log: 2,
             sequence: 3,
@@ -201,7 +239,7 @@ mod tests {
         };
         let mut bytes = vec![0xAA; header.frame_bytes()];
         bytes[HEADER_BYTES..HEADER_BYTES + payload.len()].copy_from_slice(payload);
-        header.seal(FORMAT, &mut bytes);
+        header.finish(FORMAT, &mut bytes, None);
         (header, bytes)
     }
 
@@ -246,7 +284,7 @@ mod tests {
             ..FORMAT
         };
         let (header, mut bytes) = frame(b"");
-        header.seal(newer, &mut bytes);
+        header.finish(newer, &mut bytes, None);
         assert_eq!(read(&bytes), Err(Damage::Version { found: 2, log: 2 }));
     }
 }

@@ -2,19 +2,22 @@
 //!
 //! Not on a request's path: for whoever looks at a data directory, also that of a node that is down.
 //! Reads only. A damaged part is a line that begins with `DAMAGED`, and whatever can be read is printed
-//! all the same. What it says about one file is not what an open of the store would conclude: that
+//! all the same. Of what is encrypted with a key that is not given, the checksums are verified and the
+//! rest is not shown. What it says about one file is not what an open of the store would conclude: that
 //! looks at all of them together.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use torc_env::{AlignedBuf, Disk, File, OpenMode, SECTOR_BYTES, Token, TokenRange};
 
+use crate::crypt::{FileUse, Keys, Opener, Unopened, key_of};
 use crate::error::ReadError;
 use crate::frame::{Format, Header};
 use crate::manifest::{self, Change};
 use crate::record::{Entry, ScanFrom};
-use crate::table::{ReadAhead, Table, table_id};
+use crate::table::{ReadAhead, Table, checksums_of, table_id};
 use crate::wal::{self, FLAG_CLOSED, FLAG_UNSYNCED, SegmentId};
 
 /// Why a file cannot be looked at.
@@ -37,34 +40,44 @@ pub enum InspectError {
 struct Frame<'a> {
     at: usize,
     header: Header,
+    /// From the header on, to the end of the file.
+    bytes: &'a [u8],
     payload: &'a [u8],
     hash: u64,
 }
 
-/// Prints what the file at `path` holds, record by record if `with_records`, a line at a time. Returns
-/// the number of damaged parts.
+/// How a file is looked at.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Print every record too.
+    pub with_records: bool,
+    /// What encrypted files need.
+    pub keys: Keys,
+}
+
+/// Prints what the file at `path` holds, a line at a time. Returns the number of damaged parts.
 ///
 /// # Errors
 /// When the file is of no known kind, or cannot be read at all.
 pub async fn inspect<D: Disk>(
     disk: &D,
     path: &Path,
-    with_records: bool,
+    view: &View,
     print: &mut dyn FnMut(String),
 ) -> Result<u64, InspectError> {
     let name = path.file_name().and_then(|name| name.to_str());
     let name = name.unwrap_or_default();
     if let Some(file_id) = table_id(name) {
         let dir = path.parent().unwrap_or(Path::new(""));
-        return table(disk, dir, file_id, with_records, print).await;
+        return table(disk, dir, file_id, view, print).await;
     }
     if let Some(id) = SegmentId::from_name(name) {
         let bytes = content(disk, path).await?;
-        return Ok(segment(&bytes, id, with_records, print));
+        return Ok(segment(&bytes, id, view, print));
     }
     if let Some(id) = manifest::log_id(name) {
         let bytes = content(disk, path).await?;
-        return Ok(manifest_log(&bytes, id, print));
+        return Ok(manifest_log(&bytes, id, &view.keys, print));
     }
     if name == manifest::ROOT_NAME {
         let bytes = content(disk, path).await?;
@@ -91,12 +104,16 @@ async fn table<D: Disk>(
     disk: &D,
     dir: &Path,
     file_id: u64,
-    with_records: bool,
+    view: &View,
     print: &mut dyn FnMut(String),
 ) -> Result<u64, InspectError> {
-    let table = match Table::open(disk, dir, file_id).await {
+    let table = match Table::open(disk, dir, file_id, &view.keys).await {
         Ok(table) => table,
         Err(ReadError::Io { path, source, .. }) => return Err(InspectError::Io { path, source }),
+        Err(ReadError::Key { source, .. }) => {
+            print(format!("table {file_id:016x}: {source}"));
+            return checksums(disk, dir, file_id, print).await;
+        }
         Err(error) => {
             print(format!("DAMAGED: {error}"));
             return Ok(1);
@@ -107,6 +124,9 @@ async fn table<D: Disk>(
         "table {file_id:016x} of tree {}, {} bytes",
         info.tree.0, info.bytes
     ));
+    if let Some(key) = info.key {
+        print(format!("encrypted with master key {key}"));
+    }
     print(format!(
         "{} records in {} blocks: {} tombstones, {} with an expiry; {} bytes of keys, {} of values",
         info.entries, info.blocks, info.tombstones, info.expiring, info.key_bytes, info.value_bytes
@@ -129,7 +149,7 @@ async fn table<D: Disk>(
         info.first_key.escape_ascii(),
         info.last_key.escape_ascii(),
     ));
-    let (records, damaged) = blocks(&table, with_records, print).await?;
+    let (records, damaged) = blocks(&table, view.with_records, print).await?;
     print(format!(
         "{records} records verified, {damaged} damaged blocks"
     ));
@@ -138,6 +158,28 @@ async fn table<D: Disk>(
         return Ok(1);
     }
     Ok(damaged)
+}
+
+/// Verifies the checksums of a sealed table without its key.
+async fn checksums<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    file_id: u64,
+    print: &mut dyn FnMut(String),
+) -> Result<u64, InspectError> {
+    match checksums_of(disk, dir, file_id).await {
+        Ok(blocks) => {
+            print(format!(
+                "{blocks} blocks and all sections have the checksums that they should; nothing was decrypted"
+            ));
+            Ok(0)
+        }
+        Err(ReadError::Io { path, source, .. }) => Err(InspectError::Io { path, source }),
+        Err(error) => {
+            print(format!("DAMAGED: {error}"));
+            Ok(1)
+        }
+    }
 }
 
 /// Reads every block; returns the records read and the blocks that cannot be.
@@ -184,7 +226,8 @@ fn entry_line(entry: &Entry) -> String {
     )
 }
 
-fn segment(bytes: &[u8], id: SegmentId, with_records: bool, print: &mut dyn FnMut(String)) -> u64 {
+fn segment(bytes: &[u8], id: SegmentId, view: &View, print: &mut dyn FnMut(String)) -> u64 {
+    let mut opener = Opener::new(&view.keys, FileUse::Segment(id.0));
     print(format!("log segment {id}, {} bytes", bytes.len()));
     let frames = frames(bytes, wal::FORMAT, id.0);
     let mut damaged = chain_damage(&frames, print);
@@ -201,12 +244,15 @@ fn segment(bytes: &[u8], id: SegmentId, with_records: bool, print: &mut dyn FnMu
             }
         }
         print(line);
-        match wal::decode(frame.payload, header.record_count) {
+        let Some(payload) = open(frame, &mut opener, &mut damaged, print) else {
+            continue;
+        };
+        match wal::decode(&payload, header.record_count) {
             None => {
                 damaged += 1;
                 print(format!("DAMAGED: malformed records at offset {}", frame.at));
             }
-            Some(records) if with_records => {
+            Some(records) if view.with_records => {
                 for record in records {
                     print(format!(
                         "  tree {} \"{}\" {:?}, stamp {}, expires {}, {} bytes",
@@ -225,7 +271,33 @@ fn segment(bytes: &[u8], id: SegmentId, with_records: bool, print: &mut dyn FnMu
     damaged
 }
 
-fn manifest_log(bytes: &[u8], id: u64, print: &mut dyn FnMut(String)) -> u64 {
+/// The payload of a frame, in the clear; `None`, and a line about it, when it cannot be had.
+fn open<'a>(
+    frame: &Frame<'a>,
+    opener: &mut Opener,
+    damaged: &mut u64,
+    print: &mut dyn FnMut(String),
+) -> Option<Cow<'a, [u8]>> {
+    match opener.open(&frame.header, frame.bytes, frame.payload) {
+        Ok(payload) => Some(payload),
+        Err(Unopened::Missing(missing)) => {
+            print(format!("  not shown: {missing}"));
+            None
+        }
+        Err(Unopened::Forged) => {
+            *damaged += 1;
+            print(format!(
+                "DAMAGED: at offset {}: {}",
+                frame.at,
+                Unopened::FORGED
+            ));
+            None
+        }
+    }
+}
+
+fn manifest_log(bytes: &[u8], id: u64, keys: &Keys, print: &mut dyn FnMut(String)) -> u64 {
+    let mut opener = Opener::new(keys, FileUse::Manifest(id));
     print(format!("manifest log {id:016x}, {} bytes", bytes.len()));
     let frames = frames(bytes, manifest::LOG_FORMAT, id);
     let mut damaged = chain_damage(&frames, print);
@@ -235,7 +307,10 @@ fn manifest_log(bytes: &[u8], id: u64, print: &mut dyn FnMut(String)) -> u64 {
     }
     for frame in &frames {
         print(frame_line(frame, "changes"));
-        match Change::decode_edit(frame.payload, frame.header.record_count) {
+        let Some(payload) = open(frame, &mut opener, &mut damaged, print) else {
+            continue;
+        };
+        match Change::decode_edit(&payload, frame.header.record_count) {
             None => {
                 damaged += 1;
                 print(format!("DAMAGED: malformed changes at offset {}", frame.at));
@@ -271,9 +346,15 @@ fn root(bytes: &[u8], print: &mut dyn FnMut(String)) -> u64 {
 }
 
 fn frame_line(frame: &Frame<'_>, what: &str) -> String {
+    let header = &frame.header;
+    let key = key_of(header, frame.payload).map(|key| format!(", encrypted with master key {key}"));
     format!(
-        "frame {} at {}: {} {what}, {} bytes",
-        frame.header.sequence, frame.at, frame.header.record_count, frame.header.payload_len,
+        "frame {} at {}: {} {what}, {} bytes{}",
+        header.sequence,
+        frame.at,
+        header.record_count,
+        header.payload_len,
+        key.unwrap_or_default(),
     )
 }
 
@@ -293,6 +374,7 @@ fn frames(bytes: &[u8], format: Format, log: u64) -> Vec<Frame<'_>> {
                 frames.push(Frame {
                     at,
                     header,
+                    bytes: rest,
                     payload,
                     hash,
                 });

@@ -12,6 +12,7 @@ pub mod cache;
 mod codec;
 mod commit;
 pub mod compaction;
+pub mod crypt;
 #[cfg(test)]
 mod dump;
 pub mod error;
@@ -36,6 +37,7 @@ pub mod store;
 pub mod table;
 mod wal;
 
+pub use crypt::{KeyFileError, KeyId, Keys, MissingKey};
 pub use error::{JobError, OpenError, ReadError, WriteError};
 pub use layout::Layout;
 pub use memtable::Sealed;

@@ -16,6 +16,7 @@ mod files;
 mod format_tests;
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -27,6 +28,7 @@ pub(crate) use change::{Change, Listed, State};
 pub(crate) use files::{LOG_FORMAT, ROOT_NAME, log_id, parse_slot};
 use files::{LogFile, RootFile};
 
+use crate::crypt::{DataKey, FileUse, KeyId, Keys, WriterSalt};
 use crate::error::OpenError;
 use crate::signal::Turn;
 
@@ -37,6 +39,7 @@ const FULL_RETRY: Duration = Duration::from_millis(250);
 pub(crate) struct Manifest<E: Env> {
     env: E,
     dir: PathBuf,
+    keys: RefCell<Keys>,
     state: RefCell<State>,
     turn: Turn,
     files: RefCell<Option<Files<E>>>,
@@ -50,15 +53,22 @@ struct Files<E: Env> {
 }
 
 impl<E: Env> Manifest<E> {
-    /// Reads the manifest in `dir`, or begins one if `is_fresh` (no segment and no table exists).
-    pub(crate) async fn open(env: &E, dir: &Path, is_fresh: bool) -> Result<Self, OpenError> {
+    /// Reads the manifest in `dir`, or begins one if `is_fresh` (no segment and no table exists). What it
+    /// writes is sealed with the active one of `keys`; a log sealed otherwise is replaced.
+    pub(crate) async fn open(
+        env: &E,
+        dir: &Path,
+        is_fresh: bool,
+        keys: &Keys,
+    ) -> Result<Self, OpenError> {
         let disk = env.disk();
         let (files, state) = match RootFile::read(disk, dir).await? {
             Some((root, pointer)) => {
-                let (log, state) = LogFile::read(disk, dir, pointer).await?;
+                let salt = || WriterSalt::draw(env);
+                let (log, state) = LogFile::read(disk, dir, pointer, keys, salt).await?;
                 (Files { root, log }, state)
             }
-            None if is_fresh => Self::begin(env, dir, State::default()).await?,
+            None if is_fresh => Self::begin(env, dir, State::default(), keys).await?,
             None => {
                 return Err(OpenError::Corrupt {
                     path: files::root_path(dir),
@@ -68,25 +78,45 @@ impl<E: Env> Manifest<E> {
             }
         };
         files::remove_other_logs(disk, dir, files.log.id).await?;
-        Ok(Self {
+        let manifest = Self {
             env: env.clone(),
             dir: dir.to_owned(),
+            keys: RefCell::new(keys.clone()),
             state: RefCell::new(state),
             turn: Turn::default(),
             files: RefCell::new(Some(files)),
-        })
+        };
+        let rekeyed = manifest.rekey().await;
+        rekeyed.map_err(|cause| OpenError::Io {
+            path: dir.to_owned(),
+            doing: "begin a manifest log under the newest key",
+            source: io::Error::other(cause.to_string()),
+        })?;
+        Ok(manifest)
     }
 
     /// Begins a manifest in `dir`, which has none, that says `state` from the start. Durable on
     /// return, except for the directory's own name.
-    pub(crate) async fn create(env: &E, dir: &Path, state: State) -> Result<(), OpenError> {
-        Self::begin(env, dir, state).await.map(drop)
+    pub(crate) async fn create(
+        env: &E,
+        dir: &Path,
+        state: State,
+        keys: &Keys,
+    ) -> Result<(), OpenError> {
+        Self::begin(env, dir, state, keys).await.map(drop)
     }
 
-    async fn begin(env: &E, dir: &Path, state: State) -> Result<(Files<E>, State), OpenError> {
+    async fn begin(
+        env: &E,
+        dir: &Path,
+        state: State,
+        keys: &Keys,
+    ) -> Result<(Files<E>, State), OpenError> {
         let begin = async {
             let disk = env.disk();
-            let log = LogFile::create(disk, dir, env.random(), &state.snapshot()).await?;
+            let id = env.random();
+            let key = log_key(env, keys, id);
+            let log = LogFile::create(disk, dir, id, &state.snapshot(), key).await?;
             let mut root = RootFile::create(disk, dir).await?;
             root.point_to(log.pointer()).await?;
             disk.sync_dir(dir).await?;
@@ -103,6 +133,46 @@ impl<E: Env> Manifest<E> {
     /// What is in force.
     pub(crate) fn state(&self) -> std::cell::Ref<'_, State> {
         self.state.borrow()
+    }
+
+    /// Seals with other keys from the next edit or [`Manifest::rekey`] on.
+    pub(crate) fn set_keys(&self, keys: &Keys) {
+        self.keys.replace(keys.clone());
+    }
+
+    /// The key that is sealed with.
+    pub(crate) fn active_key(&self) -> Option<KeyId> {
+        self.keys.borrow().active()
+    }
+
+    /// The master keys of the log's frames; `None` stands for frames in the clear. Nothing while an
+    /// edit is being written.
+    pub(crate) fn key_ids(&self) -> BTreeSet<Option<KeyId>> {
+        let files = self.files.borrow();
+        let log = files.as_ref().map(|files| files.log.key_ids().clone());
+        log.unwrap_or_default()
+    }
+
+    /// Goes over to a new log if the one there is not sealed with the active key, or not sealed though it
+    /// should be. On a full disk that waits for a later edit.
+    pub(crate) async fn rekey(&self) -> Result<(), Rc<str>> {
+        let _turn = self.turn.take().await;
+        let Some(mut files) = self.files.take() else {
+            return Err("the manifest failed before".into());
+        };
+        if self.is_stale(&files) {
+            self.rotate(&mut files)
+                .await
+                .map_err(|error| format!("manifest: {error}"))?;
+        }
+        self.files.replace(Some(files));
+        Ok(())
+    }
+
+    fn is_stale(&self, files: &Files<E>) -> bool {
+        let active = self.active_key();
+        let mut ids = files.log.key_ids().iter();
+        ids.any(|id| *id != active)
     }
 
     /// As [`Manifest::commit_with`], for an edit that fits whatever came before it.
@@ -145,7 +215,7 @@ impl<E: Env> Manifest<E> {
 
     async fn write(&self, files: &mut Files<E>, changes: &[Change]) -> io::Result<()> {
         loop {
-            if files.log.is_used_up() {
+            if files.log.is_used_up() || self.is_stale(files) {
                 self.rotate(files).await?;
             }
             match files.log.append(changes).await {
@@ -162,7 +232,9 @@ impl<E: Env> Manifest<E> {
     async fn rotate(&self, files: &mut Files<E>) -> io::Result<()> {
         let disk = self.env.disk();
         let snapshot = self.state.borrow().snapshot();
-        let new = match LogFile::create(disk, &self.dir, self.env.random(), &snapshot).await {
+        let id = self.env.random();
+        let key = log_key(&self.env, &self.keys.borrow(), id);
+        let new = match LogFile::create(disk, &self.dir, id, &snapshot, key).await {
             Ok(new) => new,
             Err(error) => {
                 tracing::warn!(%error, "cannot begin a new manifest log; the old one goes on");
@@ -177,4 +249,8 @@ impl<E: Env> Manifest<E> {
         }
         Ok(())
     }
+}
+
+fn log_key(env: &impl Env, keys: &Keys, id: u64) -> Option<DataKey> {
+    keys.begin(|| WriterSalt::draw(env), FileUse::Manifest(id))
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::compaction::Strategy;
+use crate::crypt::Keys;
 
 /// When an update counts as done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +39,9 @@ pub struct Options {
     pub file_id_first: u64,
     /// When an update counts as done. Default: group.
     pub fsync: Fsync,
+    /// Master keys. What the store writes is encrypted with the active one; [`crate::Store::set_keys`]
+    /// changes them later. Default: none, everything is written in the clear.
+    pub keys: Keys,
     /// Memory of all memtables, active and sealed. Half of it full seals the active one.
     /// Default 64 MiB.
     pub memtable_bytes: usize,
@@ -90,6 +94,7 @@ impl Options {
             dir: dir.into(),
             file_id_first: 1,
             fsync: Fsync::Group,
+            keys: Keys::default(),
             memtable_bytes: 64 << 20,
             cache_bytes: 64 << 20,
             wal_segment_bytes: 64 << 20,

@@ -18,6 +18,7 @@
 mod compact;
 mod damage;
 mod flush;
+mod keys;
 mod load;
 mod memory;
 mod open;
@@ -40,6 +41,7 @@ use torc_env::{Class, Disk, Env, Token, TreeId};
 
 use crate::cache::RecordCache;
 use crate::compaction::Strategy;
+use crate::crypt::Keys;
 use crate::error::{OpenError, ReadError, WriteError};
 use crate::manifest::{Change, Manifest, State};
 use crate::options::Options;
@@ -76,6 +78,8 @@ impl<E: Env> Clone for Store<E> {
 struct Inner<E: Env> {
     env: E,
     options: Options,
+    /// As last given: those of the options may be older.
+    keys: RefCell<Keys>,
     wal_dir: PathBuf,
     tables_dir: PathBuf,
     manifest: Manifest<E>,
@@ -117,6 +121,8 @@ struct Health {
     closing: Cell<bool>,
     /// The last frame is written.
     closed: Cell<bool>,
+    /// The log is to go on in a segment under the newest key, whether or not there is something to write.
+    rekey_wanted: Cell<bool>,
     /// Values are refused.
     disk_full: Cell<bool>,
     /// Free space when last looked at.
@@ -196,7 +202,9 @@ impl<E: Env> Store<E> {
         self.0.flush_all().await
     }
 
-    /// Merges every tree's tables into one run, purging what the floors allow. Does not flush.
+    /// Merges every tree's tables into one run, purging what the floors allow, and writes again what is not
+    /// encrypted with the active key: on return, nothing that the store had written before [`Store::set_keys`]
+    /// needs an older one. Does not flush otherwise.
     ///
     /// # Errors
     /// When the store is poisoned or closed first, or a table cannot be read.

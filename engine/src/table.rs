@@ -12,6 +12,7 @@
 
 mod block;
 mod block_builder;
+mod checksums;
 mod chunk;
 mod elias_fano;
 mod fence;
@@ -30,6 +31,9 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use torc_env::{Token, TreeId};
 
+use crate::crypt::KeyId;
+
+pub(crate) use checksums::checksums_of;
 pub use filter::FilterBits;
 pub use iter::{ReadAhead, TableIter};
 pub use reader::{Found, Table};
@@ -44,6 +48,8 @@ pub struct TableInfo {
     pub tree: TreeId,
     /// Length of the file.
     pub bytes: u64,
+    /// The master key that it is sealed with; `None` when it is in the clear.
+    pub key: Option<KeyId>,
     /// Data blocks.
     pub blocks: u64,
     /// Records, tombstones included. A table has at least one.

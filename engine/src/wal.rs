@@ -10,7 +10,9 @@
 //! continued; a segment holds nothing before the manifest lists it. Format and crash states:
 //! `docs/formats/wal.md`.
 //!
-//! It does not decide what to acknowledge, and does not know keys.
+//! A sealed segment has a data key of its own, under which a sequence number is used once.
+//!
+//! It does not decide what to acknowledge, and does not know the keys of records.
 
 mod chain;
 #[cfg(test)]
@@ -25,12 +27,13 @@ use crate::frame::Format;
 pub(crate) use log::{FrameMeta, Log};
 pub(crate) use payload::{decode, encode, encoded_bytes};
 pub(crate) use replay::{Replayed, replay};
-pub(crate) use segment::{Segment, SegmentId};
+pub(crate) use segment::{Segment, SegmentId, SegmentPlan};
 
 /// Frames of the write-ahead log.
 pub(crate) const FORMAT: Format = Format {
     magic: u32::from_le_bytes(*b"TWAL"),
     version: 1,
+    sealed_version: Some(2),
 };
 
 /// Frame flag: its records were acknowledged when written, not when durable.

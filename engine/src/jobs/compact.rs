@@ -9,6 +9,7 @@ use torc_env::{Disk, Job, TokenRange, TreeId};
 
 use super::output::{OutputSettings, Outputs};
 use crate::compaction::Plan;
+use crate::crypt::{Keys, Sealing};
 use crate::error::JobError;
 use crate::merge::{Merge, RunIter, Source};
 use crate::purge::PurgeRule;
@@ -34,6 +35,8 @@ pub struct CompactJob {
     pub block_bytes: usize,
     /// Size at which a table ends.
     pub table_bytes: u64,
+    /// How inputs are, and outputs will be, encrypted.
+    pub sealing: Sealing,
 }
 
 /// What a compaction did.
@@ -63,7 +66,8 @@ impl CompactJob {
         disk: &D,
         outputs: &mut Outputs<D>,
     ) -> Result<CompactOutput, JobError> {
-        let mut merge: RunMerge<D> = open(disk, &self.dir, &self.sources).await?;
+        let mut merge: RunMerge<D> =
+            open(disk, &self.dir, &self.sources, self.sealing.keys()).await?;
         let mut merged = 0;
         let mut purged = 0;
         while let Some(entry) = merge.next().await? {
@@ -95,6 +99,7 @@ impl Job for CompactJob {
             filter: self.filter,
             block_bytes: self.block_bytes,
             table_bytes: self.table_bytes,
+            sealing: self.sealing.clone(),
         };
         let mut outputs = Outputs::new(disk.clone(), settings);
         match self.write(&disk, &mut outputs).await {
@@ -112,12 +117,14 @@ async fn open<D: Disk>(
     disk: &D,
     dir: &Path,
     sources: &[Vec<(u64, TokenRange)>],
+    keys: &Keys,
 ) -> Result<RunMerge<D>, JobError> {
     let mut runs = Vec::with_capacity(sources.len());
     for source in sources {
         let mut tables = Vec::with_capacity(source.len());
         for (file_id, range) in source {
-            tables.push((Table::open_for_scan(disk, dir, *file_id).await?, *range));
+            let table = Table::open_for_scan(disk, dir, *file_id, keys).await?;
+            tables.push((table, *range));
         }
         let from = ScanFrom::Token(TokenRange::ALL.first);
         runs.push(Source::Run(RunIter::new(

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use torc_env::{Disk, Job, TreeId};
 
 use super::output::{OutputSettings, Outputs};
+use crate::crypt::Sealing;
 use crate::error::JobError;
 use crate::memtable::Sealed;
 use crate::table::{FilterBits, TableInfo};
@@ -23,6 +24,8 @@ pub struct FlushJob {
     pub block_bytes: usize,
     /// Size at which a table ends.
     pub table_bytes: u64,
+    /// How they are encrypted.
+    pub sealing: Sealing,
 }
 
 /// What a flush wrote.
@@ -63,6 +66,7 @@ impl Job for FlushJob {
             filter: FilterBits::Sixteen,
             block_bytes: self.block_bytes,
             table_bytes: self.table_bytes,
+            sealing: self.sealing.clone(),
         };
         let mut outputs = Outputs::new(disk, settings);
         match self.write(&mut outputs).await {
@@ -82,6 +86,7 @@ mod tests {
     use torc_sim::{DiskOptions, SimEnv, Simulation};
 
     use super::*;
+    use crate::crypt::Keys;
     use crate::memtable::{Arena, Memtable};
     use crate::record::{EntryRef, Kind, ScanFrom};
     use crate::table::{ReadAhead, Table, table_id};
@@ -126,6 +131,7 @@ mod tests {
             file_ids,
             block_bytes: 8192,
             table_bytes,
+            sealing: Sealing::default(),
         }
     }
 
@@ -133,7 +139,9 @@ mod tests {
         let sealed = sealed();
         let mut found: Vec<(TreeId, Bytes)> = vec![];
         for info in &output.tables {
-            let table = Table::open(env.disk(), &dir(), info.file_id).await.unwrap();
+            let table = Table::open(env.disk(), &dir(), info.file_id, &Keys::default())
+                .await
+                .unwrap();
             let from = ScanFrom::Token(Token(0));
             let mut iter = table.iter(&from, TokenRange::ALL, ReadAhead::Background);
             while let Some(entry) = iter.next().await.unwrap() {

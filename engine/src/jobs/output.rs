@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use torc_env::{Disk, TreeId};
 
+use crate::crypt::Sealing;
 use crate::error::JobError;
 use crate::record::EntryRef;
 use crate::table::{FilterBits, TableInfo, TableOptions, TableWriter, table_path};
@@ -20,6 +21,7 @@ pub(super) struct OutputSettings {
     pub(super) block_bytes: usize,
     /// Size at which a table ends.
     pub(super) table_bytes: u64,
+    pub(super) sealing: Sealing,
 }
 
 pub(super) struct Outputs<D: Disk> {
@@ -109,7 +111,8 @@ impl<D: Disk> Outputs<D> {
             block_bytes: self.settings.block_bytes,
             filter: self.settings.filter,
         };
-        let writer = TableWriter::create(self.disk.clone(), &path, file_id, options).await?;
+        let (disk, sealing) = (self.disk.clone(), &self.settings.sealing);
+        let writer = TableWriter::create(disk, &path, file_id, options, sealing).await?;
         Ok(self.writer.insert(writer))
     }
 }

@@ -1,5 +1,6 @@
 //! The manifest's files: a root with two slots, and the log that the newer slot names.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -7,6 +8,9 @@ use torc_env::{AlignedBuf, Disk, File, OpenMode, SECTOR_BYTES, mutation};
 
 use super::change::{Change, State};
 use crate::codec::{Reader, Writer};
+use crate::crypt::{
+    DataKey, FileUse, KeyId, Keys, Opener, SEAL_BYTES, Unopened, WriterSalt, key_of,
+};
 use crate::error::OpenError;
 use crate::frame::{Damage, Format, HEADER_BYTES, Header, Mark, frame_bytes};
 
@@ -14,11 +18,13 @@ use crate::frame::{Damage, Format, HEADER_BYTES, Header, Mark, frame_bytes};
 pub(crate) const LOG_FORMAT: Format = Format {
     magic: u32::from_le_bytes(*b"TMAN"),
     version: 1,
+    sealed_version: Some(2),
 };
 /// Frames of the root.
 pub(super) const ROOT_FORMAT: Format = Format {
     magic: u32::from_le_bytes(*b"TROT"),
     version: 1,
+    sealed_version: None,
 };
 
 /// Smallest size of a log's file, reserved when it is created: edits on a full disk go into what
@@ -133,6 +139,7 @@ impl<F: File> RootFile<F> {
     pub(super) async fn point_to(&mut self, pointer: Pointer) -> io::Result<()> {
         let generation = self.generation + 1;
         let header = Header {
+            sealed: false,
             flags: 0,
             log: 0,
             sequence: generation,
@@ -146,7 +153,7 @@ impl<F: File> RootFile<F> {
         Writer::new(&mut frame[HEADER_BYTES..])
             .u64(pointer.log)
             .u64(pointer.first_hash);
-        header.seal(ROOT_FORMAT, &mut frame);
+        header.finish(ROOT_FORMAT, &mut frame, None);
         let (result, _) = self.file.write_at(generation % 2 * SECTOR, frame).await;
         result?;
         self.generation = generation;
@@ -187,6 +194,10 @@ pub(super) struct LogFile<F> {
     last: Mark,
     offset: u64,
     reserved: u64,
+    /// Of what this process appends; an earlier one used another.
+    key: Option<DataKey>,
+    /// The master keys of all its frames, `None` among them when some are in the clear.
+    key_ids: BTreeSet<Option<KeyId>>,
 }
 
 impl<F: File> LogFile<F> {
@@ -197,9 +208,10 @@ impl<F: File> LogFile<F> {
         dir: &Path,
         id: u64,
         snapshot: &[Change],
+        key: Option<DataKey>,
     ) -> io::Result<Self> {
         let path = log_path(dir, id);
-        let created = Self::create_at(disk, dir, &path, id, snapshot).await;
+        let created = Self::create_at(disk, dir, &path, id, snapshot, key).await;
         if created.is_err()
             && let Err(error) = disk.remove(&path).await
         {
@@ -214,6 +226,7 @@ impl<F: File> LogFile<F> {
         path: &Path,
         id: u64,
         snapshot: &[Change],
+        key: Option<DataKey>,
     ) -> io::Result<Self> {
         let file = disk.open(path, OpenMode::CreateNewDurable).await?;
         let payload = encode(snapshot);
@@ -227,6 +240,8 @@ impl<F: File> LogFile<F> {
             last: Mark::default(),
             offset: 0,
             reserved,
+            key,
+            key_ids: BTreeSet::new(),
         };
         log.append_payload(&payload, snapshot.len()).await?;
         log.first_hash = log.last.hash;
@@ -243,6 +258,8 @@ impl<F: File> LogFile<F> {
         disk: &D,
         dir: &Path,
         pointer: Pointer,
+        keys: &Keys,
+        salt: impl FnOnce() -> WriterSalt,
     ) -> Result<(Self, State), OpenError> {
         let path = log_path(dir, pointer.log);
         let opened = disk.open(&path, OpenMode::WriteDurable).await;
@@ -258,8 +275,20 @@ impl<F: File> LogFile<F> {
         let mut state = State::default();
         let mut last = Mark::default();
         let mut at = 0;
+        let file_use = FileUse::Manifest(pointer.log);
+        let mut opener = Opener::new(keys, file_use);
+        let mut key_ids = BTreeSet::new();
         while let Some((header, payload, hash)) = next_edit(&path, &bytes, at, pointer, last)? {
-            let edit = Change::decode_edit(payload, header.record_count)
+            key_ids.insert(key_of(&header, payload));
+            let opened = opener.open(&header, &bytes[at..], payload);
+            let opened = opened.map_err(|unopened| match unopened {
+                Unopened::Missing(source) => OpenError::Key {
+                    path: path.clone(),
+                    source,
+                },
+                Unopened::Forged => corrupt(&path, at, Unopened::FORGED),
+            })?;
+            let edit = Change::decode_edit(&opened, header.record_count)
                 .ok_or_else(|| corrupt(&path, at, "a whole edit with malformed changes"))?;
             for change in &edit {
                 state
@@ -283,6 +312,8 @@ impl<F: File> LogFile<F> {
             last,
             offset: u64::try_from(at).expect("a length in memory fits 64 bits"),
             reserved,
+            key: keys.begin(salt, file_use),
+            key_ids,
         };
         Ok((log, state))
     }
@@ -301,6 +332,11 @@ impl<F: File> LogFile<F> {
         self.offset > self.reserved / 4 * 3
     }
 
+    /// The master keys of its frames; `None` stands for frames in the clear.
+    pub(super) fn key_ids(&self) -> &BTreeSet<Option<KeyId>> {
+        &self.key_ids
+    }
+
     /// Appends an edit. Durable on return. After a failure it may be there or not, and may only be
     /// followed by an attempt to write the same edit.
     pub(super) async fn append(&mut self, changes: &[Change]) -> io::Result<()> {
@@ -309,19 +345,24 @@ impl<F: File> LogFile<F> {
     }
 
     async fn append_payload(&mut self, payload: &[u8], count: usize) -> io::Result<()> {
+        let stored_len = match self.key {
+            Some(_) => payload.len() + SEAL_BYTES,
+            None => payload.len(),
+        };
         let header = Header {
+            sealed: self.key.is_some(),
             flags: 0,
             log: self.id,
             sequence: self.last.sequence + 1,
             previous: self.last.hash,
             durable_through: self.last.sequence,
-            payload_len: u32::try_from(payload.len()).expect("a manifest stays below 4 GiB"),
+            payload_len: u32::try_from(stored_len).expect("a manifest stays below 4 GiB"),
             record_count: u32::try_from(count).expect("a manifest stays below 4 G changes"),
             first_seqno: 0,
         };
         let mut frame = AlignedBuf::zeroed(header.frame_bytes());
         frame[HEADER_BYTES..HEADER_BYTES + payload.len()].copy_from_slice(payload);
-        let hash = header.seal(LOG_FORMAT, &mut frame);
+        let hash = header.finish(LOG_FORMAT, &mut frame, self.key.as_ref());
         let (result, frame) = self.file.write_at(self.offset, frame).await;
         result?;
         self.offset += u64::try_from(frame.len()).expect("a length in memory fits 64 bits");
@@ -329,6 +370,7 @@ impl<F: File> LogFile<F> {
             sequence: header.sequence,
             hash,
         };
+        self.key_ids.insert(self.key.as_ref().map(DataKey::id));
         Ok(())
     }
 }
@@ -359,7 +401,7 @@ fn next_edit<'a>(
             return Err(OpenError::Version {
                 path: path.to_owned(),
                 found,
-                known: LOG_FORMAT.version,
+                known: LOG_FORMAT.newest(),
             });
         }
         Err(_) => return Ok(None),

@@ -10,6 +10,7 @@ use torc_sim::{Cuts, SimDisk, SimEnv, at_every_power_cut};
 use super::change::{Change, Listed, State};
 use super::files::{LogFile, Pointer, RootFile, log_path, root_path};
 use super::{Manifest, files};
+use crate::crypt::{DataKey, FileUse, Keys, WriterSalt, test_keys};
 use crate::dump::assert_on_page;
 use crate::error::OpenError;
 use crate::frame::Mark;
@@ -47,10 +48,16 @@ fn edits() -> [Vec<Change>; 2] {
 
 /// A root and a log of a snapshot and two edits; returns the log's three frames and the root.
 async fn write_manifest(env: &SimEnv) -> (Vec<u8>, Vec<u8>, Pointer) {
+    write_sealed(env, None).await
+}
+
+async fn write_sealed(env: &SimEnv, key: Option<DataKey>) -> (Vec<u8>, Vec<u8>, Pointer) {
     let disk = env.disk();
     disk.create_dir(&dir()).await.unwrap();
     let snapshot = State::default().snapshot();
-    let mut log = LogFile::create(disk, &dir(), ID, &snapshot).await.unwrap();
+    let mut log = LogFile::create(disk, &dir(), ID, &snapshot, key)
+        .await
+        .unwrap();
     let mut root = RootFile::create(disk, &dir()).await.unwrap();
     root.point_to(log.pointer()).await.unwrap();
     for edit in edits() {
@@ -74,6 +81,13 @@ async fn put_image(disk: &SimDisk, path: &Path, image: &[u8]) {
         .await
         .0
         .unwrap();
+}
+
+async fn read(
+    disk: &SimDisk,
+    pointer: Pointer,
+) -> Result<(LogFile<<SimDisk as Disk>::File>, State), OpenError> {
+    LogFile::read(disk, &dir(), pointer, &Keys::default(), WriterSalt::default).await
 }
 
 fn state_after(edits: &[Vec<Change>]) -> State {
@@ -103,7 +117,7 @@ fn every_flipped_bit_of_the_log_is_found() {
             }
             log[bit / 8] ^= 1 << (bit % 8);
             put_image(disk, &path, &log).await;
-            let read = LogFile::read(disk, &dir(), pointer).await;
+            let read = read(disk, pointer).await;
             if bit < 2 * 4096 * 8 {
                 // The snapshot, or an edit that another one follows.
                 assert!(matches!(read, Err(OpenError::Corrupt { .. })), "bit {bit}");
@@ -114,7 +128,7 @@ fn every_flipped_bit_of_the_log_is_found() {
             log[bit / 8] ^= 1 << (bit % 8);
         }
         put_image(disk, &path, &log).await;
-        let read = LogFile::read(disk, &dir(), pointer).await.unwrap();
+        let read = read(disk, pointer).await.unwrap();
         assert_eq!(read.1, state_after(&edits()));
     });
 }
@@ -130,7 +144,7 @@ fn every_truncation_keeps_the_whole_edits_or_is_refused() {
             .unwrap();
         for len in (0..=3 * 4096).rev().step_by(31) {
             file.set_len(len).await.unwrap();
-            let read = LogFile::read(disk, &dir(), pointer).await;
+            let read = read(disk, pointer).await;
             match len {
                 ..4096 => assert!(matches!(read, Err(OpenError::Corrupt { .. })), "{len}"),
                 4096..8192 => assert_eq!(read.unwrap().1, State::default(), "{len}"),
@@ -172,7 +186,9 @@ fn a_damaged_root_slot_leaves_the_other_one() {
 fn many_edits_go_through_many_logs() {
     torc_sim::run(1, |env| async move {
         env.disk().create_dir(&dir()).await.unwrap();
-        let manifest = Manifest::open(&env, &dir(), true).await.unwrap();
+        let manifest = Manifest::open(&env, &dir(), true, &Keys::default())
+            .await
+            .unwrap();
         for number in 0..300u32 {
             let id = SegmentId::new(number, env.random());
             manifest.commit(&[Change::AddSegment(id)]).await.unwrap();
@@ -180,14 +196,18 @@ fn many_edits_go_through_many_logs() {
                 manifest.commit(&[Change::RemoveSegment(id)]).await.unwrap();
             }
             if number % 50 == 0 {
-                let reopened = Manifest::open(&env, &dir(), false).await.unwrap();
+                let reopened = Manifest::open(&env, &dir(), false, &Keys::default())
+                    .await
+                    .unwrap();
                 assert_eq!(*reopened.state(), *manifest.state());
             }
         }
         assert_eq!(manifest.state().segments.len(), 150);
         let names = env.disk().list(&dir()).await.unwrap();
         assert_eq!(names.len(), 2, "one root, one log: {names:?}");
-        let reopened = Manifest::open(&env, &dir(), false).await.unwrap();
+        let reopened = Manifest::open(&env, &dir(), false, &Keys::default())
+            .await
+            .unwrap();
         assert_eq!(*reopened.state(), *manifest.state());
     });
 }
@@ -197,9 +217,14 @@ fn a_store_without_a_root_is_not_taken_for_a_fresh_one() {
     torc_sim::run(1, |env| async move {
         write_manifest(&env).await;
         env.disk().remove(&files::root_path(&dir())).await.unwrap();
-        let error = Manifest::open(&env, &dir(), false).await.err().unwrap();
+        let error = Manifest::open(&env, &dir(), false, &Keys::default())
+            .await
+            .err()
+            .unwrap();
         assert!(matches!(error, OpenError::Corrupt { .. }));
-        let manifest = Manifest::open(&env, &dir(), true).await.unwrap();
+        let manifest = Manifest::open(&env, &dir(), true, &Keys::default())
+            .await
+            .unwrap();
         assert_eq!(*manifest.state(), State::default());
     });
 }
@@ -213,7 +238,9 @@ struct Promised {
 
 async fn many_edits(env: SimEnv, promised: Rc<RefCell<Promised>>) {
     env.disk().create_dir(&dir()).await.unwrap();
-    let manifest = Manifest::open(&env, &dir(), true).await.unwrap();
+    let manifest = Manifest::open(&env, &dir(), true, &Keys::default())
+        .await
+        .unwrap();
     for number in 0..60u32 {
         let id = SegmentId::new(number, env.random());
         promised.borrow_mut().begun.push(id);
@@ -229,7 +256,9 @@ async fn is_a_prefix(env: SimEnv, promised: Rc<RefCell<Promised>>) {
         (promised.begun.clone(), promised.acknowledged)
     };
     let may_be_fresh = acknowledged == 0;
-    let manifest = Manifest::open(&env, &dir(), may_be_fresh).await.unwrap();
+    let manifest = Manifest::open(&env, &dir(), may_be_fresh, &Keys::default())
+        .await
+        .unwrap();
     let found = manifest.state().segments.clone();
     assert!(found.len() >= acknowledged, "{acknowledged} acknowledged");
     assert_eq!(found, begun[..found.len()]);
@@ -239,6 +268,47 @@ async fn is_a_prefix(env: SimEnv, promised: Rc<RefCell<Promised>>) {
 fn edits_survive_a_power_cut_at_any_step_of_a_rotation() {
     let images = at_every_power_cut(&Cuts::default(), many_edits, is_a_prefix);
     assert!(images > 300, "{images} images");
+}
+
+const SEALED_PAGE: &str = include_str!("../../../docs/formats/encryption.md");
+
+fn sealed_key() -> Option<DataKey> {
+    let file = FileUse::Manifest(ID);
+    test_keys(&[1]).begin(|| WriterSalt::fixed(2), file)
+}
+
+#[test]
+fn the_sealed_bytes_are_those_of_the_page() {
+    torc_sim::run(1, |env| async move {
+        let (log, _, pointer) = write_sealed(&env, sealed_key()).await;
+        assert_on_page(SEALED_PAGE, "encryption.md", &log);
+        let keys = test_keys(&[1]);
+        let read = LogFile::read(env.disk(), &dir(), pointer, &keys, WriterSalt::default).await;
+        assert_eq!(read.unwrap().1, state_after(&edits()));
+    });
+}
+
+/// The edit that a cut has torn is followed by another one with its number, under another data key.
+#[test]
+fn a_log_is_continued_under_a_salt_of_its_own() {
+    torc_sim::run(1, |env| async move {
+        let (_, _, pointer) = write_sealed(&env, sealed_key()).await;
+        let keys = test_keys(&[1]);
+        let disk = env.disk();
+        let path = log_path(&dir(), ID);
+        let whole = image(disk, &path, 3 * 4096).await;
+        put_image(disk, &path, &[&whole[..8192], &[0; 4096]].concat()).await;
+        let salt = || WriterSalt::fixed(3);
+        let read = LogFile::read(disk, &dir(), pointer, &keys, salt).await;
+        let (mut log, state) = read.unwrap();
+        assert_eq!(state, state_after(&edits()[..1]));
+        log.append(&edits()[1]).await.unwrap();
+        let again = image(disk, &path, 3 * 4096).await;
+        assert_eq!(again[..8192], whole[..8192]);
+        assert_ne!(again[8192 + 64..8192 + 128], whole[8192 + 64..8192 + 128]);
+        let read = LogFile::read(disk, &dir(), pointer, &keys, salt).await;
+        assert_eq!(read.unwrap().1, state_after(&edits()));
+    });
 }
 
 #[cfg(mutations)]

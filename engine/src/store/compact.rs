@@ -8,7 +8,7 @@ use torc_env::{Disk, Env, Instant, JobClass, Token, TreeId, WallTime};
 
 use super::Inner;
 use super::tables::changes_of;
-use crate::compaction::{Plan, pick, pick_dead, pick_full, pick_purge};
+use crate::compaction::{Plan, pick, pick_dead, pick_full, pick_purge, pick_stale};
 use crate::error::{JobError, WriteError};
 use crate::jobs::{CompactJob, CompactOutput};
 use crate::purge::PurgeRule;
@@ -62,6 +62,16 @@ enum Failure {
     NoSpace,
     /// The store is poisoned.
     Final(WriteError),
+}
+
+impl From<Failure> for WriteError {
+    fn from(failure: Failure) -> WriteError {
+        match failure {
+            Failure::Final(error) => error,
+            Failure::NoSpace => WriteError::DiskFull,
+            Failure::Job(error) => WriteError::Job(Rc::new(error)),
+        }
+    }
 }
 
 impl<E: Env> Inner<E> {
@@ -139,35 +149,43 @@ impl<E: Env> Inner<E> {
     /// See [`super::Store::compact`].
     pub(super) async fn compact_all(&self) -> Result<(), WriteError> {
         self.check_open()?;
+        self.rekey_log().await?;
         let trees = self.tables.borrow().tree_ids();
         for tree in trees {
-            let Some(settings) = self.tables.borrow().settings(&self.options, tree) else {
-                continue;
-            };
+            let settings = self.tables.borrow().settings(&self.options, tree);
             let mut from = Token(0);
-            loop {
+            while let Some(settings) = &settings {
                 let _turn = self.compacting.take().await;
                 self.check_open()?;
                 let Some(levels) = self.tables.borrow().tree(tree) else {
                     break;
                 };
-                let Some(plan) = pick_full(&levels.levels, &settings, from) else {
+                let Some(plan) = pick_full(&levels.levels, settings, from) else {
                     break;
                 };
-                self.compact_piece(tree, &plan)
-                    .await
-                    .map_err(|failure| match failure {
-                        Failure::Final(error) => error,
-                        Failure::NoSpace => WriteError::DiskFull,
-                        Failure::Job(error) => WriteError::Job(Rc::new(error)),
-                    })?;
+                self.compact_piece(tree, &plan).await?;
                 match plan.range.last.0.checked_add(1) {
                     Some(next) => from = Token(next),
                     None => break,
                 }
             }
+            self.rewrite_stale(tree).await?;
         }
         Ok(())
+    }
+
+    /// Writes the tables of a tree again that are not encrypted with the active key.
+    async fn rewrite_stale(&self, tree: TreeId) -> Result<(), WriteError> {
+        loop {
+            let _turn = self.compacting.take().await;
+            self.check_open()?;
+            let levels = self.tables.borrow().tree(tree);
+            let plan = levels.and_then(|tree| pick_stale(&tree.levels, self.active_key()));
+            match plan {
+                Some(plan) => self.compact_piece(tree, &plan).await?,
+                None => return Ok(()),
+            }
+        }
     }
 
     async fn compact_piece(&self, tree: TreeId, plan: &Plan) -> Result<(), Failure> {
@@ -248,6 +266,7 @@ impl<E: Env> Inner<E> {
             filter: plan.filter(),
             block_bytes: self.options.block_bytes,
             table_bytes,
+            sealing: self.sealing(),
         }
     }
 

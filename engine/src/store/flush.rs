@@ -143,7 +143,7 @@ impl<E: Env> Inner<E> {
             counts.flushes += 1;
             counts.flushed_bytes += kept.iter().map(|info| info.bytes).sum::<u64>();
         });
-        let surplus = self.supply.borrow_mut().retire(&retired);
+        let surplus = self.supply.borrow_mut().retire(&retired, self.active_key());
         for signal in [&self.flush, &self.segments, &self.compaction] {
             signal.ring();
         }
@@ -176,6 +176,7 @@ impl<E: Env> Inner<E> {
             file_ids: self.tables.borrow_mut().reserve_file_ids(needed),
             block_bytes: self.options.block_bytes,
             table_bytes,
+            sealing: self.sealing(),
         };
         let output = self.env.background(JobClass::Flush, job).await?;
         Ok(output.tables)
@@ -186,8 +187,10 @@ impl<E: Env> Inner<E> {
         infos: &[TableInfo],
     ) -> Result<Vec<Table<E::Disk>>, JobError> {
         let mut opened = Vec::with_capacity(infos.len());
+        let keys = self.keys.borrow().clone();
         for info in infos {
-            let table = Table::open(self.env.disk(), &self.tables_dir, info.file_id).await?;
+            let disk = self.env.disk();
+            let table = Table::open(disk, &self.tables_dir, info.file_id, &keys).await?;
             opened.push(table);
         }
         Ok(opened)

@@ -9,6 +9,7 @@ use torc_env::{Disk, TokenRange, TreeId};
 
 use super::damage::{Damage, without};
 use super::tables::{Tables, changes_of};
+use crate::crypt::Keys;
 use crate::error::{OpenError, ReadError};
 use crate::levels::{Levels, TableRef};
 use crate::manifest::{Change, Listed, State};
@@ -34,11 +35,12 @@ pub(super) async fn load_tables<D: Disk>(
     dir: &Path,
     state: &State,
     tables: &mut Tables<D>,
+    keys: &Keys,
 ) -> Result<Loaded, OpenError> {
     let file_ids: BTreeSet<u64> = state.tables.values().map(|table| table.file_id).collect();
     let opened: Vec<Result<Table<D>, u64>> = stream::iter(file_ids)
         .map(|file_id| async move {
-            match Table::open(disk, dir, file_id).await {
+            match Table::open(disk, dir, file_id, keys).await {
                 Ok(table) => Ok(Ok(table)),
                 Err(error @ ReadError::Corrupt { .. }) => {
                     tracing::error!(%error, "a table cannot be opened and is set aside");

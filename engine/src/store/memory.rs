@@ -131,8 +131,8 @@ impl Memory {
         self.apply(tree, packed);
     }
 
-    /// The log was replayed through this frame.
-    pub(super) fn replayed_through(&mut self, mark: Mark) {
+    /// The log was replayed through this frame, or went on to it without a record.
+    pub(super) fn passed(&mut self, mark: Mark) {
         self.through = mark;
     }
 

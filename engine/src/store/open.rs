@@ -12,7 +12,7 @@ use super::damage::Damages;
 use super::load::load_tables;
 use super::memory::Memory;
 use super::snapshot::Hold;
-use super::supply::{Live, Supply};
+use super::supply::{Live, Retired, Supply};
 use super::tables::Tables;
 use super::{Health, Inner, Store};
 use crate::cache::RecordCache;
@@ -66,7 +66,8 @@ pub(super) async fn open<E: Env>(
     let options = options.clamped(space.total_bytes, env.shard_count());
 
     let files = Files::list(disk, &wal_dir, &tables_dir).await?;
-    let manifest = Manifest::open(&env, &dir, files.are_none()).await?;
+    let keys = options.keys.clone();
+    let manifest = Manifest::open(&env, &dir, files.are_none(), &keys).await?;
     let state = manifest.state().clone();
     files.check_listed(&state, &wal_dir, &tables_dir)?;
 
@@ -76,7 +77,7 @@ pub(super) async fn open<E: Env>(
             .max(state.file_id_floor)
             .max(options.file_id_first),
     );
-    let loaded = load_tables(disk, &tables_dir, &state, &mut tables).await?;
+    let loaded = load_tables(disk, &tables_dir, &state, &mut tables, &keys).await?;
     let seqno = loaded.seqno;
     let mut memory = Memory::new(
         TokenRange::of_shard(env.shard(), env.shard_count()),
@@ -93,6 +94,7 @@ pub(super) async fn open<E: Env>(
         &wal_dir,
         &state.segments,
         state.flushed,
+        &keys,
         |seqno, logged| {
             records += 1;
             oldest_seqno = oldest_seqno.min(seqno);
@@ -110,7 +112,7 @@ pub(super) async fn open<E: Env>(
     )
     .await?;
     let last = replayed.end.last;
-    memory.replayed_through(last);
+    memory.passed(last);
 
     let recovery = judge(&state, &replayed, records, loaded.damaged.len());
     let supply = settle(
@@ -135,6 +137,7 @@ pub(super) async fn open<E: Env>(
         clock: ExpiryClock::new(&env),
         env,
         options,
+        keys: RefCell::new(keys),
         wal_dir,
         tables_dir,
         manifest,
@@ -283,6 +286,7 @@ async fn settle<E: Env>(
     oldest_seqno: u64,
     mut changes: Vec<Change>,
 ) -> Result<Supply<super::FileOf<E>>, Rc<str>> {
+    let active = manifest.active_key();
     let mut live = VecDeque::new();
     let mut retired = Vec::new();
     let is_damaged = recovery.damaged_from.is_some();
@@ -290,21 +294,31 @@ async fn settle<E: Env>(
     for (index, id) in segments {
         let bytes = replayed.segment_bytes[index];
         let last = replayed.segment_last[index];
+        let key = replayed.segment_keys[index];
         match last {
             Some(last) if last > state.flushed.sequence || is_damaged => live.push_back(Live {
                 id: *id,
                 bytes,
                 last,
+                key,
             }),
             // A segment without a frame may be the damaged one: it stays as evidence.
             None if is_damaged => live.push_back(Live {
                 id: *id,
                 bytes,
                 last: 0,
+                key,
             }),
             _ => {
                 changes.push(Change::RemoveSegment(*id));
-                retired.push((*id, bytes));
+                // Without a frame nothing says what an earlier life of the file has left in it.
+                if active.is_none() || last.is_some() && key == active {
+                    retired.push(Retired {
+                        id: *id,
+                        bytes,
+                        key,
+                    });
+                }
             }
         }
     }
@@ -318,10 +332,15 @@ async fn settle<E: Env>(
     }
     manifest.commit(&changes).await?;
     let unlisted = files.segments.iter();
+    let unlisted = unlisted.filter(|_| active.is_none());
     // A shorter one is what an interrupted creation left.
     let unlisted = unlisted
         .filter(|(id, bytes)| !state.segments.contains(id) && **bytes >= WAL_SEGMENT_BYTES_MIN);
-    retired.extend(unlisted.map(|(id, bytes)| (*id, *bytes)));
+    retired.extend(unlisted.map(|(id, bytes)| Retired {
+        id: *id,
+        bytes: *bytes,
+        key: None,
+    }));
     Ok(Supply::new(live, retired))
 }
 
@@ -335,7 +354,7 @@ async fn remove_orphans<E: Env>(store: &Inner<E>, files: &Files, state: &State) 
         .copied()
         .collect();
     store.remove_tables(&orphans).await;
-    store.supply.borrow_mut().retire(&[]);
+    store.supply.borrow_mut().retire(&[], store.active_key());
     let unneeded: Vec<SegmentId> = {
         let supply = store.supply.borrow();
         let unlisted = files.segments.keys().filter(|id| !supply.knows(**id));

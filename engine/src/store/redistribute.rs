@@ -97,7 +97,7 @@ pub async fn redistribute<E: Env>(
             seqno_floor: part.seqno,
             ..State::default()
         };
-        Manifest::create(env, &options.dir, state).await?;
+        Manifest::create(env, &options.dir, state, &options.keys).await?;
         new.push(Store::open(env.clone(), options).await?.0);
     }
     Ok(Redistribution { old, new })

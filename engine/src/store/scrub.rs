@@ -74,8 +74,9 @@ impl<E: Env> Inner<E> {
             let tree = self.tables.borrow().tree(tree);
             tree.is_some_and(|tree| tree.levels.holds_file(file_id))
         };
+        let keys = self.keys.borrow().clone();
         // What the open one has in memory is no proof of what the disk has.
-        let opened = Table::open(self.env.disk(), &self.tables_dir, file_id).await;
+        let opened = Table::open(self.env.disk(), &self.tables_dir, file_id, &keys).await;
         // Compacted away since it was listed.
         if !is_in_use() {
             return Ok(());

@@ -217,7 +217,8 @@ impl<E: Env> Inner<E> {
             seqno_floor: state.seqno_floor.max(seqno),
             ..state
         };
-        Manifest::create(&self.env, dir, state)
+        let keys = self.keys.borrow().clone();
+        Manifest::create(&self.env, dir, state, &keys)
             .await
             .map_err(SnapshotError::Manifest)?;
         Ok(SnapshotReport {

@@ -8,9 +8,10 @@ use std::time::Duration;
 use torc_env::{Disk, Env, File};
 
 use super::{FileOf, Inner};
+use crate::crypt::{DataKey, FileUse, KeyId, WriterSalt};
 use crate::manifest::Change;
 use crate::stats::Stats;
-use crate::wal::{Segment, SegmentId};
+use crate::wal::{Segment, SegmentId, SegmentPlan};
 
 /// Retired segments kept for recycling.
 const RETIRED_MAX: usize = 2;
@@ -24,6 +25,16 @@ pub(super) struct Live {
     pub(super) bytes: u64,
     /// Its last frame; 0 when it holds none.
     pub(super) last: u64,
+    /// The master key of its frames; `None` when they are in the clear.
+    pub(super) key: Option<KeyId>,
+}
+
+/// A segment that is not listed any more, and all that its file holds is under one key.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Retired {
+    pub(super) id: SegmentId,
+    pub(super) bytes: u64,
+    pub(super) key: Option<KeyId>,
 }
 
 /// All segments of the store.
@@ -35,18 +46,21 @@ pub(super) struct Supply<F> {
     /// Listed by the manifest and empty.
     spare: Option<Segment<F>>,
     is_wanted: bool,
+    /// One is being made.
+    is_making: bool,
     /// No longer listed.
-    retired: Vec<(SegmentId, u64)>,
+    retired: Vec<Retired>,
 }
 
 impl<F: File> Supply<F> {
     /// After a replay: `live` is listed, `retired` is not.
-    pub(super) fn new(live: VecDeque<Live>, retired: Vec<(SegmentId, u64)>) -> Self {
+    pub(super) fn new(live: VecDeque<Live>, retired: Vec<Retired>) -> Self {
         Self {
             live,
             active: None,
             spare: None,
             is_wanted: false,
+            is_making: false,
             retired,
         }
     }
@@ -65,6 +79,18 @@ impl<F: File> Supply<F> {
         self.is_wanted = true;
     }
 
+    /// Gives up a spare segment that is not under the key `active`: it leaves with those that are flushed
+    /// next.
+    pub(super) fn pass_over_stale(&mut self, active: Option<KeyId>) {
+        let stale = self.spare.take_if(|spare| spare.key_id() != active);
+        self.live.extend(stale.map(|spare| Live {
+            id: spare.id,
+            bytes: spare.len,
+            last: 0,
+            key: spare.key_id(),
+        }));
+    }
+
     /// Takes the spare segment to be the active one.
     pub(super) fn take_spare(&mut self) -> Option<Segment<F>> {
         let spare = self.spare.take()?;
@@ -73,6 +99,7 @@ impl<F: File> Supply<F> {
             id: spare.id,
             bytes: spare.len,
             last: 0,
+            key: spare.key_id(),
         };
         if let Some((full, _)) = self.active.replace((live, spare.file.clone())) {
             self.live.push_back(full);
@@ -91,20 +118,58 @@ impl<F: File> Supply<F> {
         live.filter(|live| live.last <= sequence).copied().collect()
     }
 
-    /// Notes that these are no longer listed. Returns what is too much to keep.
-    pub(super) fn retire(&mut self, segments: &[Live]) -> Vec<SegmentId> {
+    /// Notes that these are no longer listed. Returns what is too much to keep, and what may not be
+    /// recycled because it holds something under another key than `active`.
+    pub(super) fn retire(&mut self, segments: &[Live], active: Option<KeyId>) -> Vec<SegmentId> {
         self.live
             .retain(|live| !segments.iter().any(|gone| gone.id == live.id));
-        self.retired
-            .extend(segments.iter().map(|gone| (gone.id, gone.bytes)));
+        self.retired.extend(segments.iter().map(|gone| Retired {
+            id: gone.id,
+            bytes: gone.bytes,
+            key: gone.key,
+        }));
+        let (kept, stale) = std::mem::take(&mut self.retired)
+            .into_iter()
+            .partition(|retired| retired.key == active);
+        self.retired = kept;
         let keep = self.retired.len().min(RETIRED_MAX);
-        self.retired.drain(keep..).map(|(id, _)| id).collect()
+        let surplus = self.retired.drain(keep..);
+        surplus.chain(stale).map(|retired| retired.id).collect()
+    }
+
+    /// The next file to be recycled under the key `active`.
+    fn take_retired(&mut self, active: Option<KeyId>) -> Option<Retired> {
+        let at = self
+            .retired
+            .iter()
+            .rposition(|retired| retired.key == active)?;
+        Some(self.retired.remove(at))
+    }
+
+    /// Whether frames, and the next segment, are under `key` and none is being made.
+    pub(super) fn is_under(&self, key: Option<KeyId>) -> bool {
+        let active = self.active.iter().map(|(live, _)| live.key);
+        let spare = self.spare.iter().map(Segment::key_id);
+        !self.is_making && active.chain(spare).all(|found| found == key)
+    }
+
+    /// The master key of each segment file.
+    pub(super) fn keys(&self) -> impl Iterator<Item = Option<KeyId>> {
+        let listed = self
+            .live
+            .iter()
+            .chain(self.active.iter().map(|(live, _)| live));
+        let listed = listed.map(|live| live.key);
+        let spare = self.spare.iter().map(Segment::key_id);
+        listed
+            .chain(spare)
+            .chain(self.retired.iter().map(|retired| retired.key))
     }
 
     /// Whether a segment is listed or kept for recycling.
     pub(super) fn knows(&self, id: SegmentId) -> bool {
         self.live.iter().any(|live| live.id == id)
-            || self.retired.iter().any(|(retired, _)| *retired == id)
+            || self.retired.iter().any(|retired| retired.id == id)
     }
 
     /// Segments with frames.
@@ -134,16 +199,22 @@ impl<E: Env> Inner<E> {
             if self.has_ended() {
                 return;
             }
-            match self.make_segment().await {
+            self.supply.borrow_mut().is_making = true;
+            let made = self.make_segment().await;
+            match made {
                 Ok(segment) => {
                     if self.edit(&[Change::AddSegment(segment.id)]).await.is_err() {
                         return;
                     }
-                    self.supply.borrow_mut().spare = Some(segment);
+                    let mut supply = self.supply.borrow_mut();
+                    supply.spare = Some(segment);
+                    supply.is_making = false;
+                    drop(supply);
                     self.segments.ring();
                 }
                 Err(error) => {
                     // Nothing was promised on this file, so another attempt is sound.
+                    self.supply.borrow_mut().is_making = false;
                     tracing::warn!(%error, "cannot make a WAL segment; trying again");
                     self.note_disk_error(&error);
                     self.env.sleep(RETRY).await;
@@ -160,11 +231,18 @@ impl<E: Env> Inner<E> {
         let disk = self.env.disk();
         let number = self.manifest.state().segment_floor;
         let id = SegmentId::new(number, self.env.random());
-        let (dir, fsync) = (&self.wal_dir, self.options.fsync);
-        let retired = self.supply.borrow_mut().retired.pop();
+        let dir = &self.wal_dir;
+        let salt = || WriterSalt::draw(&self.env);
+        let plan = SegmentPlan {
+            id,
+            fsync: self.options.fsync,
+            key: self.keys.borrow().begin(salt, FileUse::Segment(id.0)),
+        };
+        let active = plan.key.as_ref().map(DataKey::id);
+        let retired = self.supply.borrow_mut().take_retired(active);
         match retired {
-            Some(old) => Segment::recycle(disk, dir, old, id, fsync).await,
-            None => Segment::create(disk, dir, id, self.options.wal_segment_bytes, fsync).await,
+            Some(old) => Segment::recycle(disk, dir, (old.id, old.bytes), plan).await,
+            None => Segment::create(disk, dir, self.options.wal_segment_bytes, plan).await,
         }
     }
 

@@ -8,6 +8,7 @@ use torc_env::{Disk, TokenRange, TreeId};
 
 use super::Inner;
 use crate::compaction::{Settings, Strategy, debt_bytes};
+use crate::crypt::KeyId;
 use crate::levels::{Edit, Levels, TableRef};
 use crate::manifest::{Change, Listed};
 use crate::options::Options;
@@ -131,6 +132,12 @@ impl<D: Disk> Tables<D> {
             Some(tree) => tree.open.keys().copied().collect(),
             None => Vec::new(),
         }
+    }
+
+    /// The master key of each table file.
+    pub(super) fn keys(&self) -> impl Iterator<Item = Option<KeyId>> {
+        let tables = self.trees.values().flat_map(|tree| tree.open.values());
+        tables.map(|table| table.info().key)
     }
 
     pub(super) fn set_purge_floors(&mut self, tree: TreeId, floors: PurgeFloors) {

@@ -18,7 +18,7 @@ use torc_env::{AlignedBuf, Class, Env, File, mutation};
 use super::{FileOf, Inner};
 use crate::commit::{Batch, Fate};
 use crate::error::WriteError;
-use crate::frame::{Mark, frame_bytes};
+use crate::frame::Mark;
 use crate::le::len64;
 use crate::options::Fsync;
 use crate::wal::{FLAG_CLOSED, FLAG_UNSYNCED, FrameMeta, Log};
@@ -76,18 +76,24 @@ impl<E: Env> Inner<E> {
         let mut acknowledged: Option<Acknowledged> = None;
         loop {
             while self.may_begin(log, flying.len()) {
-                let Some(frame_bytes) = self.memory.borrow().gather.next_frame_bytes() else {
+                let Some(payload_len) = self.memory.borrow().gather.next_payload_len() else {
                     break;
                 };
-                if log.has_place(frame_bytes) {
+                if self.has_place(log, payload_len) {
                     self.begin(log, flying);
                 } else {
                     if let Some(acknowledged) = acknowledged.take() {
                         acknowledged.decide();
                     }
                     // More may join the frame meanwhile, so it is asked for its size again.
-                    self.make_room(log, frame_bytes).await?;
+                    self.make_room(log, payload_len).await?;
                 }
+            }
+            if self.may_rekey(flying.len()) {
+                if let Some(acknowledged) = acknowledged.take() {
+                    acknowledged.decide();
+                }
+                self.rekey(log).await?;
             }
             // A frame is on its way once it was polled. Whoever waited for the one before is told
             // only then: the device need not wait for their answers.
@@ -110,20 +116,42 @@ impl<E: Env> Inner<E> {
     /// Whether a frame may be begun beside so many others. One that needs another segment, or room that is
     /// still being made, waits until it is alone.
     fn may_begin(&self, log: &Log<FileOf<E>>, flying: usize) -> bool {
-        let next = self.memory.borrow().gather.next_frame_bytes();
-        next.is_some_and(|bytes| flying == 0 || flying < FLYING_MAX && log.has_place(bytes))
+        let next = self.memory.borrow().gather.next_payload_len();
+        next.is_some_and(|len| flying == 0 || flying < FLYING_MAX && self.has_place(log, len))
+    }
+
+    /// Whether a frame can be begun now, under the active key.
+    fn has_place(&self, log: &Log<FileOf<E>>, payload_len: usize) -> bool {
+        log.key_id() == self.active_key() && log.has_place(payload_len)
+    }
+
+    /// Whether the log is to go on under another key though there is nothing to write.
+    fn may_rekey(&self, flying: usize) -> bool {
+        let is_idle = flying == 0 && self.memory.borrow().gather.next_payload_len().is_none();
+        is_idle && self.health.rekey_wanted.get()
+    }
+
+    /// Goes on in a segment under the active key, which an empty frame begins.
+    async fn rekey(self: &Rc<Self>, log: &mut Log<FileOf<E>>) -> Result<(), Rc<str>> {
+        self.health.rekey_wanted.set(false);
+        if log.file().is_some() && log.key_id() != self.active_key() {
+            let mark = self.write_empty_frame(log, self.policy_flags()).await?;
+            self.memory.borrow_mut().passed(mark);
+        }
+        self.segments.ring();
+        Ok(())
     }
 
     /// Waits until a frame has its place, in a new segment if need be. None is on its way.
     async fn make_room(
         self: &Rc<Self>,
         log: &mut Log<FileOf<E>>,
-        frame_bytes: usize,
+        payload_len: usize,
     ) -> Result<(), Rc<str>> {
-        if !log.fits(frame_bytes) {
+        if !log.fits(payload_len) || log.key_id() != self.active_key() {
             self.switch_segment(log).await?;
         }
-        let is_free = || (!log.must_wait(frame_bytes)).then_some(());
+        let is_free = || (!log.must_wait(payload_len)).then_some(());
         self.segments.until(is_free).await;
         Ok(())
     }
@@ -140,8 +168,8 @@ impl<E: Env> Inner<E> {
             record_count: u32::try_from(batch.entries.len()).expect("a batch is bounded"),
             first_seqno: batch.first_seqno,
         };
-        let frame = batch.take_frame();
-        let frame_bytes = frame.len();
+        let frame_bytes = log.frame_bytes(meta.payload_len);
+        let frame = batch.take_frame(frame_bytes);
         let writing = log.begin(frame, meta);
         self.after_frame(log);
         flying.push_back(Box::pin(async move {
@@ -174,7 +202,7 @@ impl<E: Env> Inner<E> {
             if let Some(cause) = self.poison() {
                 return Some(Err(cause));
             }
-            if self.may_begin(log, count) {
+            if self.may_begin(log, count) || self.may_rekey(count) {
                 return Some(Ok(Event::Work));
             }
             let is_over = count == 0 && self.health.closing.get();
@@ -273,6 +301,8 @@ impl<E: Env> Inner<E> {
             file.sync().await.map_err(|error| failed("sync", &error))?;
             self.note_synced(through);
         }
+        let active = self.active_key();
+        self.supply.borrow_mut().pass_over_stale(active);
         self.supply.borrow_mut().want_segment();
         self.segments.ring();
         let next = self
@@ -294,24 +324,35 @@ impl<E: Env> Inner<E> {
         if !self.options.fsync.is_synced() {
             self.sync_log(log).await?;
         }
+        let flags = self.policy_flags() | FLAG_CLOSED;
+        self.write_empty_frame(log, flags).await?;
+        if !self.options.fsync.is_synced() {
+            self.sync_log(log).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes a frame without records, alone.
+    async fn write_empty_frame(
+        self: &Rc<Self>,
+        log: &mut Log<FileOf<E>>,
+        flags: u16,
+    ) -> Result<Mark, Rc<str>> {
+        while !self.has_place(log, 0) {
+            self.make_room(log, 0).await?;
+        }
         let meta = FrameMeta {
-            flags: self.policy_flags() | FLAG_CLOSED,
+            flags,
             durable_through: self.health.synced.get(),
             ..FrameMeta::default()
         };
-        let bytes = frame_bytes(0);
-        while !log.has_place(bytes) {
-            self.make_room(log, bytes).await?;
-        }
+        let bytes = log.frame_bytes(0);
         let writing = log.begin(AlignedBuf::zeroed(bytes), meta);
         self.after_frame(log);
         let (result, _) = writing.run().await;
         let mark = result.map_err(|error| failed("write", &error))?;
         self.note_written(mark, bytes, 0);
-        if !self.options.fsync.is_synced() {
-            self.sync_log(log).await?;
-        }
-        Ok(())
+        Ok(mark)
     }
 
     async fn sync_log(&self, log: &Log<FileOf<E>>) -> Result<(), Rc<str>> {

@@ -15,7 +15,8 @@
 //! discriminators and, in nearly every case, one key. Tokens are recomputed from the keys, unless
 //! one of them is not its key's hash: then the block stores them all.
 //!
-//! The checksum covers header and stored body, and is bound to the file id and the block's offset.
+//! The checksum covers header and stored body, and is bound to the file id and the block's offset. In a
+//! sealed table the stored body is encrypted, with its tag behind it.
 
 use std::cmp::Ordering;
 
@@ -25,6 +26,7 @@ use torc_env::{Token, TreeId};
 use super::format::{
     self, BLOCK_HEADER_BYTES, BLOCK_RAW_BYTES_MAX, CODEC_LZ4, CODEC_RAW, Mismatch,
 };
+use crate::crypt::{DataKey, TAG_BYTES};
 use crate::le;
 use crate::record::{Entry, Kind, Record, ScanFrom};
 
@@ -70,24 +72,39 @@ struct Column {
     base: u64,
 }
 
-/// The header of a block with `stored` as its body.
-pub(crate) fn encode_header(
-    file_id: u64,
-    offset: u64,
+/// Finishes a block of the file `file_id` that will lie at `offset`: encrypts `stored`, its body, if there
+/// is a `key`, and returns the header.
+pub(crate) fn finish(
+    (file_id, offset): (u64, u64),
     codec: u8,
-    stored: &[u8],
+    stored: &mut Vec<u8>,
     raw_len: usize,
     count: usize,
+    key: Option<&DataKey>,
 ) -> [u8; BLOCK_HEADER_BYTES] {
     let mut header = [0; BLOCK_HEADER_BYTES];
     let len32 = |len: usize| u32::try_from(len).expect("bounded by BLOCK_RAW_BYTES_MAX");
+    let tag_bytes = key.map_or(0, |_| TAG_BYTES);
     header[4] = codec;
-    header[8..12].copy_from_slice(&len32(stored.len()).to_le_bytes());
+    header[8..12].copy_from_slice(&len32(stored.len() + tag_bytes).to_le_bytes());
     header[12..16].copy_from_slice(&len32(raw_len).to_le_bytes());
     header[16..20].copy_from_slice(&len32(count).to_le_bytes());
+    if let Some(key) = key {
+        let tag = key.seal(offset, &context(file_id, offset, &header), stored);
+        stored.extend_from_slice(&tag);
+    }
     let checksum = format::checksum(file_id, offset, &[&header[4..], stored]);
     header[..4].copy_from_slice(&checksum.to_le_bytes());
     header
+}
+
+/// What is authenticated with a block's body: where it lies, and its header behind the checksum.
+fn context(file_id: u64, offset: u64, header: &[u8]) -> [u8; 16 + BLOCK_HEADER_BYTES - 4] {
+    let mut context = [0; 16 + BLOCK_HEADER_BYTES - 4];
+    context[..8].copy_from_slice(&file_id.to_le_bytes());
+    context[8..16].copy_from_slice(&offset.to_le_bytes());
+    context[16..].copy_from_slice(&header[4..BLOCK_HEADER_BYTES]);
+    context
 }
 
 /// The 32 bits of a token behind its first `bits`.
@@ -97,13 +114,13 @@ pub(crate) fn discriminator(token: Token, bits: u32) -> u32 {
 }
 
 impl Block {
-    /// Checks and decompresses the block that begins `bytes` (and may be followed by padding), read
-    /// at `offset` of the file. A raw body is shared, not copied.
+    /// Checks, decrypts and decompresses the block that begins `bytes` (and may be followed by padding),
+    /// read at `offset` of the file. A raw body is shared, not copied, unless it is encrypted.
     pub(crate) fn decode(
         bytes: &Bytes,
-        file_id: u64,
-        offset: u64,
+        (file_id, offset): (u64, u64),
         tree: TreeId,
+        key: Option<&DataKey>,
     ) -> Result<Block, Mismatch> {
         if bytes.len() < BLOCK_HEADER_BYTES {
             return Err(Mismatch::new(
@@ -129,9 +146,17 @@ impl Block {
                 format!("{raw_len} bytes"),
             ));
         }
+        let opened = match key {
+            Some(key) => {
+                let context = context(file_id, offset, &bytes[..BLOCK_HEADER_BYTES]);
+                let opened = key.open_copy(offset, &context, stored);
+                Bytes::from(opened.map_err(|_| Mismatch::forged())?)
+            }
+            None => bytes.slice(BLOCK_HEADER_BYTES..BLOCK_HEADER_BYTES + stored_len),
+        };
         let body = match bytes[4] {
-            CODEC_RAW => bytes.slice(BLOCK_HEADER_BYTES..BLOCK_HEADER_BYTES + stored_len),
-            CODEC_LZ4 => lz4_flex::block::decompress(stored, raw_len)
+            CODEC_RAW => opened,
+            CODEC_LZ4 => lz4_flex::block::decompress(&opened, raw_len)
                 .map_err(|error| Mismatch::new("an LZ4 block", error.to_string()))?
                 .into(),
             codec => return Err(Mismatch::new("codec 0 or 1", format!("codec {codec}"))),

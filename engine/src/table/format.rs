@@ -1,17 +1,24 @@
 //! The parts of a table file that are not data: constants, checksums, the footer. The page
 //! `docs/formats/table.md` says the same with a byte ruler.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest};
 use torc_env::{SECTOR_BYTES, Token, TreeId};
 
 use super::{Bounds, TableInfo};
+use crate::crypt::{DataKey, FileUse, KEY_REF_BYTES, KeyRef, Keys, MissingKey, TAG_BYTES};
 use crate::le;
 
 /// First bytes of a footer.
 const MAGIC: [u8; 8] = *b"torc.tbl";
-/// The version that this program writes, and the newest that it reads.
+/// The version of a table in the clear.
 pub(crate) const VERSION: u16 = 1;
+/// The version of a sealed table, and the newest that this program reads.
+pub(crate) const SEALED_VERSION: u16 = 2;
+/// Feature: blocks, sections, and the footer's counts are encrypted.
+const FEATURE_SEALED: u16 = 1;
 /// Blocks begin at multiples of this: half of it is lost a block, and it takes six bits off every
 /// offset in the fences.
 pub(crate) const BLOCK_ALIGN: u64 = 64;
@@ -36,6 +43,9 @@ const SECTIONS_AT: usize = 48;
 const SECTION_BYTES: usize = 24;
 const COUNTS_AT: usize = 120;
 const TOKENS_AT: usize = 232;
+/// In a sealed table, the key reference and the tag of what the footer has encrypted.
+const KEY_REF_AT: usize = 264;
+const TAG_AT: usize = KEY_REF_AT + KEY_REF_BYTES;
 
 /// CRC-32C over `parts` one after the other, bound to a file and a place in it: bytes that belong
 /// elsewhere do not pass.
@@ -84,6 +94,13 @@ impl Mismatch {
         }
     }
 
+    pub(crate) fn forged() -> Mismatch {
+        Mismatch::new(
+            "bytes sealed with the table's key for this place",
+            "some that do not authenticate",
+        )
+    }
+
     pub(crate) fn checksum(expected: u32, found: u32) -> Mismatch {
         Mismatch::new(
             format!("checksum {expected:08x}"),
@@ -92,15 +109,54 @@ impl Mismatch {
     }
 }
 
+/// What a footer says of the table, its counts and tokens apart: all that can be read without a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Outline {
+    pub(crate) data_end: u64,
+    pub(crate) filters: Section,
+    pub(crate) fences: Section,
+    pub(crate) bounds: Section,
+    /// The key that it is sealed with.
+    pub(crate) key: Option<KeyRef>,
+}
+
+/// Why a footer cannot be read.
+#[derive(Debug)]
+pub(crate) enum Unreadable {
+    Mismatch(Mismatch),
+    Key(MissingKey),
+}
+
+impl From<Mismatch> for Unreadable {
+    fn from(mismatch: Mismatch) -> Unreadable {
+        Unreadable::Mismatch(mismatch)
+    }
+}
+
+/// What is authenticated with the footer's encrypted part: where it lies, and what stands before it and
+/// the tag behind the checksum.
+fn context(file_id: u64, offset: u64, footer: &[u8]) -> Vec<u8> {
+    let mut context = Vec::with_capacity(16 + COUNTS_AT - CHECKED_FROM + KEY_REF_BYTES);
+    context.extend_from_slice(&file_id.to_le_bytes());
+    context.extend_from_slice(&offset.to_le_bytes());
+    context.extend_from_slice(&footer[CHECKED_FROM..COUNTS_AT]);
+    context.extend_from_slice(&footer[KEY_REF_AT..TAG_AT]);
+    context
+}
+
 impl Footer {
-    /// The whole sector.
-    pub(crate) fn encode(&self) -> Vec<u8> {
+    /// The whole sector, its counts and tokens encrypted if there is a `key`.
+    pub(crate) fn encode(&self, key: Option<&DataKey>) -> Vec<u8> {
         let info = &self.info;
         let mut out = Vec::with_capacity(FOOTER_BYTES);
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&[0; 4]);
-        out.extend_from_slice(&VERSION.to_le_bytes());
-        out.extend_from_slice(&[0; 2]);
+        let (version, features) = match key {
+            Some(_) => (SEALED_VERSION, FEATURE_SEALED),
+            None => (VERSION, 0),
+        };
+        out.extend_from_slice(&version.to_le_bytes());
+        out.extend_from_slice(&features.to_le_bytes());
         out.extend_from_slice(&info.file_id.to_le_bytes());
         out.extend_from_slice(&info.tree.0.to_le_bytes());
         out.extend_from_slice(&[0; 4]);
@@ -136,29 +192,62 @@ impl Footer {
         out.extend_from_slice(&info.first_token.0.to_le_bytes());
         out.extend_from_slice(&info.last_token.0.to_le_bytes());
         out.resize(FOOTER_BYTES, 0);
-        let checksum = checksum(
-            info.file_id,
-            footer_offset(info.bytes),
-            &[&out[CHECKED_FROM..]],
-        );
+        let offset = footer_offset(info.bytes);
+        if let Some(key) = key {
+            out[KEY_REF_AT..TAG_AT].copy_from_slice(&key.reference().encode());
+            let context = context(info.file_id, offset, &out);
+            let tag = key.seal(offset, &context, &mut out[COUNTS_AT..KEY_REF_AT]);
+            out[TAG_AT..TAG_AT + TAG_BYTES].copy_from_slice(&tag);
+        }
+        let checksum = checksum(info.file_id, offset, &[&out[CHECKED_FROM..]]);
         out[CHECKSUM_AT..CHECKED_FROM].copy_from_slice(&checksum.to_le_bytes());
         out
     }
 
-    /// Reads the last sector of the table `file_id`, a file of `file_bytes`.
-    pub(crate) fn decode(bytes: &[u8], file_id: u64, file_bytes: u64) -> Result<Footer, Mismatch> {
+    /// Reads the last sector of the table `file_id`, a file of `file_bytes`, and returns with it the key of
+    /// a sealed one.
+    pub(crate) fn decode(
+        bytes: &[u8],
+        file_id: u64,
+        file_bytes: u64,
+        keys: &Keys,
+    ) -> Result<(Footer, Option<DataKey>), Unreadable> {
+        let outline = Outline::decode(bytes, file_id, file_bytes)?;
+        let Some(reference) = outline.key else {
+            return Ok((Footer::fields(bytes, file_id, file_bytes, outline)?, None));
+        };
+        let key = keys.find(reference, FileUse::Table(file_id));
+        let key = key.map_err(Unreadable::Key)?;
+        let offset = footer_offset(file_bytes);
+        let mut opened = bytes.to_vec();
+        let mut tag = [0; TAG_BYTES];
+        tag.copy_from_slice(&bytes[TAG_AT..TAG_AT + TAG_BYTES]);
+        let context = context(file_id, offset, bytes);
+        key.open(offset, &context, &mut opened[COUNTS_AT..KEY_REF_AT], tag)
+            .map_err(|_| Mismatch::forged())?;
+        let mut footer = Footer::fields(&opened, file_id, file_bytes, outline)?;
+        footer.info.key = Some(reference.id);
+        Ok((footer, Some(key)))
+    }
+}
+
+impl Outline {
+    /// Checks the last sector of the table `file_id`, a file of `file_bytes`, and reads what of it is in
+    /// the clear.
+    pub(crate) fn decode(bytes: &[u8], file_id: u64, file_bytes: u64) -> Result<Outline, Mismatch> {
         assert_eq!(bytes.len(), FOOTER_BYTES, "a footer is one sector");
         if bytes[..8] != MAGIC {
             let found = String::from_utf8_lossy(&bytes[..8]);
             return Err(Mismatch::new("a table's footer", format!("{found:?}")));
         }
         let version = le::u16_at(bytes, 12);
-        if version != VERSION {
-            let expected = format!("table format version {VERSION}");
+        if version != VERSION && version != SEALED_VERSION {
+            let expected = format!("table format version up to {SEALED_VERSION}");
             return Err(Mismatch::new(expected, format!("version {version}")));
         }
+        let is_sealed = version == SEALED_VERSION;
         let features = le::u16_at(bytes, 14);
-        if features != 0 {
+        if features != if is_sealed { FEATURE_SEALED } else { 0 } {
             let found = format!("features {features:04x}");
             return Err(Mismatch::new("a table without further features", found));
         }
@@ -184,44 +273,23 @@ impl Footer {
                 checksum: le::u32_at(bytes, at + 16),
             }
         };
-        let count = |index: usize| le::u64_at(bytes, COUNTS_AT + 8 * index);
-        let bounds = |index: usize| Bounds {
-            min: count(index),
-            max: count(index + 1),
-        };
-        let footer = Footer {
-            info: TableInfo {
-                file_id,
-                tree: TreeId(le::u32_at(bytes, 24)),
-                bytes: le::u64_at(bytes, 32),
-                blocks: count(0),
-                entries: count(1),
-                tombstones: count(2),
-                expiring: count(3),
-                key_bytes: count(4),
-                value_bytes: count(5),
-                seqnos: bounds(6),
-                stamps: bounds(8),
-                expiries_ms: bounds(10),
-                purgeable_stamps: bounds(12),
-                first_token: Token(le::u128_at(bytes, TOKENS_AT)),
-                last_token: Token(le::u128_at(bytes, TOKENS_AT + 16)),
-                first_key: Bytes::new(),
-                last_key: Bytes::new(),
-            },
+        let outline = Outline {
             data_end: le::u64_at(bytes, 40),
             filters: section(0),
             fences: section(1),
             bounds: section(2),
+            key: is_sealed
+                .then(|| KeyRef::decode(&bytes[KEY_REF_AT..]))
+                .flatten(),
         };
-        footer.check_layout(file_bytes)?;
-        Ok(footer)
+        outline.check_layout(le::u64_at(bytes, 32), file_bytes)?;
+        Ok(outline)
     }
 
     /// Data, filters, fences and bounds lie one behind the other before the footer.
-    fn check_layout(&self, file_bytes: u64) -> Result<(), Mismatch> {
-        if self.info.bytes != file_bytes {
-            let expected = format!("a file of {} bytes", self.info.bytes);
+    fn check_layout(&self, expected_bytes: u64, file_bytes: u64) -> Result<(), Mismatch> {
+        if expected_bytes != file_bytes {
+            let expected = format!("a file of {expected_bytes} bytes");
             return Err(Mismatch::new(expected, format!("{file_bytes} bytes")));
         }
         let mut end = self.data_end;
@@ -238,14 +306,80 @@ impl Footer {
                 format!("an end at {end}"),
             ));
         }
-        if self.info.entries == 0 || self.info.blocks == 0 {
+        Ok(())
+    }
+}
+
+impl Footer {
+    /// Reads counts and tokens, in the clear by now.
+    fn fields(
+        bytes: &[u8],
+        file_id: u64,
+        file_bytes: u64,
+        outline: Outline,
+    ) -> Result<Footer, Mismatch> {
+        let count = |index: usize| le::u64_at(bytes, COUNTS_AT + 8 * index);
+        let bounds = |index: usize| Bounds {
+            min: count(index),
+            max: count(index + 1),
+        };
+        let footer = Footer {
+            info: TableInfo {
+                file_id,
+                tree: TreeId(le::u32_at(bytes, 24)),
+                bytes: file_bytes,
+                key: None,
+                blocks: count(0),
+                entries: count(1),
+                tombstones: count(2),
+                expiring: count(3),
+                key_bytes: count(4),
+                value_bytes: count(5),
+                seqnos: bounds(6),
+                stamps: bounds(8),
+                expiries_ms: bounds(10),
+                purgeable_stamps: bounds(12),
+                first_token: Token(le::u128_at(bytes, TOKENS_AT)),
+                last_token: Token(le::u128_at(bytes, TOKENS_AT + 16)),
+                first_key: Bytes::new(),
+                last_key: Bytes::new(),
+            },
+            data_end: outline.data_end,
+            filters: outline.filters,
+            fences: outline.fences,
+            bounds: outline.bounds,
+        };
+        if footer.info.entries == 0 || footer.info.blocks == 0 {
             return Err(Mismatch::new("a table with records", "none"));
         }
-        Ok(())
+        Ok(footer)
     }
 }
 
 /// Where the footer of a file of `file_bytes` lies; zero for a file that is too short for one.
 pub(crate) fn footer_offset(file_bytes: u64) -> u64 {
     file_bytes.saturating_sub(le::len64(FOOTER_BYTES))
+}
+
+/// Encrypts a section that will lie at `offset` of the table `file_id`, if there is a `key`.
+pub(crate) fn seal_section(key: Option<&DataKey>, file_id: u64, offset: u64, bytes: &mut Vec<u8>) {
+    if let Some(key) = key {
+        let tag = key.seal(offset, &file_id.to_le_bytes(), bytes);
+        bytes.extend_from_slice(&tag);
+    }
+}
+
+/// The content of the section that lies at `offset` of the table `file_id`.
+pub(crate) fn open_section<'a>(
+    key: Option<&DataKey>,
+    file_id: u64,
+    offset: u64,
+    bytes: &'a [u8],
+) -> Result<Cow<'a, [u8]>, Mismatch> {
+    let Some(key) = key else {
+        return Ok(Cow::Borrowed(bytes));
+    };
+    key.open_copy(offset, &file_id.to_le_bytes(), bytes)
+        .map(Cow::Owned)
+        .map_err(|_| Mismatch::forged())
 }

@@ -7,6 +7,7 @@ use torc_env::{AlignedBuf, Disk, Env, File, OpenMode, Token, TokenRange, TreeId}
 use torc_sim::SimEnv;
 
 use super::{FilterBits, ReadAhead, Table, TableOptions, TableWriter, table_id, table_path};
+use crate::crypt::{Keys, Sealing, WriterSalt, test_keys};
 use crate::dump::assert_on_page;
 use crate::record::{Entry, Kind, Record, ScanFrom};
 
@@ -58,6 +59,10 @@ fn entries() -> Vec<Entry> {
 }
 
 async fn write(env: &SimEnv) {
+    write_sealed(env, &Sealing::default()).await;
+}
+
+async fn write_sealed(env: &SimEnv, sealing: &Sealing) {
     env.disk().create_dir(&dir()).await.unwrap();
     let options = TableOptions {
         tree: TREE,
@@ -65,7 +70,7 @@ async fn write(env: &SimEnv) {
         filter: FilterBits::Eight,
     };
     let path = table_path(&dir(), ID);
-    let mut writer = TableWriter::create(env.disk().clone(), &path, ID, options)
+    let mut writer = TableWriter::create(env.disk().clone(), &path, ID, options, sealing)
         .await
         .unwrap();
     for entry in entries() {
@@ -76,7 +81,11 @@ async fn write(env: &SimEnv) {
 }
 
 async fn read(env: &SimEnv) {
-    let table = Table::open(env.disk(), &dir(), ID).await.unwrap();
+    read_with(env, &Keys::default()).await;
+}
+
+async fn read_with(env: &SimEnv, keys: &Keys) {
+    let table = Table::open(env.disk(), &dir(), ID, keys).await.unwrap();
     for entry in entries() {
         let found = table.get(entry.token, &entry.key).await.unwrap().unwrap();
         assert_eq!((found.seqno, found.record), (entry.seqno, entry.record));
@@ -102,6 +111,21 @@ fn a_written_table_has_the_bytes_on_the_page() {
         let (result, bytes) = file.read_at(0, AlignedBuf::zeroed(12288)).await;
         assert_eq!(result.unwrap(), 12288);
         assert_on_page(PAGE, "table.md", &bytes);
+    });
+}
+
+#[test]
+fn the_sealed_bytes_are_those_of_the_page() {
+    const SEALED_PAGE: &str = include_str!("../../../docs/formats/encryption.md");
+    torc_sim::run(1, |env| async move {
+        let keys = test_keys(&[1]);
+        write_sealed(&env, &Sealing::fixed(&keys, WriterSalt::fixed(2))).await;
+        read_with(&env, &keys).await;
+        let path = table_path(&dir(), ID);
+        let file = env.disk().open(&path, OpenMode::Read).await.unwrap();
+        let (result, bytes) = file.read_at(0, AlignedBuf::zeroed(12288)).await;
+        assert_eq!(result.unwrap(), 12288);
+        assert_on_page(SEALED_PAGE, "encryption.md", &bytes);
     });
 }
 

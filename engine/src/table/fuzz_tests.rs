@@ -3,13 +3,14 @@
 use bytes::Bytes;
 use torc_env::{Token, TreeId};
 
-use super::block::{Block, encode_header};
+use super::block::{self, Block};
 use super::block_builder::BlockBuilder;
 use super::elias_fano::EliasFano;
 use super::fence::{FenceBuilder, Fences};
 use super::filter::{FilterBits, FilterBuilder, Filters};
 use super::format::{BLOCK_ALIGN, BLOCK_HEADER_BYTES, FOOTER_BYTES, Footer, checksum};
 use super::format_tests::bytes_on_page;
+use crate::crypt::Keys;
 use crate::fuzz::fuzz;
 use crate::record::{EntryRef, Kind, ScanFrom};
 
@@ -76,10 +77,11 @@ fn no_bytes_make_a_block_panic() {
         let count = u32::from_le_bytes(count.try_into().expect("four bytes"));
         let count = usize::try_from(count).expect("32 bits");
         for (codec, raw_len) in [(0, body.len()), (1, body.len() * 3), (2, 1)] {
-            let header = encode_header(FILE, 64, codec, body, raw_len, count);
+            let mut stored = body.to_vec();
+            let header = block::finish((FILE, 64), codec, &mut stored, raw_len, count, None);
             let bytes = Bytes::from([&header[..], body].concat());
             assert!(bytes.len() >= BLOCK_HEADER_BYTES);
-            let Ok(block) = Block::decode(&bytes, FILE, 64, TREE) else {
+            let Ok(block) = Block::decode(&bytes, (FILE, 64), TREE, None) else {
                 continue;
             };
             for index in [0, block.len() / 2, block.len().saturating_sub(1)] {
@@ -192,10 +194,10 @@ fn no_bytes_make_a_footer_panic() {
         let mut sector = [0; FOOTER_BYTES];
         let len = input.len().min(FOOTER_BYTES);
         sector[..len].copy_from_slice(&input[..len]);
-        drop(Footer::decode(&sector, FILE, bytes));
+        drop(Footer::decode(&sector, FILE, bytes, &Keys::default()));
         let footer_at = bytes - u64::try_from(FOOTER_BYTES).expect("a sector");
         let fits = checksum(FILE, footer_at, &[&sector[12..]]);
         sector[8..12].copy_from_slice(&fits.to_le_bytes());
-        drop(Footer::decode(&sector, FILE, bytes));
+        drop(Footer::decode(&sector, FILE, bytes, &Keys::default()));
     });
 }

@@ -1,5 +1,6 @@
 //! An open table: its footer, filters and fences in memory, its blocks on the device.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -10,9 +11,12 @@ use torc_env::{AlignedBuf, Disk, File, OpenMode, SECTOR_BYTES, Token, TokenRange
 use super::block::Block;
 use super::fence::{Extent, Fences};
 use super::filter::Filters;
-use super::format::{FOOTER_BYTES, Footer, Mismatch, Section, checksum, footer_offset};
+use super::format::{
+    FOOTER_BYTES, Footer, Mismatch, Section, Unreadable, checksum, footer_offset, open_section,
+};
 use super::iter::{ReadAhead, TableIter};
 use super::{TableInfo, table_path};
+use crate::crypt::{DataKey, Keys};
 use crate::error::ReadError;
 use crate::le;
 use crate::record::{Record, ScanFrom};
@@ -26,6 +30,8 @@ struct Inner<F> {
     info: TableInfo,
     fences: Fences,
     filters: Option<Filters>,
+    /// Boxed: most tables of most stores have none.
+    key: Option<Box<DataKey>>,
 }
 
 /// What a get found.
@@ -51,9 +57,14 @@ impl<D: Disk> fmt::Debug for Table<D> {
 
 impl<D: Disk> Table<D> {
     /// Opens the table `file_id` of the directory `dir`. Three reads: the length, the footer, and
-    /// what stands before it.
-    pub async fn open(disk: &D, dir: &Path, file_id: u64) -> Result<Table<D>, ReadError> {
-        Table::open_parts(disk, dir, file_id, true).await
+    /// what stands before it. A sealed table needs its master key among `keys`.
+    pub async fn open(
+        disk: &D,
+        dir: &Path,
+        file_id: u64,
+        keys: &Keys,
+    ) -> Result<Table<D>, ReadError> {
+        Table::open_parts(disk, dir, file_id, keys, true).await
     }
 
     /// Opens a table without its filters: all that a scan needs. A get then always reads.
@@ -61,14 +72,16 @@ impl<D: Disk> Table<D> {
         disk: &D,
         dir: &Path,
         file_id: u64,
+        keys: &Keys,
     ) -> Result<Table<D>, ReadError> {
-        Table::open_parts(disk, dir, file_id, false).await
+        Table::open_parts(disk, dir, file_id, keys, false).await
     }
 
     async fn open_parts(
         disk: &D,
         dir: &Path,
         file_id: u64,
+        keys: &Keys,
         with_filters: bool,
     ) -> Result<Table<D>, ReadError> {
         let path = table_path(dir, file_id);
@@ -89,8 +102,14 @@ impl<D: Disk> Table<D> {
             return Err(corrupt(file_bytes, mismatch));
         }
         let bytes = read(&file, &path, footer_at, FOOTER_BYTES).await?;
-        let footer = Footer::decode(&bytes, file_id, file_bytes)
-            .map_err(|mismatch| corrupt(footer_at, mismatch))?;
+        let footer = Footer::decode(&bytes, file_id, file_bytes, keys);
+        let (footer, key) = footer.map_err(|unreadable| match unreadable {
+            Unreadable::Mismatch(mismatch) => corrupt(footer_at, mismatch),
+            Unreadable::Key(source) => ReadError::Key {
+                path: path.clone(),
+                source,
+            },
+        })?;
 
         // Filters come first; without them the read begins at the sector of the fences.
         let start = if with_filters {
@@ -105,7 +124,7 @@ impl<D: Disk> Table<D> {
             )
         })?;
         let tail = read(&file, &path, start, tail_len).await?;
-        let section = |section: Section| -> Result<&[u8], ReadError> {
+        let section = |section: Section| -> Result<Cow<'_, [u8]>, ReadError> {
             // In bounds: the footer's layout was checked against the file.
             let from = usize::try_from(section.offset - start).expect("inside the tail");
             let len = usize::try_from(section.len).expect("inside the tail");
@@ -115,22 +134,23 @@ impl<D: Disk> Table<D> {
                 let mismatch = Mismatch::checksum(section.checksum, found);
                 return Err(corrupt(section.offset, mismatch));
             }
-            Ok(bytes)
+            open_section(key.as_ref(), file_id, section.offset, bytes)
+                .map_err(|mismatch| corrupt(section.offset, mismatch))
         };
         let malformed = |section: Section, expected: &str| {
             corrupt(section.offset, Mismatch::new(expected, "another section"))
         };
         let filters = if with_filters {
-            let filters = Filters::decode(section(footer.filters)?);
+            let filters = Filters::decode(&section(footer.filters)?);
             Some(filters.map_err(|expected| malformed(footer.filters, expected))?)
         } else {
             None
         };
         let blocks = footer.info.blocks;
-        let fences = Fences::decode(section(footer.fences)?, blocks, footer.data_end)
+        let fences = Fences::decode(&section(footer.fences)?, blocks, footer.data_end)
             .map_err(|expected| malformed(footer.fences, expected))?;
         let mut info = footer.info;
-        (info.first_key, info.last_key) = decode_bounds(section(footer.bounds)?)
+        (info.first_key, info.last_key) = decode_bounds(&section(footer.bounds)?)
             .ok_or_else(|| malformed(footer.bounds, "two keys with their lengths"))?;
         Ok(Table(Rc::new(Inner {
             file,
@@ -138,6 +158,7 @@ impl<D: Disk> Table<D> {
             info,
             fences,
             filters,
+            key: key.map(Box::new),
         })))
     }
 
@@ -157,6 +178,7 @@ impl<D: Disk> Table<D> {
         size_of::<Inner<D::File>>()
             + inner.fences.memory_bytes()
             + inner.filters.as_ref().map_or(0, Filters::memory_bytes)
+            + inner.key.as_ref().map_or(0, |_| size_of::<DataKey>())
             + inner.info.first_key.len()
             + inner.info.last_key.len()
     }
@@ -259,9 +281,9 @@ impl<D: Disk> Table<D> {
         let info = &self.0.info;
         Block::decode(
             &bytes.slice(from..to),
-            info.file_id,
-            extent.offset,
+            (info.file_id, extent.offset),
             info.tree,
+            self.0.key.as_deref(),
         )
         .map_err(|mismatch| corrupt(&self.0.path, extent.offset, mismatch))
     }
@@ -272,7 +294,12 @@ impl<D: Disk> Table<D> {
 }
 
 /// Reads `len` bytes, whole sectors, or fails.
-async fn read<F: File>(file: &F, path: &Path, offset: u64, len: usize) -> Result<Bytes, ReadError> {
+pub(super) async fn read<F: File>(
+    file: &F,
+    path: &Path,
+    offset: u64,
+    len: usize,
+) -> Result<Bytes, ReadError> {
     let (result, buf) = file.read_at(offset, AlignedBuf::zeroed(len)).await;
     match result {
         Ok(found) if found == len => Ok(buf.into_bytes()),
@@ -288,7 +315,7 @@ async fn read<F: File>(file: &F, path: &Path, offset: u64, len: usize) -> Result
     }
 }
 
-fn corrupt(path: &Path, offset: u64, mismatch: Mismatch) -> ReadError {
+pub(super) fn corrupt(path: &Path, offset: u64, mismatch: Mismatch) -> ReadError {
     ReadError::Corrupt {
         path: path.to_owned(),
         offset,

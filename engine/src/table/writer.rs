@@ -13,15 +13,16 @@ use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_outpu
 use torc_env::{Disk, OpenMode, SECTOR_BYTES, Token, TreeId};
 
 use super::TableInfo;
-use super::block::encode_header;
+use super::block;
 use super::block_builder::BlockBuilder;
 use super::chunk::ChunkWriter;
 use super::fence::FenceBuilder;
 use super::filter::{FilterBits, FilterBuilder};
 use super::format::{
     BLOCK_ALIGN, BLOCK_HEADER_BYTES, BLOCK_RAW_BYTES_MAX, CODEC_LZ4, CODEC_RAW, FOOTER_BYTES,
-    Footer, PAGE_BYTES, Section, checksum,
+    Footer, PAGE_BYTES, Section, checksum, seal_section,
 };
+use crate::crypt::{DataKey, Sealing, TAG_BYTES};
 use crate::error::JobError;
 use crate::le;
 use crate::record::{EntryRef, Kind};
@@ -53,6 +54,7 @@ pub struct TableWriter<D: Disk> {
     disk: D,
     path: PathBuf,
     file_id: u64,
+    key: Option<DataKey>,
     options: TableOptions,
     out: ChunkWriter<D::File>,
     pending: BlockBuilder,
@@ -69,13 +71,15 @@ pub struct TableWriter<D: Disk> {
 }
 
 impl<D: Disk> TableWriter<D> {
-    /// Creates the file, which must not exist.
+    /// Creates the file, which must not exist. It is encrypted as `sealing` says.
     pub async fn create(
         disk: D,
         path: &Path,
         file_id: u64,
         options: TableOptions,
+        sealing: &Sealing,
     ) -> Result<TableWriter<D>, JobError> {
+        let key = sealing.table_key(file_id);
         let file = disk
             .open(path, OpenMode::CreateNew)
             .await
@@ -92,8 +96,10 @@ impl<D: Disk> TableWriter<D> {
             info: TableInfo {
                 file_id,
                 tree: options.tree,
+                key: key.as_ref().map(DataKey::id),
                 ..TableInfo::default()
             },
+            key,
             last_written: None,
             last_key: Vec::new(),
             ratio: RATIO_ONE,
@@ -179,13 +185,18 @@ impl<D: Disk> TableWriter<D> {
         if room < PAGE_BYTES / 2 {
             room += PAGE_BYTES;
         }
-        let body = room - le::len64(BLOCK_HEADER_BYTES);
+        let body = room - le::len64(BLOCK_HEADER_BYTES + self.tag_bytes());
         // The ratio wavers; aiming a little short keeps most blocks inside their page.
         let margin = if self.ratio > RATIO_ONE { body / 32 } else { 0 };
         let target = (body - margin) * self.ratio / RATIO_ONE;
         usize::try_from(target).map_or(self.options.block_bytes, |target| {
             target.min(self.options.block_bytes)
         })
+    }
+
+    /// What encryption adds to each block and section.
+    fn tag_bytes(&self) -> usize {
+        self.key.as_ref().map_or(0, |_| TAG_BYTES)
     }
 
     /// Writes the first `count` pending records as a block.
@@ -197,21 +208,24 @@ impl<D: Disk> TableWriter<D> {
             return Err(write_error(&self.path, source));
         }
         let codec = self.compress();
+        let raw_len = self.body.len();
+        let tag_bytes = self.tag_bytes();
         let stored = if codec == CODEC_LZ4 {
-            &self.compressed
+            &mut self.compressed
         } else {
-            &self.body
+            &mut self.body
         };
-        self.ratio = next_ratio(self.ratio, self.body.len(), stored.len());
+        self.ratio = next_ratio(self.ratio, raw_len, stored.len());
 
         let result = async {
-            let len = le::len64(BLOCK_HEADER_BYTES + stored.len());
+            let len = le::len64(BLOCK_HEADER_BYTES + stored.len() + tag_bytes);
             let to_page = PAGE_BYTES - self.out.offset() % PAGE_BYTES;
             if to_page < len && to_page <= len / 16 {
                 self.out.pad_to(SECTOR_BYTES).await?;
             }
             let offset = self.out.offset();
-            let header = encode_header(self.file_id, offset, codec, stored, self.body.len(), count);
+            let place = (self.file_id, offset);
+            let header = block::finish(place, codec, stored, raw_len, count, self.key.as_ref());
             self.out.append(&header).await?;
             self.out.append(stored).await?;
             let align = usize::try_from(BLOCK_ALIGN).expect("a small constant");
@@ -288,17 +302,17 @@ impl<D: Disk> TableWriter<D> {
         self.out.pad_to(SECTOR_BYTES).await?;
         let data_end = self.out.offset();
         let filters = std::mem::replace(&mut self.filters, FilterBuilder::new(self.options.filter));
-        let filters = self.append_section(&filters.encode()).await?;
+        let filters = self.append_section(filters.encode()).await?;
         self.disk.give_way().await;
         let fences = std::mem::take(&mut self.fences).encode();
-        let fences = self.append_section(&fences).await?;
+        let fences = self.append_section(fences).await?;
         let mut bounds = Vec::new();
         for key in [&self.info.first_key, &self.info.last_key] {
             bounds.extend_from_slice(&le::len64(key.len()).to_le_bytes());
         }
         bounds.extend_from_slice(&self.info.first_key);
         bounds.extend_from_slice(&self.info.last_key);
-        let bounds = self.append_section(&bounds).await?;
+        let bounds = self.append_section(bounds).await?;
         self.out.pad_to(SECTOR_BYTES).await?;
         self.info.bytes = self.out.offset() + le::len64(FOOTER_BYTES);
         let footer = Footer {
@@ -308,16 +322,17 @@ impl<D: Disk> TableWriter<D> {
             fences,
             bounds,
         };
-        self.out.append(&footer.encode()).await
+        self.out.append(&footer.encode(self.key.as_ref())).await
     }
 
-    async fn append_section(&mut self, bytes: &[u8]) -> io::Result<Section> {
+    async fn append_section(&mut self, mut bytes: Vec<u8>) -> io::Result<Section> {
         let offset = self.out.offset();
-        self.out.append(bytes).await?;
+        seal_section(self.key.as_ref(), self.file_id, offset, &mut bytes);
+        self.out.append(&bytes).await?;
         Ok(Section {
             offset,
             len: le::len64(bytes.len()),
-            checksum: checksum(self.file_id, offset, &[bytes]),
+            checksum: checksum(self.file_id, offset, &[&bytes]),
         })
     }
 }

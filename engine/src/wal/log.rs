@@ -6,7 +6,9 @@ use torc_env::{AlignedBuf, File};
 
 use super::segment::Prewrite;
 use super::{FORMAT, Segment};
-use crate::frame::{Header, Mark};
+use crate::crypt::{KeyId, SEAL_BYTES};
+use crate::frame::{Header, Mark, frame_bytes};
+use crate::le::len64;
 
 /// The end of the log that is written.
 pub(crate) struct Log<F> {
@@ -21,6 +23,7 @@ pub(crate) struct Log<F> {
 pub(crate) struct FrameMeta {
     pub(crate) flags: u16,
     pub(crate) durable_through: u64,
+    /// Bytes of records.
     pub(crate) payload_len: usize,
     pub(crate) record_count: u32,
     pub(crate) first_seqno: u64,
@@ -52,10 +55,28 @@ impl<F: File> Log<F> {
         }
     }
 
-    /// Whether a frame of this size goes into the current segment. One that is larger than any
-    /// segment goes into an empty one, which it extends.
-    pub(crate) fn fits(&self, frame_bytes: usize) -> bool {
-        let end = self.end_of(frame_bytes);
+    /// The master key of the current segment's frames; `None` when they are in the clear, or there is no
+    /// segment.
+    pub(crate) fn key_id(&self) -> Option<KeyId> {
+        self.segment.as_ref()?.key_id()
+    }
+
+    /// Size of a frame with `payload_len` bytes of records in the current segment.
+    pub(crate) fn frame_bytes(&self, payload_len: usize) -> usize {
+        frame_bytes(self.stored_len(payload_len))
+    }
+
+    fn stored_len(&self, payload_len: usize) -> usize {
+        match self.key_id() {
+            Some(_) => payload_len + SEAL_BYTES,
+            None => payload_len,
+        }
+    }
+
+    /// Whether a frame with `payload_len` bytes of records goes into the current segment. One that is
+    /// larger than any segment goes into an empty one, which it extends.
+    pub(crate) fn fits(&self, payload_len: usize) -> bool {
+        let end = self.end_of(payload_len);
         self.segment
             .as_ref()
             .is_some_and(|segment| self.offset == 0 || end <= segment.len)
@@ -92,41 +113,43 @@ impl<F: File> Log<F> {
         self.segment.as_ref()?.prewrite_due(self.offset)
     }
 
-    /// Whether the next frame would meet zeros still being written.
-    pub(crate) fn must_wait(&self, frame_bytes: usize) -> bool {
-        let end = self.end_of(frame_bytes);
+    /// Whether a frame with `payload_len` bytes of records would meet zeros still being written.
+    pub(crate) fn must_wait(&self, payload_len: usize) -> bool {
+        let end = self.end_of(payload_len);
         self.segment
             .as_ref()
             .is_some_and(|segment| segment.must_wait(end))
     }
 
-    /// Whether a frame of this size can be begun now.
-    pub(crate) fn has_place(&self, frame_bytes: usize) -> bool {
-        self.fits(frame_bytes) && !self.must_wait(frame_bytes)
+    /// Whether a frame with `payload_len` bytes of records can be begun now.
+    pub(crate) fn has_place(&self, payload_len: usize) -> bool {
+        self.fits(payload_len) && !self.must_wait(payload_len)
     }
 
-    /// Seals a frame whose payload is in place in `frame`, which is as long as the frame, and gives it
-    /// its place. Several may be on their way at once. After one that failed the log must not be used
+    /// Finishes a frame whose records are in place in `frame`, which is as long as [`Log::frame_bytes`]
+    /// says, and gives it its place. Several may be on their way at once. After one that failed the log must not be used
     /// again: whether the frame is on disk is unknown.
     pub(crate) fn begin(&mut self, mut frame: AlignedBuf, meta: FrameMeta) -> Writing<F> {
-        assert!(self.fits(frame.len()), "frame beyond the segment");
-        let end = self.end_of(frame.len());
+        assert!(self.fits(meta.payload_len), "frame beyond the segment");
+        let stored_len = self.stored_len(meta.payload_len);
+        let end = self.end_of(meta.payload_len);
         let segment = self.segment.as_ref().expect("frames fit only a segment");
         assert!(
             meta.durable_through <= self.last.sequence,
             "a mark beyond the log"
         );
         let header = Header {
+            sealed: segment.key.is_some(),
             flags: meta.flags,
             log: segment.id.0,
             sequence: self.last.sequence + 1,
             previous: self.last.hash,
             durable_through: meta.durable_through,
-            payload_len: u32::try_from(meta.payload_len).expect("records are bounded"),
+            payload_len: u32::try_from(stored_len).expect("records are bounded"),
             record_count: meta.record_count,
             first_seqno: meta.first_seqno,
         };
-        let hash = header.seal(FORMAT, &mut frame);
+        let hash = header.finish(FORMAT, &mut frame, segment.key.as_ref());
         segment.claim(end);
         let offset = std::mem::replace(&mut self.offset, end);
         self.last = Mark {
@@ -141,7 +164,8 @@ impl<F: File> Log<F> {
         }
     }
 
-    fn end_of(&self, frame_bytes: usize) -> u64 {
-        self.offset + u64::try_from(frame_bytes).expect("a length in memory fits 64 bits")
+    /// Where a frame with `payload_len` bytes of records would end.
+    fn end_of(&self, payload_len: usize) -> u64 {
+        self.offset + len64(self.frame_bytes(payload_len))
     }
 }

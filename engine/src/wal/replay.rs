@@ -11,6 +11,7 @@ use torc_env::{AlignedBuf, Disk, File, OpenMode, SECTOR_BYTES, mutation};
 use super::chain::{Chain, End, Seen, Verdict};
 use super::payload::{self, Logged};
 use super::{FORMAT, SegmentId};
+use crate::crypt::{FileUse, KeyId, Keys, Opener, Unopened, key_of};
 use crate::error::OpenError;
 use crate::frame::{Damage, Header, Mark};
 use crate::le::len64;
@@ -28,6 +29,9 @@ pub(crate) struct Replayed {
     pub(crate) segment_bytes: Vec<u64>,
     /// Last sequence found in each segment, if any frame was.
     pub(crate) segment_last: Vec<Option<u64>>,
+    /// The master key of each segment's frames; `None` for one whose frames are in the clear, or that has
+    /// none.
+    pub(crate) segment_keys: Vec<Option<KeyId>>,
     /// Frames applied.
     pub(crate) frames: u64,
 }
@@ -39,18 +43,21 @@ pub(crate) async fn replay<D: Disk>(
     dir: &Path,
     segments: &[SegmentId],
     flushed: Mark,
+    keys: &Keys,
     mut apply: impl FnMut(u64, &Logged<'_>),
 ) -> Result<Replayed, OpenError> {
     let mut chain = Chain::new(flushed);
     let mut segment_bytes = Vec::with_capacity(segments.len());
     let mut segment_last = Vec::with_capacity(segments.len());
+    let mut segment_keys = Vec::with_capacity(segments.len());
     let mut frames = 0;
     for (index, id) in segments.iter().enumerate() {
-        let mut reader = Reader::open(disk, dir, *id).await?;
+        let mut reader = Reader::open(disk, dir, *id, keys).await?;
         let mut last = None;
+        let mut key = None;
         let mut offset = 0;
         while offset < reader.len {
-            let Some((header, hash)) = reader.frame_at(offset).await? else {
+            let Some((header, hash, key_id)) = reader.frame_at(offset).await? else {
                 offset += SECTOR;
                 disk.give_way().await;
                 continue;
@@ -69,11 +76,13 @@ pub(crate) async fn replay<D: Disk>(
                 reader.apply(offset, &header, &mut apply)?;
             }
             last = last.max(Some(header.sequence));
+            key = key_id;
             offset += u64::try_from(header.frame_bytes()).expect("a frame fits 64 bits");
             disk.give_way().await;
         }
         segment_bytes.push(reader.len);
         segment_last.push(last);
+        segment_keys.push(key);
     }
     let end = chain.finish();
     if let Some(gap) = &end.gap {
@@ -83,8 +92,8 @@ pub(crate) async fn replay<D: Disk>(
             "the write-ahead log is damaged: acknowledged updates are lost here"
         );
         for seen in &gap.resume {
-            let mut reader = Reader::open(disk, dir, segments[seen.file]).await?;
-            if let Some((header, _)) = reader.frame_at(seen.offset).await? {
+            let mut reader = Reader::open(disk, dir, segments[seen.file], keys).await?;
+            if let Some((header, _, _)) = reader.frame_at(seen.offset).await? {
                 frames += 1;
                 reader.apply(seen.offset, &header, &mut apply)?;
             }
@@ -94,6 +103,7 @@ pub(crate) async fn replay<D: Disk>(
         end,
         segment_bytes,
         segment_last,
+        segment_keys,
         frames,
     })
 }
@@ -106,13 +116,18 @@ struct Reader<'a, F> {
     len: u64,
     window: AlignedBuf,
     window_start: u64,
+    opener: Opener,
 }
+
+/// A frame found: header, hash, and the master key that it names.
+type Frame = (Header, u64, Option<KeyId>);
 
 impl<'a, F: File> Reader<'a, F> {
     async fn open<D: Disk<File = F>>(
         disk: &D,
         dir: &'a Path,
         id: SegmentId,
+        keys: &Keys,
     ) -> Result<Self, OpenError> {
         let path = id.path(dir);
         let io = |doing| {
@@ -137,11 +152,12 @@ impl<'a, F: File> Reader<'a, F> {
             len: len - len % SECTOR,
             window: AlignedBuf::default(),
             window_start: 0,
+            opener: Opener::new(keys, FileUse::Segment(id.0)),
         })
     }
 
     /// The valid frame at `offset`, if there is one.
-    async fn frame_at(&mut self, offset: u64) -> Result<Option<(Header, u64)>, OpenError> {
+    async fn frame_at(&mut self, offset: u64) -> Result<Option<Frame>, OpenError> {
         self.fill(offset, SECTOR_BYTES).await?;
         let header = match Header::parse(FORMAT, self.bytes_from(offset)) {
             Ok(header) if header.log == self.id.0 => header,
@@ -149,7 +165,7 @@ impl<'a, F: File> Reader<'a, F> {
                 return Err(OpenError::Version {
                     path: self.id.path(self.dir),
                     found,
-                    known: FORMAT.version,
+                    known: FORMAT.newest(),
                 });
             }
             Ok(_) | Err(_) => return Ok(None),
@@ -160,27 +176,40 @@ impl<'a, F: File> Reader<'a, F> {
         }
         self.fill(offset, header.frame_bytes()).await?;
         match header.verify(self.bytes_from(offset)) {
-            Ok((_, hash)) => Ok(Some((header, hash))),
+            Ok((payload, hash)) => {
+                let key = key_of(&header, payload);
+                Ok(Some((header, hash, key)))
+            }
             Err(_) => Ok(None),
         }
     }
 
     /// Gives the records of the frame at `offset`, which is in the window, to `apply`.
     fn apply(
-        &self,
+        &mut self,
         offset: u64,
         header: &Header,
         apply: &mut impl FnMut(u64, &Logged<'_>),
     ) -> Result<(), OpenError> {
+        let path = self.id.path(self.dir);
         let corrupt = |detail: String| OpenError::Corrupt {
-            path: self.id.path(self.dir),
+            path: path.clone(),
             offset,
             detail,
         };
+        let frame = bytes_from(&self.window, self.window_start, offset);
         let (payload, _) = header
-            .verify(self.bytes_from(offset))
+            .verify(frame)
             .map_err(|damage| corrupt(damage.to_string()))?;
-        let records = payload::decode(payload, header.record_count)
+        let payload = self.opener.open(header, frame, payload);
+        let payload = payload.map_err(|unopened| match unopened {
+            Unopened::Missing(source) => OpenError::Key {
+                path: path.clone(),
+                source,
+            },
+            Unopened::Forged => corrupt(Unopened::FORGED.to_owned()),
+        })?;
+        let records = payload::decode(&payload, header.record_count)
             .ok_or_else(|| corrupt("a whole frame with malformed records".to_owned()))?;
         for (seqno, record) in (header.first_seqno..).zip(&records) {
             apply(seqno, record);
@@ -210,7 +239,11 @@ impl<'a, F: File> Reader<'a, F> {
     }
 
     fn bytes_from(&self, offset: u64) -> &[u8] {
-        let at = usize::try_from(offset - self.window_start).expect("within the window");
-        self.window.get(at..).unwrap_or(&[])
+        bytes_from(&self.window, self.window_start, offset)
     }
+}
+
+fn bytes_from(window: &[u8], start: u64, offset: u64) -> &[u8] {
+    let at = usize::try_from(offset - start).expect("within the window");
+    window.get(at..).unwrap_or(&[])
 }

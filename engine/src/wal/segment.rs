@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use torc_env::{AlignedBuf, Disk, File, OpenMode, mutation};
 
+use crate::crypt::{DataKey, KeyId};
 use crate::options::Fsync;
 
 /// How far ahead of the frames a segment is written with zeros, in bytes.
@@ -56,6 +57,15 @@ pub(crate) struct Segment<F> {
     pub(crate) file: F,
     pub(crate) len: u64,
     pub(crate) prewritten: Rc<Prewritten>,
+    /// Of this identity of the file alone; `None` when its frames are written in the clear.
+    pub(crate) key: Option<DataKey>,
+}
+
+/// What a segment is to be.
+pub(crate) struct SegmentPlan {
+    pub(crate) id: SegmentId,
+    pub(crate) fsync: Fsync,
+    pub(crate) key: Option<DataKey>,
 }
 
 /// Up to where a segment was written with zeros or frames.
@@ -72,12 +82,11 @@ impl<F: File> Segment<F> {
     pub(crate) async fn create<D: Disk<File = F>>(
         disk: &D,
         dir: &Path,
-        id: SegmentId,
         len: u64,
-        fsync: Fsync,
+        plan: SegmentPlan,
     ) -> io::Result<Self> {
-        let path = id.path(dir);
-        let created = Self::create_at(disk, dir, &path, id, len, fsync).await;
+        let path = plan.id.path(dir);
+        let created = Self::create_at(disk, dir, &path, len, plan).await;
         if created.is_err() {
             // Best effort: what stays is an unlisted file, which the next open removes.
             if let Err(error) = disk.remove(&path).await {
@@ -91,9 +100,8 @@ impl<F: File> Segment<F> {
         disk: &D,
         dir: &Path,
         path: &Path,
-        id: SegmentId,
         len: u64,
-        fsync: Fsync,
+        plan: SegmentPlan,
     ) -> io::Result<Self> {
         let file = disk.open(path, OpenMode::CreateNew).await?;
         file.allocate(len).await?;
@@ -102,7 +110,7 @@ impl<F: File> Segment<F> {
         file.sync().await?;
         drop(file);
         disk.sync_dir(dir).await?;
-        Self::open(disk, path, id, len, first, fsync).await
+        Self::open(disk, path, len, first, plan).await
     }
 
     /// Gives a retired segment's file a new identity. What its frames said is void with the old
@@ -111,30 +119,29 @@ impl<F: File> Segment<F> {
         disk: &D,
         dir: &Path,
         (old, len): (SegmentId, u64),
-        id: SegmentId,
-        fsync: Fsync,
+        plan: SegmentPlan,
     ) -> io::Result<Self> {
-        let path = id.path(dir);
+        let path = plan.id.path(dir);
         disk.rename(&old.path(dir), &path).await?;
         disk.sync_dir(dir).await?;
-        Self::open(disk, &path, id, len, len, fsync).await
+        Self::open(disk, &path, len, len, plan).await
     }
 
     async fn open<D: Disk<File = F>>(
         disk: &D,
         path: &Path,
-        id: SegmentId,
         len: u64,
         prewritten: u64,
-        fsync: Fsync,
+        plan: SegmentPlan,
     ) -> io::Result<Self> {
-        let mode = if fsync.is_synced() && !mutation::on("ack_before_sync") {
+        let mode = if plan.fsync.is_synced() && !mutation::on("ack_before_sync") {
             OpenMode::WriteDurable
         } else {
             OpenMode::Write
         };
         Ok(Self {
-            id,
+            id: plan.id,
+            key: plan.key,
             file: disk.open(path, mode).await?,
             len,
             prewritten: Rc::new(Prewritten {
@@ -142,6 +149,11 @@ impl<F: File> Segment<F> {
                 in_flight: Cell::new(false),
             }),
         })
+    }
+
+    /// The master key of its frames; `None` when they are written in the clear.
+    pub(crate) fn key_id(&self) -> Option<KeyId> {
+        self.key.as_ref().map(DataKey::id)
     }
 
     /// The next stretch of zeros to write, when the frames, which reach to `frames_end`, come near

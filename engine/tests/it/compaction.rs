@@ -70,6 +70,7 @@ impl World {
             file_id,
             tree: TreeId(1),
             bytes,
+            key: None,
             blocks: 1,
             entries: 1,
             tombstones: 1,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use torc_engine::inspect::inspect;
+use torc_engine::inspect::{View, inspect};
 use torc_engine::{Decision, ReadError, Store, WriteError};
 use torc_env::{Env, Token, TreeId};
 use torc_sim::{DiskOptions, HostId, SimEnv, Simulation};
@@ -236,7 +236,11 @@ fn a_scrub_finds_every_damaged_part_and_nothing_else() {
 async fn inspected(env: &SimEnv, path: &Path) -> (u64, String) {
     let mut text = String::new();
     let mut print = |line: String| text.push_str(&(line + "\n"));
-    let damaged = inspect(env.disk(), path, true, &mut print).await.unwrap();
+    let view = View {
+        with_records: true,
+        ..View::default()
+    };
+    let damaged = inspect(env.disk(), path, &view, &mut print).await.unwrap();
     (damaged, text)
 }
 
@@ -286,7 +290,8 @@ fn every_file_of_a_store_is_told_in_words_and_its_damage_too() {
         kinds.dedup();
         assert_eq!(kinds, ["log", "root", "table", "wal"]);
         let mut print = |_| {};
-        let refused = inspect(env.disk(), Path::new("shard-00/other"), true, &mut print).await;
+        let other = Path::new("shard-00/other");
+        let refused = inspect(env.disk(), other, &View::default(), &mut print).await;
         assert!(refused.is_err());
     });
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use proptest::prelude::*;
+use torc_engine::crypt::{Keys, Sealing};
 use torc_engine::jobs::{CompactJob, CompactOutput};
 use torc_engine::purge::{PurgeFloors, PurgeRule, Reach};
 use torc_engine::table::{FilterBits, ReadAhead, Table, table_id, table_path};
@@ -31,6 +32,7 @@ fn job(sources: Vec<Vec<(u64, TokenRange)>>, reach: Reach) -> CompactJob {
         filter: FilterBits::Eight,
         block_bytes: 8192,
         table_bytes: 16 << 10,
+        sealing: Sealing::default(),
     }
 }
 
@@ -46,7 +48,7 @@ async fn files(env: &SimEnv) -> Vec<u64> {
 async fn read(env: &SimEnv, output: &CompactOutput) -> Vec<Entry> {
     let mut found = vec![];
     for info in &output.tables {
-        let table = Table::open(env.disk(), &tables_dir(), info.file_id)
+        let table = Table::open(env.disk(), &tables_dir(), info.file_id, &Keys::default())
             .await
             .unwrap();
         assert_eq!(table.info(), info);

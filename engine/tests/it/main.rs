@@ -5,6 +5,7 @@
 
 mod compaction;
 mod damage;
+mod encryption;
 mod faults;
 mod jobs;
 mod merge;

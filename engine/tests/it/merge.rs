@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
+use torc_engine::Keys;
 use torc_engine::merge::{Merge, RunIter, Source};
 use torc_engine::table::{FilterBits, ReadAhead, Table};
 use torc_engine::{Entry, ScanFrom};
@@ -78,7 +79,9 @@ async fn check(shapes: Vec<Shape>, tokens: Tokens, picks: Vec<u8>, tables: usize
                     write_table(&disk, file_id, options(FilterBits::Eight), &list)
                         .await
                         .unwrap();
-                    let table = Table::open(&disk, &tables_dir(), file_id).await.unwrap();
+                    let table = Table::open(&disk, &tables_dir(), file_id, &Keys::default())
+                        .await
+                        .unwrap();
                     run.push((table, range));
                 }
             }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use torc_engine::{Fsync, Kind, Options, Record, Store};
+use torc_engine::{Fsync, Keys, Kind, Options, Record, Store};
 use torc_env::Token;
 
 use crate::compaction::EVERY_STRATEGY;
-use crate::support::{TREE, get, options, put, scan_all, submit, tombstone, value};
+use crate::support::{TREE, get, keys, options, put, scan_all, submit, tombstone, value};
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -66,8 +66,10 @@ fn any_options() -> impl Strategy<Value = Options> {
         2..9u64,
         prop::sample::select(vec![64 << 10, 1 << 20, 256 << 20]),
     );
-    (memory, tables, levels, 0..EVERY_STRATEGY.len()).prop_map(
-        |(memory, tables, levels, strategy)| Options {
+    let keys = prop::sample::select(vec![Keys::default(), keys(&[1])]);
+    (memory, tables, levels, 0..EVERY_STRATEGY.len(), keys).prop_map(
+        |(memory, tables, levels, strategy, keys)| Options {
+            keys,
             memtable_bytes: memory.0,
             cache_bytes: memory.1,
             block_bytes: tables.0,

@@ -10,7 +10,7 @@ use torc_engine::{Fsync, Kind, Options, PurgeFloors, Record, Store};
 use torc_env::{Class, Env};
 use torc_sim::{Cuts, SimEnv, at_every_power_cut};
 
-use crate::support::{TREE, options, scan_all, submit, tombstone, value};
+use crate::support::{TREE, keys, options, scan_all, submit, tombstone, value};
 
 /// What was submitted and what was promised, a key.
 #[derive(Default)]
@@ -47,7 +47,7 @@ async fn write(store: &Store<SimEnv>, env: &SimEnv, promised: &Shared, key: &str
 }
 
 /// Writes to few keys, some of them large, flushes, compacts, deletes and reopens.
-async fn workload(env: SimEnv, options: Options, promised: Shared) {
+async fn workload(env: SimEnv, mut options: Options, promised: Shared) {
     let (mut store, _) = Store::open(env.clone(), options.clone()).await.unwrap();
     for step in 1..=24u64 {
         let len = if step % 5 == 0 { 200_000 } else { 300 };
@@ -74,6 +74,10 @@ async fn workload(env: SimEnv, options: Options, promised: Shared) {
             14 => {
                 store.flush().await.unwrap();
                 store.compact().await.unwrap();
+            }
+            16 if options.keys.active().is_some() => {
+                options.keys = keys(&[1, 2]);
+                store.set_keys(&options.keys).unwrap();
             }
             18 => {
                 store.close().await.unwrap();
@@ -145,7 +149,10 @@ fn judge(found: &BTreeMap<Vec<u8>, Record>, promised: &Promised, keeps_promises:
     assert!(low <= high, "not a prefix: has {low}, lacks {high}");
 }
 
-async fn check(env: SimEnv, options: Options, promised: Shared) {
+async fn check(env: SimEnv, mut options: Options, promised: Shared) {
+    if options.keys.active().is_some() {
+        options.keys = keys(&[1, 2]);
+    }
     let keeps_promises = options.fsync.is_synced();
     let (store, recovery) = Store::open(env.clone(), options.clone()).await.unwrap();
     assert_eq!(recovery.damaged_from, None, "a power cut is not rot");
@@ -163,6 +170,10 @@ async fn check(env: SimEnv, options: Options, promised: Shared) {
     }
     let ticket = submit(&store, "after", record.clone()).await.unwrap();
     ticket.wait_durable().await.unwrap();
+    if options.keys.active().is_some() {
+        // It may still be removing segments under the older key.
+        store.close().await.unwrap();
+    }
     let (store, recovery) = Store::open(env.clone(), options.clone()).await.unwrap();
     assert_eq!(recovery.damaged_from, None);
     let mut expected = found;
@@ -175,6 +186,10 @@ async fn check(env: SimEnv, options: Options, promised: Shared) {
 
 fn cut_everywhere(fsync: Fsync, cuts: &Cuts) -> u64 {
     let options = Options { fsync, ..options() };
+    cut_with(options, cuts)
+}
+
+fn cut_with(options: Options, cuts: &Cuts) -> u64 {
     at_every_power_cut(
         cuts,
         {
@@ -214,5 +229,28 @@ fn a_recovery_that_is_cut_short_is_repeated() {
         ..Cuts::default()
     };
     let images = cut_everywhere(Fsync::Group, &cuts);
+    assert!(images > 400, "{images} images");
+}
+
+/// The key changes on the way, too.
+#[test]
+fn nothing_acknowledged_is_lost_whenever_power_is_cut_with_encryption_on() {
+    let encrypted = Options {
+        keys: keys(&[1]),
+        ..options()
+    };
+    let cuts = Cuts {
+        seed: 3,
+        ..Cuts::default()
+    };
+    let images = cut_with(encrypted.clone(), &cuts);
+    assert!(images > 400, "{images} images");
+    let cuts = Cuts {
+        stride: 7,
+        variants: 3,
+        cut_recovery: true,
+        ..Cuts::default()
+    };
+    let images = cut_with(encrypted, &cuts);
     assert!(images > 400, "{images} images");
 }

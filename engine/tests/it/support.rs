@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use torc_engine::{
-    Decision, Kind, Options, Record, ScanFrom, ScanLimits, Store, Ticket, WriteError,
+    Decision, Keys, Kind, Options, Record, ScanFrom, ScanLimits, Store, Ticket, WriteError,
 };
 use torc_env::{Env, Token, TreeId};
 
@@ -16,6 +16,12 @@ pub fn options() -> Options {
         cache_bytes: 64 << 10,
         ..Options::new("shard-00")
     }
+}
+
+/// A master key for each byte; the last one is active.
+pub fn keys(bytes: &[u8]) -> Keys {
+    let line = |byte: &u8| format!("{byte:02x}").repeat(32) + "\n";
+    Keys::parse(&bytes.iter().map(line).collect::<String>()).unwrap()
 }
 
 pub fn value(bytes: impl Into<Bytes>, stamp: u64) -> Record {

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use torc_engine::Keys;
 use torc_engine::table::{Bounds, FilterBits, ReadAhead, Table};
 use torc_engine::{Entry, Kind, ScanFrom};
 use torc_env::{Disk, Token, TokenRange};
@@ -73,7 +74,9 @@ fn round_trip(shapes: Vec<Shape>, tokens: Tokens, block_bytes: usize, filter: Fi
         let mut options = options(filter);
         options.block_bytes = block_bytes;
         let info = write_table(&disk, 1, options, &entries).await.unwrap();
-        let table = Table::open(&disk, &tables_dir(), 1).await.unwrap();
+        let table = Table::open(&disk, &tables_dir(), 1, &Keys::default())
+            .await
+            .unwrap();
         assert_eq!(table.info(), &info);
         check_info(&table, &entries);
 
@@ -151,7 +154,9 @@ fn an_absent_key_hardly_ever_costs_a_device_read() {
             write_table(&disk, file_id, options(filter), &present)
                 .await
                 .unwrap();
-            let table = Table::open(&disk, &tables_dir(), file_id).await.unwrap();
+            let table = Table::open(&disk, &tables_dir(), file_id, &Keys::default())
+                .await
+                .unwrap();
             disk.reads.set(0);
             for key in 5000..15_000u32 {
                 let absent = entry(key.to_le_bytes(), 1, b"");
@@ -180,7 +185,9 @@ fn a_get_of_a_small_record_reads_one_page_and_fences_are_small() {
                 "{} bytes for {content}",
                 info.bytes
             );
-            let table = Table::open(&disk, &tables_dir(), file_id).await.unwrap();
+            let table = Table::open(&disk, &tables_dir(), file_id, &Keys::default())
+                .await
+                .unwrap();
             // Ten bits a key for the filter, some twenty a block for the fences.
             let memory_max = 20_000 * 12 / 8 + usize::try_from(info.blocks).unwrap() * 3 + 2000;
             assert!(
@@ -224,7 +231,9 @@ fn a_value_kept_by_a_reader_does_not_pin_its_block() {
         write_table(&disk, 1, options(FilterBits::Eight), &entries)
             .await
             .unwrap();
-        let table = Table::open(&disk, &tables_dir(), 1).await.unwrap();
+        let table = Table::open(&disk, &tables_dir(), 1, &Keys::default())
+            .await
+            .unwrap();
         let found = table
             .get(entries[0].token, &entries[0].key)
             .await

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use proptest::prelude::*;
+use torc_engine::crypt::Sealing;
 use torc_engine::table::{FilterBits, TableInfo, TableOptions, TableWriter, table_path};
 use torc_engine::{Entry, JobError, Kind, Record};
 use torc_env::disk::Space;
@@ -69,8 +70,20 @@ pub async fn write_table<D: Disk>(
     options: TableOptions,
     entries: &[Entry],
 ) -> Result<TableInfo, JobError> {
+    write_sealed(disk, file_id, options, &Sealing::default(), entries).await
+}
+
+/// As [`write_table`], encrypted as `sealing` says.
+pub async fn write_sealed<D: Disk>(
+    disk: &D,
+    file_id: u64,
+    options: TableOptions,
+    sealing: &Sealing,
+    entries: &[Entry],
+) -> Result<TableInfo, JobError> {
     let path = table_path(&tables_dir(), file_id);
-    let mut writer = TableWriter::create(disk.clone(), &path, file_id, options).await?;
+    let disk = disk.clone();
+    let mut writer = TableWriter::create(disk, &path, file_id, options, sealing).await?;
     for entry in entries {
         writer.add(&entry.as_ref()).await?;
     }
