@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use torc_engine::inspect::View;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::archive::{
@@ -299,9 +300,9 @@ impl Copy<'_> {
     }
 }
 
-/// Verifies every block of a table.
+/// Verifies every block of a table; of an encrypted one, the checksums: no key is needed here.
 fn read_through(path: &Path) -> Result<(), Failure> {
-    if inspect::one(path, false, |_| {})? == 0 {
+    if inspect::one(path, &View::default(), |_| {})? == 0 {
         return Ok(());
     }
     Err(failed(

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use torc_engine::inspect::inspect;
+use torc_engine::Keys;
+use torc_engine::inspect::{View, inspect};
 use torc_env::Env;
 use torc_runtime::{Runtime, RuntimeConfig};
 
@@ -18,14 +19,32 @@ pub struct Inspect {
     /// Print every record too
     #[arg(long)]
     pub records: bool,
+    /// File with the master keys of encrypted files. Without it, their checksums are verified and nothing
+    /// of their content is shown
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+}
+
+fn read_keys(path: &Path) -> Result<Keys, Failure> {
+    let failed =
+        |error: &dyn std::fmt::Display| Failure::new(format!("{}: {error}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| failed(&error))?;
+    Keys::parse(&text).map_err(|error| failed(&error))
 }
 
 /// Prints each file, a line at a time, reading only. Fails when one is damaged or of no known kind.
 pub fn run(args: &Inspect) -> Result<(), Failure> {
+    let view = View {
+        with_records: args.records,
+        keys: match &args.key_file {
+            Some(path) => read_keys(path)?,
+            None => Keys::default(),
+        },
+    };
     let mut damaged = 0;
     for file in &args.files {
         println!("{}", file.display());
-        damaged += one(file, args.records, |line| println!("  {line}"))?;
+        damaged += one(file, &view, |line| println!("  {line}"))?;
     }
     match damaged {
         0 => Ok(()),
@@ -38,7 +57,7 @@ pub fn run(args: &Inspect) -> Result<(), Failure> {
 ///
 /// # Errors
 /// When it cannot be read or is of no known kind.
-pub fn one(file: &Path, with_records: bool, print: fn(String)) -> Result<u64, Failure> {
+pub fn one(file: &Path, view: &View, print: fn(String)) -> Result<u64, Failure> {
     let failed =
         |error: &dyn std::fmt::Display| Failure::new(format!("{}: {error}", file.display()));
     let whole = file.canonicalize().map_err(|error| failed(&error))?;
@@ -46,9 +65,10 @@ pub fn one(file: &Path, with_records: bool, print: fn(String)) -> Result<u64, Fa
         return Err(failed(&"not a file"));
     };
     let name = PathBuf::from(name);
+    let view = view.clone();
     Runtime::block_on(&RuntimeConfig::new(dir), move |handle| {
-        let (env, name) = (handle.env().clone(), name.clone());
-        async move { inspect(env.disk(), &name, with_records, &mut { print }).await }
+        let (env, name, view) = (handle.env().clone(), name.clone(), view.clone());
+        async move { inspect(env.disk(), &name, &view, &mut { print }).await }
     })
     .map_err(|error| failed(&error))?
     .map_err(|error| failed(&describe(&error)))
