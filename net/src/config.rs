@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use torc_engine::Fsync;
+use torc_engine::{Fsync, Keys};
 use torc_runtime::{Background, DiskRates};
 
+use crate::keys::KeySource;
 use crate::limits::CONNECTIONS_MAX_DEFAULT;
 
 /// Settings of one node.
@@ -22,6 +23,10 @@ pub struct ServerConfig {
     pub shards: ShardsConfig,
     /// `[durability]`: what an acknowledgement promises.
     pub fsync: Fsync,
+    /// `[encryption]`: the master keys, as read for this start.
+    pub keys: Keys,
+    /// `[encryption]`: where they are read anew.
+    pub key_source: KeySource,
     /// `[memory]`
     pub memory: MemoryConfig,
     /// `[disk]`: what the disk was measured to do.
@@ -130,6 +135,8 @@ impl ServerConfig {
                 spin: Duration::ZERO,
             },
             fsync: Fsync::Group,
+            keys: Keys::default(),
+            key_source: KeySource::None,
             memory: MemoryConfig {
                 memtable_bytes: 64 << 20,
                 cache_bytes: 64 << 20,

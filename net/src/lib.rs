@@ -17,6 +17,7 @@ pub mod connection;
 pub mod gather;
 pub mod http;
 mod input;
+pub mod keys;
 pub mod limits;
 pub mod link;
 pub mod metrics;

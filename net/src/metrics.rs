@@ -111,6 +111,8 @@ pub struct Snapshot {
     pub arrivals: Vec<((u16, usize), u64)>,
     /// Gauges of each shard that mean nothing together.
     pub by_shard: Vec<(u16, &'static str, f64)>,
+    /// Files of the stores by the master key that they need, `none` for those in the clear.
+    pub files_by_key: Vec<(String, u64)>,
     /// Gauges of which the node's is the greatest of its shards', not their sum.
     pub greatest: Vec<(String, u64)>,
 }
@@ -129,6 +131,7 @@ impl Snapshot {
             gauges: vec![("connections".into(), connections as u64)],
             arrivals: Vec::new(),
             by_shard: Vec::new(),
+            files_by_key: Vec::new(),
             greatest: Vec::new(),
         }
     }
@@ -150,6 +153,7 @@ impl Snapshot {
         let sum = |ours: &mut u64, theirs: u64| *ours = ours.wrapping_add(theirs);
         combine(&mut self.counters, other.counters, sum);
         combine(&mut self.gauges, other.gauges, sum);
+        combine(&mut self.files_by_key, other.files_by_key, sum);
         self.arrivals.extend(other.arrivals);
         self.by_shard.extend(other.by_shard);
         combine(&mut self.greatest, other.greatest, |ours, theirs| {
@@ -181,6 +185,15 @@ impl Snapshot {
         for ((shard, cpu), count) in &self.arrivals {
             let labels = format!("{{shard=\"{shard}\",cpu=\"{cpu}\"}}");
             line(&mut text, "socket_arrivals_total", &labels, count);
+        }
+        family(&mut text, "store_files", "gauge");
+        for (key, count) in &self.files_by_key {
+            line(
+                &mut text,
+                "store_files",
+                &format!("{{key=\"{key}\"}}"),
+                count,
+            );
         }
         let mut by_shard = self.by_shard.clone();
         by_shard.sort_by_key(|(shard, name, _)| (*name, *shard));

@@ -34,7 +34,7 @@ pub fn settle(config: &ServerConfig, boot: &mut Boot, shards: u16) -> Result<(),
         to = shards,
         "redistributing the data over shards"
     );
-    let fsync = config.fsync;
+    let (fsync, keys) = (config.fsync, config.keys.clone());
     let runtime = RuntimeConfig {
         node: boot.identity.node,
         background: config.shards.background,
@@ -42,13 +42,14 @@ pub fn settle(config: &ServerConfig, boot: &mut Boot, shards: u16) -> Result<(),
     };
     let options = move |layout: Layout, shard: ShardId| Options {
         fsync,
+        keys: keys.clone(),
         memtable_bytes: MEMTABLE_BYTES,
         cache_bytes: 0,
         file_id_first: layout.file_id_first(shard),
         ..Options::new(layout.dir(shard))
     };
     let done = Runtime::block_on(&runtime, move |handle| {
-        let env = handle.env().clone();
+        let (env, options) = (handle.env().clone(), options.clone());
         async move {
             let done: Result<(), RedistributeError> = async {
                 let stores = redistribute(&env, from, to, options, is_divided).await?;

@@ -9,7 +9,7 @@ use futures_util::lock::Mutex;
 use torc_cluster::api::{Idempotency, KEYSPACE_DEFAULT};
 use torc_cluster::membership::View;
 use torc_cluster::node::Node;
-use torc_engine::Store;
+use torc_engine::{KeyId, Store};
 use torc_env::{Env, Instant, Token, TreeId};
 use torc_runtime::{RealEnv, ShardHandle};
 
@@ -176,6 +176,9 @@ impl Service {
         ];
         let gauges = gauges.map(|(name, value)| (name.to_owned(), value));
         snapshot.gauges.extend(gauges);
+        let files = self.store.files_by_key().into_iter();
+        let name = |key: Option<KeyId>| key.map_or("none".into(), |id| id.to_string());
+        snapshot.files_by_key = files.map(|(key, count)| (name(key), count)).collect();
         let shard = self.env.shard().0;
         #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
         let backlog = stats.compaction_debt_bytes as f64;

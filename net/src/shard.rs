@@ -70,7 +70,7 @@ pub struct Plan {
 #[derive(Debug, thiserror::Error)]
 pub enum ShardError {
     /// Its store does not open.
-    #[error("shard {shard}: {source}")]
+    #[error("shard {shard}: {source}{}", remedy(source))]
     Store {
         /// The shard.
         shard: ShardId,
@@ -85,6 +85,16 @@ pub enum ShardError {
         /// Why.
         source: torc_cluster::node::StartError,
     },
+}
+
+/// What of the configuration to look at.
+fn remedy(error: &torc_engine::OpenError) -> &'static str {
+    match error {
+        torc_engine::OpenError::Key { .. } => {
+            "; the configuration says where keys are: encryption.key_file or encryption.key_command"
+        }
+        _ => "",
+    }
 }
 
 /// What a shard's main task holds while the shard runs.
@@ -105,6 +115,7 @@ pub async fn assemble(handle: ShardHandle, plan: &Plan) -> Result<Running, Shard
     let config = &plan.config;
     let options = Options {
         fsync: config.fsync,
+        keys: config.keys.clone(),
         memtable_bytes: config.memory.memtable_bytes,
         cache_bytes: config.memory.cache_bytes,
         // The topology says how.

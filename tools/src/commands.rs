@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod backup;
 pub mod dev;
+pub mod encryption;
 pub mod inspect;
 pub mod kv;
 pub mod server;

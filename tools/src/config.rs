@@ -24,6 +24,8 @@ pub struct Config {
     pub shards: ShardsSection,
     /// When a write counts as durable.
     pub durability: DurabilitySection,
+    /// What files are encrypted with.
+    pub encryption: EncryptionSection,
     /// What is known of the disk.
     pub disk: DiskSection,
     /// Memory budgets.
@@ -211,6 +213,16 @@ pub enum Fsync {
     Interval,
     /// Acknowledged at once, synced when the memtable is flushed.
     Never,
+}
+
+/// `[encryption]`, of everything that the stores write. With neither key, it is written in the clear.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EncryptionSection {
+    /// File with the master keys, oldest first, one of 64 hexadecimal digits a line; empty for none.
+    pub key_file: PathBuf,
+    /// Command, run by `/bin/sh`, that prints what such a file would hold; empty for none.
+    pub key_command: String,
 }
 
 /// `[disk]`
@@ -479,6 +491,14 @@ fn check(config: &Config) -> Result<(), ConfigError> {
             "between 1 and 65536",
         );
     }
+    let encryption = &config.encryption;
+    if !encryption.key_file.as_os_str().is_empty() && !encryption.key_command.is_empty() {
+        return fail(
+            "encryption.key_command",
+            &encryption.key_command,
+            "encryption.key_file is set, too: keys come from one place",
+        );
+    }
     let listen = &config.listen;
     let all = [listen.client, listen.http, listen.resp, listen.internode];
     for (index, address) in all.iter().enumerate() {
@@ -533,6 +553,19 @@ mod tests {
             7400,
             "the rest keeps its default"
         );
+    }
+
+    #[test]
+    fn keys_come_from_one_place() {
+        let file = "[encryption]\nkey_file = \"/etc/torc/keys\"\n";
+        let loaded = from_text(file, &[], &[]).unwrap();
+        let path = std::path::Path::new("/etc/torc/keys");
+        assert_eq!(loaded.config.encryption.key_file, path);
+        let loaded = from_text("", &[], &[("TORC_ENCRYPTION_KEY_COMMAND", "vault read")]);
+        assert_eq!(loaded.unwrap().config.encryption.key_command, "vault read");
+        let both = from_text(file, &["encryption.key_command=cat /k"], &[]);
+        let error = both.unwrap_err().to_string();
+        assert!(error.contains("encryption.key_command"), "{error}");
     }
 
     #[test]

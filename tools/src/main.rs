@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{admin, backup as backups, dev, inspect, kv, server, sim, tune};
+use commands::{admin, backup as backups, dev, encryption, inspect, kv, server, sim, tune};
 use failure::Failure;
 
 #[global_allocator]
@@ -62,6 +62,9 @@ enum Command {
     Compact(admin::Maintenance),
     /// Verify every checksum on the endpoint's node
     Scrub(admin::Maintenance),
+    /// Show and change the keys that the endpoint's node encrypts its files with
+    #[command(subcommand)]
+    Encryption(encryption::Encryption),
     /// Copy the data of the endpoint's node into a directory, while it serves
     Backup(backups::Backup),
     /// Fill the empty data directory of a stopped node from a backup
@@ -103,6 +106,7 @@ fn run(command: &Command) -> Result<ExitCode, Failure> {
         Command::Repair(args) => admin::maintenance("repair", args)?,
         Command::Compact(args) => admin::maintenance("compact", args)?,
         Command::Scrub(args) => admin::maintenance("scrub", args)?,
+        Command::Encryption(command) => encryption::run(command)?,
         Command::Backup(args) => backups::backup(args)?,
         Command::Restore(args) => backups::restore(args)?,
         Command::Inspect(args) => inspect::run(args)?,

@@ -21,16 +21,27 @@ impl<E: Env> super::Store<E> {
     /// # Errors
     /// When a key that is in use is missing. Nothing has changed then.
     pub fn set_keys(&self, keys: &Keys) -> Result<(), MissingKey> {
-        let known = keys.ids();
-        let mut in_use = self.files_by_key().into_keys().flatten();
-        // A job under way may be writing with the active one.
-        let active = self.0.active_key().into_iter();
-        if let Some(needed) = active.chain(&mut in_use).find(|id| !known.contains(id)) {
-            return Err(MissingKey { needed, known });
+        if let Some(missing) = self.missing_key(keys) {
+            return Err(missing);
         }
         self.0.keys.replace(keys.clone());
         self.0.manifest.set_keys(keys);
         Ok(())
+    }
+
+    /// The master keys as last given.
+    pub fn keys(&self) -> Keys {
+        self.0.keys.borrow().clone()
+    }
+
+    /// A key that is in use and not among `keys`.
+    pub fn missing_key(&self, keys: &Keys) -> Option<MissingKey> {
+        let known = keys.ids();
+        let mut in_use = self.files_by_key().into_keys().flatten();
+        // A job under way may be writing with the active one.
+        let active = self.0.active_key().into_iter();
+        let needed = active.chain(&mut in_use).find(|id| !known.contains(id))?;
+        Some(MissingKey { needed, known })
     }
 
     /// The files of the store by the master key that each needs; `None` for those in the clear. Files of

@@ -17,6 +17,7 @@ use crate::http::query::Query;
 use crate::http::request::{Method, Request};
 use crate::http::response::{ContentType, Problem, Response};
 use crate::http::route::{Admin, check_key};
+use crate::keys;
 use crate::metrics::Snapshot;
 use crate::service::Service;
 use crate::snapshot;
@@ -125,6 +126,14 @@ pub async fn handle(
             only(&request, &[Method::Post], "POST")?;
             let detach = query.boolean("detach")?.unwrap_or(false);
             run(&service, detach, scrub(Rc::clone(&service))).await
+        }
+        Admin::Encryption => {
+            only(&request, &[Method::Get, Method::Head], "GET, HEAD")?;
+            keys::describe(&service).await.map(|found| answer(&found))
+        }
+        Admin::EncryptionReload => {
+            only(&request, &[Method::Post], "POST")?;
+            keys::reload(&service).await.map(|found| answer(&found))
         }
         Admin::Snapshots => match request.method {
             Method::Get | Method::Head => {

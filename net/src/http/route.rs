@@ -57,6 +57,10 @@ pub enum Admin {
     Compact,
     /// `/admin/scrub`.
     Scrub,
+    /// `/admin/encryption`.
+    Encryption,
+    /// `/admin/encryption/reload`.
+    EncryptionReload,
     /// `/admin/snapshots`.
     Snapshots,
     /// `/admin/snapshots/{id}`.
@@ -124,6 +128,8 @@ impl Route {
             b"/admin/repair" => Route::Admin(Admin::Repair),
             b"/admin/compact" => Route::Admin(Admin::Compact),
             b"/admin/scrub" => Route::Admin(Admin::Scrub),
+            b"/admin/encryption" => Route::Admin(Admin::Encryption),
+            b"/admin/encryption/reload" => Route::Admin(Admin::EncryptionReload),
             b"/admin/snapshots" => Route::Admin(Admin::Snapshots),
             b"/" => Route::Page,
             _ => return Err(Problem::no_route()),

@@ -276,7 +276,7 @@ fn plain(value: &Value) -> String {
 }
 
 /// Prints the given fields of each row, aligned. Fields that no row has are left out.
-fn print_table(columns: &[&str], rows: &[Value]) {
+pub(crate) fn print_table(columns: &[&str], rows: &[Value]) {
     let columns: Vec<&str> = columns
         .iter()
         .copied()

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use clap::Args;
 use torc_net::config::{
     ClusterConfig, ListenConfig, MemoryConfig, NodeConfig, ServerConfig, ShardsConfig,
 };
+use torc_net::keys::KeySource;
 use torc_net::server::Server as Node;
 use torc_runtime::DiskRates;
 use torc_tuning::host::Host;
@@ -57,8 +59,8 @@ pub fn server(args: &Server) -> Result<(), Failure> {
         signal_hook::consts::SIGTERM,
         signal_hook::consts::SIGINT,
     ])?;
-    let node = Node::start(server_config(&loaded.config, disk_rates))
-        .map_err(|error| Failure::new(error.to_string()))?;
+    let config = server_config(&loaded.config, disk_rates)?;
+    let node = Node::start(config).map_err(|error| Failure::new(error.to_string()))?;
     loop {
         if let Some(signal) = signals.pending().next() {
             tracing::info!(signal, "draining");
@@ -144,9 +146,25 @@ fn start_log(config: &Config) -> Result<(), Failure> {
         .map_err(|error| Failure::new(format!("cannot start the log: {error}")))
 }
 
-fn server_config(config: &Config, disk_rates: Option<DiskRates>) -> ServerConfig {
+fn key_source(config: &Config) -> KeySource {
+    let encryption = &config.encryption;
+    if !encryption.key_file.as_os_str().is_empty() {
+        KeySource::File(encryption.key_file.clone())
+    } else if !encryption.key_command.is_empty() {
+        KeySource::Command(encryption.key_command.clone())
+    } else {
+        KeySource::None
+    }
+}
+
+/// Reads the master keys on the way.
+fn server_config(config: &Config, disk_rates: Option<DiskRates>) -> Result<ServerConfig, Failure> {
     let mebibytes = |count: u64| usize::try_from(count << 20).unwrap_or(usize::MAX);
-    ServerConfig {
+    let key_source = key_source(config);
+    let keys = key_source.read();
+    let keys = keys.map_err(|error| Failure::new(error.to_string()))?;
+    warn_of_readers(&key_source);
+    Ok(ServerConfig {
         node: NodeConfig {
             name: config.node.name.clone(),
             data_dir: config.node.data_dir.clone(),
@@ -195,5 +213,21 @@ fn server_config(config: &Config, disk_rates: Option<DiskRates>) -> ServerConfig
         },
         disk_rates,
         connections_max: torc_net::limits::CONNECTIONS_MAX_DEFAULT,
+        keys,
+        key_source,
+    })
+}
+
+/// A key file is for the server's user alone.
+fn warn_of_readers(source: &KeySource) {
+    let KeySource::File(path) = source else {
+        return;
+    };
+    let mode = std::fs::metadata(path).map(|found| found.permissions().mode());
+    if mode.is_ok_and(|mode| mode & 0o077 != 0) {
+        tracing::warn!(
+            "encryption.key_file = {}: others than its owner may read or write it (`chmod 600`)",
+            path.display()
+        );
     }
 }

@@ -27,7 +27,7 @@ fn get(endpoint: &str, key: &str, query: &str) -> Option<Vec<u8>> {
 }
 
 /// Starts a restored node and waits until its shards have all their data and answer reads.
-fn start_restored(cluster: &mut Cluster, node: usize, shards: usize) {
+pub fn start_restored(cluster: &mut Cluster, node: usize, shards: usize) {
     let whole = |cluster: &Cluster| {
         let log = cluster.log(node);
         log.matches("this shard has all its data").count()

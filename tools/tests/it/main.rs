@@ -7,6 +7,7 @@ mod bad_input;
 mod cluster;
 mod dev;
 mod durability;
+mod encryption;
 mod load;
 mod redistribute;
 mod sim;
