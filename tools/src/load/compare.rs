@@ -180,7 +180,7 @@ mod tests {
         let mean_ns = 60_000.0 * slower * (1.0 + 0.02 * (unit(random) - 0.5));
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
         let service: Service =
-            Box::new(move |now| Some((now, whole(-(1.0 - unit(&mut rng)).ln() * mean_ns))));
+            Box::new(move |now, _| Some((now, whole(-(1.0 - unit(&mut rng)).ln() * mean_ns))));
         let recorder = virtual_world::run(Schedule::Closed, 50.0, 4, length, seed, service);
         let setup = Setup::default();
         let seconds = length as f64 / 1e9;

@@ -12,7 +12,8 @@ use super::world::Nanos;
 const BUSY_MAX: f64 = 0.9;
 /// A scheduling lag below this never matters, in nanoseconds.
 const LAG_NS_FREE: u64 = 100_000;
-/// Share of operations that may stay unsent, since the last of a run may just have become due.
+/// Share of operations that may stay unsent, since the last of a run may just have become due, and
+/// that may wait for a write of their key.
 const UNSENT_MAX: f64 = 0.001;
 
 /// How one worker thread spent its time, in nanoseconds.
@@ -138,6 +139,8 @@ pub struct Facts<'a> {
     pub due: u64,
     /// Operations that were never sent.
     pub unsent: u64,
+    /// Operations that waited until a write of their key was answered.
+    pub waited: u64,
     /// Median latency of all operations, in nanoseconds.
     pub median_ns: u64,
 }
@@ -155,6 +158,7 @@ pub fn judge(facts: Facts<'_>) -> Validity {
         ));
     }
     let mut client = !reasons.is_empty();
+    let many = |count: u64| count as f64 > UNSENT_MAX * facts.due as f64;
     if facts.open {
         let lag = facts.health.lag.value_at_quantile(0.999);
         let limit = (facts.median_ns / 10).max(LAG_NS_FREE);
@@ -168,7 +172,7 @@ pub fn judge(facts: Facts<'_>) -> Validity {
                 facts.health.delayed() * 100.0
             ));
         }
-        if facts.unsent as f64 > UNSENT_MAX * facts.due as f64 {
+        if many(facts.unsent) {
             let why = match facts.health.broken {
                 0 => "the rate is above what server, connections or client can carry".to_owned(),
                 broken => format!("{broken} connections broke or could not be made"),
@@ -176,6 +180,13 @@ pub fn judge(facts: Facts<'_>) -> Validity {
             reasons.push(format!(
                 "{} of {} operations were due and never sent: {why}",
                 facts.unsent, facts.due
+            ));
+        }
+        if many(facts.waited) {
+            reasons.push(format!(
+                "{} of {} operations waited for a write of their key, which has one writer at a \
+                 time: use more keys",
+                facts.waited, facts.due
             ));
         }
     }
@@ -192,6 +203,7 @@ mod tests {
             open: true,
             due: 10_000,
             unsent: 0,
+            waited: 0,
             median_ns: 200_000,
         }
     }
@@ -232,6 +244,12 @@ mod tests {
         assert!(judge(facts(&broken)).valid());
         let words = judge(unreachable).words();
         assert!(words.contains("3 connections broke"), "{words}");
+        let waited = Facts {
+            waited: 11,
+            ..facts(&health)
+        };
+        let verdict = judge(waited);
+        assert!(!verdict.client && verdict.words().contains("11 of 10000"));
         let mut late = busy(50);
         late.lag.record(150_000).unwrap();
         let words = judge(facts(&late)).words();

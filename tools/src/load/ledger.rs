@@ -63,6 +63,8 @@ pub struct WriteTurn<'a> {
     ledger: &'a Ledger,
     /// Index of the key.
     pub key: u64,
+    /// Whether it is another than was asked for, because that one was being written.
+    pub moved: bool,
     inserts: bool,
     deletes: bool,
 }
@@ -116,21 +118,31 @@ impl Ledger {
         floor.sequence == Sequence(0) || floor.deleted || begun != floor.deletions
     }
 
-    /// Takes the turn to write `key`, or the next key upwards that this run writes and nobody is
-    /// writing. `None` when every key is being written.
+    /// Takes the turn to write `key`. `None` while it is being written.
     pub fn write_turn(&self, key: u64) -> Option<WriteTurn<'_>> {
+        let free = !self.state(key).writing.swap(true, Ordering::AcqRel);
+        // Not `then_some`: a turn that is dropped ends.
+        free.then(|| WriteTurn {
+            ledger: self,
+            key,
+            moved: false,
+            inserts: false,
+            deletes: false,
+        })
+    }
+
+    /// Takes the turn to write `key`, or the next key upwards that this run writes and nobody is
+    /// writing. `None` while every key is being written.
+    pub fn write_turn_from(&self, key: u64) -> Option<WriteTurn<'_>> {
         let count = self.settled();
         (0..count)
             .map(|step| (key + step) % count)
             .filter(|key| key % self.parts == self.part)
-            .find_map(|key| {
-                let free = !self.state(key).writing.swap(true, Ordering::AcqRel);
-                free.then(|| WriteTurn {
-                    ledger: self,
-                    key,
-                    inserts: false,
-                    deletes: false,
-                })
+            .enumerate()
+            .find_map(|(tried, key)| {
+                let mut turn = self.write_turn(key)?;
+                turn.moved = tried > 0;
+                Some(turn)
             })
     }
 
@@ -152,6 +164,7 @@ impl Ledger {
         Some(WriteTurn {
             ledger: self,
             key,
+            moved: false,
             inserts: true,
             deletes: false,
         })
@@ -233,13 +246,14 @@ mod tests {
     fn one_key_has_one_writer() {
         let ledger = Ledger::new(3, 0, 1);
         let first = ledger.write_turn(1).unwrap();
-        let second = ledger.write_turn(1).unwrap();
-        assert_eq!((first.key, second.key), (1, 2));
-        let third = ledger.write_turn(1).unwrap();
-        assert_eq!(third.key, 0);
         assert!(ledger.write_turn(1).is_none());
+        let second = ledger.write_turn_from(1).unwrap();
+        let third = ledger.write_turn_from(1).unwrap();
+        assert_eq!((first.key, second.key, third.key), (1, 2, 0));
+        assert!(!first.moved && second.moved && third.moved);
+        assert!(ledger.write_turn_from(1).is_none());
         drop(first);
-        assert_eq!(ledger.write_turn(0).unwrap().key, 1);
+        assert_eq!(ledger.write_turn_from(0).unwrap().key, 1);
     }
 
     #[test]
@@ -312,7 +326,7 @@ mod tests {
         let ledgers = [Ledger::new(10, 0, 2), Ledger::new(10, 1, 2)];
         let mut keys = Vec::new();
         for ledger in &ledgers {
-            keys.push(ledger.write_turn(4).unwrap().key);
+            keys.push(ledger.write_turn_from(4).unwrap().key);
             keys.push(ledger.insert_turn().unwrap().key);
         }
         assert_eq!(keys, [4, 10, 5, 11]);

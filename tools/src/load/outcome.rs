@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::health::{self, Facts, Validity};
-use super::recorder::{Dual, Operation, Recorder, Series, Status, add, histogram};
+use super::recorder::{Dual, Operation, Recorder, Series, Status, Turns, add, histogram};
 
 /// Layout of the JSON; raised when a field changes its meaning.
 pub const SCHEMA: u32 = 2;
@@ -70,6 +70,9 @@ pub struct Outcome {
     pub operations: BTreeMap<String, OperationOutcome>,
     /// Operations that were due and never sent.
     pub unsent: u64,
+    /// What it took that one key has one writer at a time.
+    #[serde(default)]
+    pub turns: Turns,
     /// Whether the client kept up.
     pub validity: Validity,
     /// How well.
@@ -274,6 +277,7 @@ impl Outcome {
             open: setup.offered_per_s.is_some(),
             due: all.len(),
             unsent,
+            waited: recorder.turns.waited,
             median_ns: all.value_at_quantile(0.5),
         });
         let verdicts = &recorder.verdicts;
@@ -285,6 +289,7 @@ impl Outcome {
             value_bytes_per_s: rate(recorder.value_bytes, seconds),
             operations,
             unsent,
+            turns: recorder.turns,
             validity,
             client: Client {
                 threads_busy: threads(recorder, health::Thread::busy),

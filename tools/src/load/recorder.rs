@@ -275,6 +275,15 @@ fn take_some(mine: &mut Vec<String>, theirs: &[String]) {
     mine.extend(theirs.iter().take(room).cloned());
 }
 
+/// What it took that one key has one writer at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turns {
+    /// Writes that went to another key than the drawn one, which was being written.
+    pub moved: u64,
+    /// Operations that were due and waited until a write of their key was answered.
+    pub waited: u64,
+}
+
 /// What went to one target: a server, or a shard of it.
 #[derive(Clone)]
 pub struct Target {
@@ -291,6 +300,8 @@ pub struct Recorder {
     pub verdicts: Verdicts,
     /// Whether the client kept up.
     pub health: Health,
+    /// Where writers met.
+    pub turns: Turns,
     /// Bytes of values read and written.
     pub value_bytes: u64,
     /// The first few errors, in words.
@@ -391,6 +402,8 @@ impl Recorder {
         }
         self.verdicts.merge(&other.verdicts);
         self.health.merge(&other.health);
+        self.turns.moved += other.turns.moved;
+        self.turns.waited += other.turns.waited;
         self.value_bytes += other.value_bytes;
         take_some(&mut self.errors, &other.errors);
         for (kind, count) in &other.error_kinds {
@@ -412,6 +425,7 @@ impl Recorder {
         }
         self.verdicts = Verdicts::default();
         self.health.clear();
+        self.turns = Turns::default();
         self.value_bytes = 0;
         self.errors.clear();
         self.error_kinds.clear();

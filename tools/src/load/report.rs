@@ -71,6 +71,14 @@ pub fn text(outcome: &Outcome) -> String {
             outcome.unsent
         ));
     }
+    let turns = outcome.turns;
+    if turns.moved + turns.waited > 0 {
+        line(format!(
+            "writers   {} writes went to the next key and {} operations waited: one key has one \
+             writer at a time",
+            turns.moved, turns.waited
+        ));
+    }
     let verification = &outcome.verification;
     line(format!(
         "verified  {} values: {} wrong, {} acknowledged writes lost, {} answers with siblings",

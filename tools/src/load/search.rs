@@ -297,7 +297,7 @@ mod tests {
     fn queue(rate: f64, mean_ns: f64, seed: u64) -> Outcome {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
         let service: Service =
-            Box::new(move |now| Some((now, whole(-(1.0 - unit(&mut rng)).ln() * mean_ns))));
+            Box::new(move |now, _| Some((now, whole(-(1.0 - unit(&mut rng)).ln() * mean_ns))));
         let schedule = Schedule::Open(Arrivals::new(rate, Gaps::Poisson, 0.0));
         let length = 5_000_000_000;
         let recorder = virtual_world::run(schedule, 100.0, 256, length, seed ^ 99, service);

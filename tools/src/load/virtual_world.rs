@@ -8,9 +8,10 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::SeedableRng;
 
@@ -22,6 +23,7 @@ use super::schedule::Schedule;
 use super::sizes::Sizes;
 use super::source::{Mix, Source};
 use super::targets::Targets;
+use super::trace::Trace;
 use super::worker::{Judging, Settings, Shared, Worker};
 use super::world::{Nanos, World};
 
@@ -30,7 +32,7 @@ const TICK_NS: Nanos = 20;
 
 /// Decides, for a request that is at the head of the queue at a time, when its service begins and
 /// how long it takes; `None` = it is never answered.
-pub type Service = Box<dyn FnMut(Nanos) -> Option<(Nanos, Nanos)>>;
+pub type Service = Box<dyn FnMut(Nanos, &[u8]) -> Option<(Nanos, Nanos)>>;
 
 pub struct VirtualWorld {
     now: Nanos,
@@ -80,11 +82,11 @@ impl World for VirtualWorld {
     }
 
     fn send(&mut self, slot: usize, output: &mut BytesMut) -> io::Result<()> {
-        while output.has_remaining() {
+        while !output.is_empty() {
             let (length, answer) = request(output);
-            output.advance(length);
+            let bytes = output.split_to(length);
             let ready = self.idle_at.max(self.now);
-            if let Some((begins, takes)) = (self.service)(ready) {
+            if let Some((begins, takes)) = (self.service)(ready, &bytes) {
                 self.idle_at = begins.max(ready) + takes;
                 self.answers.push(Reverse((self.idle_at, slot, answer)));
             }
@@ -141,13 +143,36 @@ fn request(bytes: &[u8]) -> (usize, &'static [u8]) {
     (at, answer)
 }
 
-/// Runs one worker against a modelled server.
+/// Runs one worker on a thousand keys against a modelled server.
 pub fn run(
     schedule: Schedule,
     reads: f64,
     connections: usize,
     length: Nanos,
     seed: u64,
+    service: Service,
+) -> Recorder {
+    let source = Source::Mix {
+        mix: Mix::reads(reads),
+        keys: Keys::new(Distribution::Uniform, 1000, 0.0),
+    };
+    let settings = Settings {
+        index: 0,
+        connections,
+        pipeline: 1,
+        end: length,
+        interval: 1_000_000_000,
+        schedule,
+        rng: Xoshiro256PlusPlus::seed_from_u64(seed),
+    };
+    run_on(1000, source, None, settings, service)
+}
+
+fn run_on(
+    keys: u64,
+    source: Source,
+    trace: Option<Arc<Trace>>,
+    settings: Settings,
     service: Service,
 ) -> Recorder {
     let levels = Levels {
@@ -161,12 +186,9 @@ pub fn run(
         protocol: Protocol::named(ProtocolName::Resp, levels).unwrap(),
         targets: Targets::servers(&addresses),
         addresses,
-        ledger: Ledger::new(1000, 0, 1),
-        source: Source::Mix {
-            mix: Mix::reads(reads),
-            keys: Keys::new(Distribution::Uniform, 1000, 0.0),
-        },
-        trace: None,
+        ledger: Ledger::new(keys, 0, 1),
+        source,
+        trace,
         value_sizes: Sizes::Fixed(16),
         scan_sizes: Sizes::Fixed(1),
         batch_keys: 1,
@@ -181,16 +203,7 @@ pub fn run(
         civil_us: 1,
         stop: AtomicBool::new(false),
     };
-    let settings = Settings {
-        index: 0,
-        connections,
-        pipeline: 1,
-        end: length,
-        interval: 1_000_000_000,
-        schedule,
-        rng: Xoshiro256PlusPlus::seed_from_u64(seed),
-    };
-    let world = VirtualWorld::new(connections, service);
+    let world = VirtualWorld::new(settings.connections, service);
     let mut worker = Worker::new(&shared, settings, world);
     worker.connect().unwrap();
     worker.world().now = 0;
@@ -205,11 +218,15 @@ pub fn run(
 }
 
 mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
     use super::*;
     use crate::load::keys::{unit, whole};
     use crate::load::outcome::micros;
     use crate::load::recorder::{Operation, Status};
-    use crate::load::schedule::{Arrivals, Gaps, Sessions};
+    use crate::load::schedule::{Arrivals, Gaps, Rows, Sessions};
+    use crate::load::trace::Row;
 
     const SECOND: Nanos = 1_000_000_000;
 
@@ -217,7 +234,7 @@ mod tests {
     fn stalling(mean: f64, seed: u64) -> Service {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
         let stalls = [(5 * SECOND, 5_200_000_000), (12 * SECOND, 12_200_000_000)];
-        Box::new(move |now| {
+        Box::new(move |now, _| {
             let stall = stalls.iter().find(|(from, to)| (*from..*to).contains(&now));
             let begins = stall.map_or(now, |(_, to)| *to);
             Some((begins, whole(-(1.0 - unit(&mut rng)).ln() * mean)))
@@ -288,7 +305,7 @@ mod tests {
     #[test]
     fn requests_without_an_answer_are_censored_and_end_the_run() {
         let mut number = 0;
-        let service: Service = Box::new(move |now| {
+        let service: Service = Box::new(move |now, _| {
             number += 1;
             (number % 100 != 0).then_some((now, 10_000))
         });
@@ -304,7 +321,7 @@ mod tests {
     #[test]
     fn what_never_finds_a_connection_is_counted_as_unsent() {
         // 1000 a second can be served, 2000 are due.
-        let service: Service = Box::new(|now| Some((now, 1_000_000)));
+        let service: Service = Box::new(|now, _| Some((now, 1_000_000)));
         let recorder = run(open(2000.0), 100.0, 4, 10 * SECOND, 7, service);
         let read = recorder.series(Operation::Read);
         assert!((9_900..10_100).contains(&read.done()), "{}", read.done());
@@ -319,10 +336,93 @@ mod tests {
     #[test]
     fn sessions_make_their_operations_one_after_the_other() {
         let sessions = Sessions::new(1000.0, Gaps::Poisson, 0.0, 10, 1_000_000);
-        let service: Service = Box::new(|now| Some((now, 20_000)));
+        let service: Service = Box::new(|now, _| Some((now, 20_000)));
         let schedule = Schedule::Sessions(sessions);
         let recorder = run(schedule, 100.0, 64, 20 * SECOND, 7, service);
         let done = recorder.series(Operation::Read).done();
         assert!((18_000..22_000).contains(&done), "{done} at 1000/s in 20 s");
+    }
+
+    fn settings(schedule: Schedule, connections: usize) -> Settings {
+        Settings {
+            index: 0,
+            connections,
+            pipeline: 1,
+            end: 4 * SECOND,
+            interval: SECOND,
+            schedule,
+            rng: Xoshiro256PlusPlus::seed_from_u64(7),
+        }
+    }
+
+    #[test]
+    fn a_write_that_waits_for_its_key_holds_up_its_own_key_only() {
+        let row = |at_ms: u64, key, operation| Row {
+            at: at_ms * 1_000_000,
+            key,
+            value_bytes: 16,
+            ttl_seconds: 0,
+            operation,
+        };
+        // The first write is never answered, so the second waits until that is given up.
+        let mut rows = vec![
+            row(0, 0, Operation::Write),
+            row(1, 0, Operation::Write),
+            row(2, 0, Operation::Read),
+        ];
+        rows.extend((3..1000).map(|at| row(at, 1, Operation::Delete)));
+        let trace = Arc::new(Trace {
+            rows,
+            keys: 2,
+            ..Trace::default()
+        });
+        let seen = Rc::new(RefCell::new(Vec::new()));
+        let sees = seen.clone();
+        let service: Service = Box::new(move |now, request| {
+            let mut seen = sees.borrow_mut();
+            seen.push(String::from_utf8_lossy(request).into_owned());
+            (seen.len() > 1).then_some((now, 10_000))
+        });
+        let schedule = Schedule::Trace(Rows::new(trace.clone(), 0, 1));
+        let settings = settings(schedule, 8);
+        let recorder = run_on(2, Source::Trace, Some(trace), settings, service);
+        let deletions = recorder.series(Operation::Delete).total().intended;
+        assert_eq!(deletions.len(), 997);
+        assert!(
+            deletions.max() < 1_000_000,
+            "{} ns: another key's wait is in it",
+            deletions.max()
+        );
+        let on_first_key: Vec<String> = seen
+            .borrow()
+            .iter()
+            .filter_map(|request| {
+                request
+                    .contains("key000000000000")
+                    .then(|| request[8..11].to_owned())
+            })
+            .collect();
+        assert_eq!(on_first_key, ["SET", "SET", "GET"], "in their order");
+        assert_eq!(recorder.turns.waited, 2);
+        let lag = &recorder.health.lag;
+        assert!(
+            lag.max() < 1_000_000,
+            "{} ns: it is not the client that is late",
+            lag.max()
+        );
+    }
+
+    #[test]
+    fn writers_of_one_key_take_turns_in_a_closed_loop() {
+        let source = Source::Mix {
+            mix: Mix::reads(0.0),
+            keys: Keys::new(Distribution::Uniform, 1, 0.0),
+        };
+        let service: Service = Box::new(|now, _| Some((now, 1_000_000)));
+        let settings = settings(Schedule::Closed, 4);
+        let recorder = run_on(1, source, None, settings, service);
+        let done = recorder.series(Operation::Write).done();
+        assert!((3_900..=4_000).contains(&done), "{done} at 1000/s in 4 s");
+        assert!(recorder.turns.waited > 0);
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::health::Thread;
 use super::output::encode;
-use super::recorder::{Dual, Operation, Recorder, Status, Verdicts, add, histogram};
+use super::recorder::{Dual, Operation, Recorder, Status, Turns, Verdicts, add, histogram};
 
 /// Distance between the thread numbers of two machines.
 const THREADS_APART: usize = 1000;
@@ -22,6 +22,7 @@ pub struct Packed {
     targets: Vec<(usize, String)>,
     lag: String,
     broken: u64,
+    turns: Turns,
     threads: BTreeMap<usize, Thread>,
     value_bytes: u64,
     verdicts: Verdicts,
@@ -57,6 +58,7 @@ impl Packed {
                 .collect(),
             lag: pack(&recorder.health.lag),
             broken: recorder.health.broken,
+            turns: recorder.turns,
             threads: recorder.health.threads.clone(),
             value_bytes: recorder.value_bytes,
             verdicts: recorder.verdicts.clone(),
@@ -88,6 +90,7 @@ impl Packed {
         }
         recorder.verdicts = self.verdicts.clone();
         recorder.health.broken = self.broken;
+        recorder.turns = self.turns;
         recorder.value_bytes = self.value_bytes;
         recorder.errors.clone_from(&self.errors);
         recorder.error_kinds.clone_from(&self.error_kinds);
@@ -123,6 +126,7 @@ mod tests {
         );
         recorder.verdicts.lost = 4;
         recorder.health.broken = 2;
+        recorder.turns.waited = 3;
         recorder.error(|| "no".into());
         let text = serde_json::to_string(&Packed::of(&recorder)).unwrap();
         let packed: Packed = serde_json::from_str(&text).unwrap();
@@ -133,7 +137,7 @@ mod tests {
         assert_eq!(again.targets()[3].as_ref().unwrap().intended.len(), 1);
         assert_eq!((again.verdicts.lost, again.health.lag.len()), (4, 1));
         assert!((again.health.threads[&2001].busy() - 0.5).abs() < 1e-9);
-        assert_eq!(again.health.broken, 2);
+        assert_eq!((again.health.broken, again.turns.waited), (2, 3));
         assert_eq!(again.error_kinds, recorder.error_kinds);
     }
 

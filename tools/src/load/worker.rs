@@ -5,6 +5,7 @@
 //! for the other. It is the same code in real and in virtual time (see [`World`]).
 
 mod settle;
+mod waiting;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -26,6 +27,7 @@ use super::targets::Targets;
 use super::trace::Trace;
 use super::value::VALUE_BYTES_MIN;
 use super::world::{Nanos, World};
+use waiting::Waiting;
 
 /// Pause before a broken connection is opened again.
 const RECONNECT_AFTER_NS: Nanos = 50_000_000;
@@ -33,6 +35,10 @@ const RECONNECT_AFTER_NS: Nanos = 50_000_000;
 const CONNECT_WITHIN_NS: Nanos = 2_000_000_000;
 /// How often time limits, broken connections and the stop flag are looked after.
 const CHECK_EVERY_NS: Nanos = 20_000_000;
+/// How often turns to write a key are asked for again that other workers may have had.
+const TURNS_EVERY_NS: Nanos = 100_000;
+/// Operations that wait for their turn at most. While so many do, nothing more is begun.
+const WAITING_MAX: usize = 1 << 16;
 /// Time that an answer may take beyond the deadline given to the server.
 const GRACE_NS: Nanos = 1_000_000_000;
 
@@ -99,6 +105,17 @@ pub struct Settings {
     pub rng: Xoshiro256PlusPlus,
 }
 
+/// An operation that is due.
+#[derive(Clone, Copy)]
+struct Task {
+    operation: Operation,
+    /// Its key; `None` = to be drawn.
+    key: Option<u64>,
+    due: Due,
+    /// Whether it has waited for the turn to write its key.
+    waited: bool,
+}
+
 /// A place for a connection, open or not.
 struct Slot<'a> {
     connection: Option<Connection<'a>>,
@@ -125,8 +142,11 @@ pub struct Worker<'a, W> {
     free_since: Nanos,
     /// Connections with bytes that were not sent yet.
     unflushed: Vec<usize>,
-    /// Operations to try again (fill and verify insist), or whose key was being written.
-    again: VecDeque<(Operation, Option<u64>, Due)>,
+    /// Operations to try again: fill and verify insist.
+    again: VecDeque<Task>,
+    /// Operations whose key is being written.
+    waiting: Waiting,
+    next_turns: Nanos,
     keys: Option<Keys>,
     exhausted: bool,
     outstanding: usize,
@@ -162,6 +182,8 @@ impl<'a, W: World> Worker<'a, W> {
             free_since: 0,
             unflushed: Vec::new(),
             again: VecDeque::new(),
+            waiting: Waiting::default(),
+            next_turns: 0,
             keys,
             exhausted: false,
             outstanding: 0,
@@ -217,6 +239,10 @@ impl<'a, W: World> Worker<'a, W> {
                 self.reconnect(now);
                 self.expire(now);
             }
+            if self.waiting.len() > 0 && now >= self.next_turns {
+                self.next_turns = now + TURNS_EVERY_NS;
+                self.waiting.wake_all();
+            }
             self.send_due(now);
             if self.finished(now) {
                 break;
@@ -256,7 +282,9 @@ impl<'a, W: World> Worker<'a, W> {
 
     fn finished(&self, now: Nanos) -> bool {
         let nothing_more = self.over(now)
-            || ((self.exhausted || self.settings.schedule.exhausted()) && self.again.is_empty());
+            || ((self.exhausted || self.settings.schedule.exhausted())
+                && self.again.is_empty()
+                && self.waiting.len() == 0);
         nothing_more && self.outstanding == 0
     }
 
@@ -267,9 +295,14 @@ impl<'a, W: World> Worker<'a, W> {
         if !over {
             until = until.min(self.settings.end);
         }
+        if over || self.free.is_empty() {
+            return until;
+        }
+        if self.waiting.len() > 0 {
+            until = until.min(self.next_turns);
+        }
         if let Some(due) = self.settings.schedule.next_due()
-            && !over
-            && !self.free.is_empty()
+            && self.waiting.len() < WAITING_MAX
         {
             until = until.min(due);
         }
@@ -346,20 +379,26 @@ impl<'a, W: World> Worker<'a, W> {
                 self.free.pop_front();
                 continue;
             }
-            let Some((operation, key, due)) = self.next_operation(now) else {
+            let Some(task) = self.next_task(now) else {
                 break;
             };
-            if !matches!(self.settings.schedule, Schedule::Closed) {
+            let open = !matches!(self.settings.schedule, Schedule::Closed);
+            if open {
                 now = self.world.now();
             }
-            let Some((pending, context)) = self.prepare(operation, key, due, now) else {
-                self.again.push_front((operation, key, due));
-                break;
+            let overtakes = !task.waited && self.waiting.holds(task.key);
+            let prepared = (!overtakes).then(|| self.prepare(task, now)).flatten();
+            let Some((pending, context)) = prepared else {
+                self.wait_for_turn(task);
+                continue;
             };
             self.free.pop_front();
             self.slots[number].queued = false;
-            if !matches!(self.settings.schedule, Schedule::Closed) {
-                let lag = now.saturating_sub(due.at.max(self.free_since));
+            if task.waited {
+                // What is behind it may follow.
+                self.waiting.wake(pending.key());
+            } else if open {
+                let lag = now.saturating_sub(task.due.at.max(self.free_since));
                 self.recorder.health.lag.saturating_record(lag.max(1));
             }
             self.submit(number, pending, context.as_deref());
@@ -385,22 +424,44 @@ impl<'a, W: World> Worker<'a, W> {
         connection.submit(&self.shared.protocol, pending, context, &mut self.scratch);
     }
 
-    /// What comes next. `None` when nothing is due, or all is done.
-    fn next_operation(&mut self, now: Nanos) -> Option<(Operation, Option<u64>, Due)> {
-        if let Some(again) = self.again.pop_front() {
-            return Some(again);
+    fn wait_for_turn(&mut self, task: Task) {
+        if task.waited {
+            return self.waiting.put_back(task);
         }
-        if self.exhausted {
+        self.recorder.turns.waited += 1;
+        let waited = true;
+        self.waiting.push(Task { waited, ..task });
+    }
+
+    /// What comes next. `None` when nothing is due, or all is done.
+    fn next_task(&mut self, now: Nanos) -> Option<Task> {
+        let waits = self.waiting.take_awake();
+        if let Some(task) = waits.or_else(|| self.again.pop_front()) {
+            return Some(task);
+        }
+        // In a closed loop what waits has a connection of its own.
+        let room = match self.settings.schedule {
+            Schedule::Closed => self.free.len(),
+            _ => WAITING_MAX,
+        };
+        if self.exhausted || self.waiting.len() >= room {
             return None;
         }
         let due = self.settings.schedule.take(now, &mut self.settings.rng)?;
-        if let (Some(row), Some(trace)) = (due.row, &self.shared.trace) {
-            let row = &trace.rows[row];
-            return Some((row.operation, Some(row.key), due));
-        }
-        let next = self.shared.source.next(&mut self.settings.rng);
+        let next = match (due.row, &self.shared.trace) {
+            (Some(row), Some(trace)) => {
+                let row = &trace.rows[row];
+                Some((row.operation, Some(row.key)))
+            }
+            _ => self.shared.source.next(&mut self.settings.rng),
+        };
         self.exhausted = next.is_none();
-        next.map(|(operation, key)| (operation, key, due))
+        next.map(|(operation, key)| Task {
+            operation,
+            key,
+            due,
+            waited: false,
+        })
     }
 
     fn draw_key(&mut self, now: Nanos) -> u64 {
@@ -413,13 +474,13 @@ impl<'a, W: World> Worker<'a, W> {
 
     /// The request for an operation, with the context of its write. `None` while its key is being
     /// written.
-    fn prepare(
-        &mut self,
-        operation: Operation,
-        key: Option<u64>,
-        due: Due,
-        now: Nanos,
-    ) -> Option<(Pending<'a>, Option<bytes::Bytes>)> {
+    fn prepare(&mut self, task: Task, now: Nanos) -> Option<(Pending<'a>, Option<bytes::Bytes>)> {
+        let Task {
+            operation,
+            key,
+            due,
+            ..
+        } = task;
         let shared = self.shared;
         let ledger = &shared.ledger;
         let with_floor = |key| (key, ledger.floor(key));
@@ -437,10 +498,12 @@ impl<'a, W: World> Worker<'a, W> {
             }
             return Some((pending, None));
         }
-        let mut turn = match operation {
-            Operation::Insert => ledger.insert_turn()?,
-            _ => ledger.write_turn(key.unwrap_or_else(|| self.draw_key(now)))?,
+        let mut turn = match (operation, key) {
+            (Operation::Insert, _) => ledger.insert_turn()?,
+            (_, Some(key)) => ledger.write_turn(key)?,
+            (_, None) => ledger.write_turn_from(self.draw_key(now))?,
         };
+        self.recorder.turns.moved += u64::from(turn.moved);
         let least = u32::try_from(VALUE_BYTES_MIN).expect("a small number");
         let row = due
             .row
@@ -569,10 +632,11 @@ impl<'a, W: World> Worker<'a, W> {
             return;
         }
         let end = self.settings.end;
-        while let Some((operation, _, due)) = self.next_operation(end.saturating_sub(1)) {
-            let waited = end.saturating_sub(due.at);
+        let last = end.saturating_sub(1);
+        while let Some(task) = self.next_task(last).or_else(|| self.waiting.take()) {
+            let waited = end.saturating_sub(task.due.at);
             self.recorder
-                .record(operation, Status::Unsent, waited, None);
+                .record(task.operation, Status::Unsent, waited, None);
         }
     }
 

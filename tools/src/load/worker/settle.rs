@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::Worker;
+use super::{Task, Worker};
 use crate::load::connection::{Keyed, Pending};
 use crate::load::keys::unit;
 use crate::load::ledger::Floor;
@@ -38,6 +38,7 @@ impl<'a, W: World> Worker<'a, W> {
         let status = if missing { Status::Missing } else { Status::Ok };
         self.record(&pending, status, now);
         if let Some(change) = pending.change.take() {
+            self.waiting.wake(change.turn.key);
             // HTTP may answer a write with a body.
             let version = match answer {
                 Answer::Written(version) | Answer::Value { version, .. } => version.clone(),
@@ -178,12 +179,17 @@ impl<'a, W: World> Worker<'a, W> {
             self.recorder.error(|| format!("{name}: {}", words()));
         }
         if let Some(change) = pending.change.take() {
+            self.waiting.wake(change.turn.key);
             let may_delete = change.value_bytes.is_none() && status != Status::Refused;
             change.turn.failed(may_delete);
         }
         if self.shared.source.insists() {
-            let again = (pending.operation, Some(pending.key()), pending.due);
-            self.again.push_back(again);
+            self.again.push_back(Task {
+                operation: pending.operation,
+                key: Some(pending.key()),
+                due: pending.due,
+                waited: false,
+            });
         }
     }
 }
