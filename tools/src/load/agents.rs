@@ -272,7 +272,7 @@ impl Agents {
                     }
                     Ok(FromAgent::Failed(words)) => Some(words),
                     Ok(_) => Some("an answer that was not asked for".to_owned()),
-                    Err(error) => Some(error.to_string()),
+                    Err(error) => Some(ended(&error)),
                 };
                 if let Some(words) = words {
                     collector.end(index);
@@ -295,6 +295,16 @@ impl Agents {
                 total: collector.into_total(),
             }),
         }
+    }
+}
+
+/// Why nothing more is heard of an agent.
+fn ended(error: &std::io::Error) -> String {
+    use std::io::ErrorKind::{TimedOut, UnexpectedEof, WouldBlock};
+    match error.kind() {
+        UnexpectedEof => "it ended before the run did".into(),
+        TimedOut | WouldBlock => format!("nothing was heard for {} s", SILENCE_MAX.as_secs()),
+        _ => error.to_string(),
     }
 }
 

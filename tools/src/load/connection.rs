@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 
 use super::ledger::{Floor, WriteTurn};
-use super::protocol::{Answer, Asked, Protocol, ProtocolError, Request};
+use super::protocol::{ANSWER_BYTES_MAX, Answer, Asked, Protocol, ProtocolError, Request};
 use super::recorder::Operation;
 use super::schedule::Due;
 use super::value::{self, Sequence};
@@ -206,6 +206,9 @@ impl<'a> Connection<'a> {
             return Err(ProtocolError("an answer without a request".into()));
         };
         let Some((id, answer)) = protocol.answer(&mut self.input, oldest.asked())? else {
+            if self.input.len() > 2 * ANSWER_BYTES_MAX {
+                return Err(ProtocolError("an answer without an end".into()));
+            }
             return Ok(None);
         };
         let position = match id {

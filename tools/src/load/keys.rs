@@ -104,7 +104,7 @@ impl FromStr for Distribution {
                 fraction: 6.0 / 7.0,
             },
             ("exponential", [percent, fraction])
-                if share(*percent / 100.0) && *percent < 100.0 && *fraction > 0.0 =>
+                if *percent > 0.0 && *percent < 100.0 && *fraction > 0.0 && *fraction <= 1.0 =>
             {
                 Distribution::Exponential {
                     percent: *percent,

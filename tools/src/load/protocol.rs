@@ -11,6 +11,12 @@ use bytes::{Bytes, BytesMut};
 
 use super::recorder::Operation;
 
+/// Bytes of an answer at most: a page of 1000 keys with values of a mebibyte fits.
+pub const ANSWER_BYTES_MAX: usize = 1 << 30;
+
+/// Bytes of a line of an answer at most.
+const LINE_BYTES_MAX: usize = 64 << 10;
+
 /// A protocol together with the settings that go into each request.
 #[derive(Clone, Debug)]
 pub enum Protocol {
@@ -230,6 +236,25 @@ impl ProtocolName {
             ProtocolName::Memcached => "memcached",
             ProtocolName::Etcd => "etcd",
         }
+    }
+}
+
+/// The length of a part of an answer, at most [`ANSWER_BYTES_MAX`].
+fn length(text: &[u8]) -> Result<usize, ProtocolError> {
+    let number: Option<usize> = std::str::from_utf8(text)
+        .ok()
+        .and_then(|text| text.parse().ok());
+    number
+        .filter(|number| *number <= ANSWER_BYTES_MAX)
+        .ok_or_else(|| ProtocolError(format!("a length of {}", String::from_utf8_lossy(text))))
+}
+
+/// The end of the first line, its line feed included; `None` while it is not there.
+fn line_end(input: &[u8]) -> Result<Option<usize>, ProtocolError> {
+    match memchr::memchr(b'\n', &input[..input.len().min(LINE_BYTES_MAX)]) {
+        Some(at) => Ok(Some(at + 1)),
+        None if input.len() < LINE_BYTES_MAX => Ok(None),
+        None => Err(ProtocolError("a line without an end".into())),
     }
 }
 

@@ -91,6 +91,7 @@ impl Columns {
     }
 }
 
+#[derive(Clone, Copy)]
 struct Line {
     second: u64,
     key: u64,
@@ -117,14 +118,13 @@ impl Trace {
             let columns = columns.as_ref().unwrap_or(&TWITTER);
             match parse(columns, &line, &mut numbers) {
                 Some((line, count)) => {
-                    for _ in 0..count {
-                        lines.push(Line { ..line });
+                    let count = usize::try_from(count).unwrap_or(usize::MAX);
+                    if count > ROWS_MAX - lines.len() {
+                        return Err(format!("more than {ROWS_MAX} requests; cut the trace"));
                     }
+                    lines.extend(std::iter::repeat_n(line, count));
                 }
                 None => trace.skipped += 1,
-            }
-            if lines.len() > ROWS_MAX {
-                return Err(format!("more than {ROWS_MAX} requests; cut the trace"));
             }
         }
         if lines.is_empty() {
@@ -236,5 +236,11 @@ mod tests {
     fn what_is_no_trace_is_refused() {
         assert!(Trace::read("hello\n".as_bytes(), 1.0, 7).is_err());
         assert!(Trace::read("".as_bytes(), 1.0, 7).is_err());
+        let endless = "op_time,key,op,op_count\n1,a,GET,4294967295\n";
+        let words = Trace::read(endless.as_bytes(), 1.0, 7).unwrap_err();
+        assert!(words.contains("more than"), "{words}");
+        let far = "0,a,1,1,1,get,0\n18446744073709551615,a,1,1,1,get,0\n";
+        let trace = Trace::read(far.as_bytes(), 1e-9, 7).unwrap();
+        assert_eq!(trace.rows[1].at, u64::MAX);
     }
 }

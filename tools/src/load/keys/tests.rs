@@ -190,6 +190,8 @@ fn distributions_are_named_and_checked() {
         "zipf:x",
         "hotspot:2:1",
         "exponential:100:1",
+        "exponential:0:0.5",
+        "exponential:95:1e300",
         "gauss",
     ] {
         assert!(bad.parse::<Distribution>().is_err(), "{bad}");

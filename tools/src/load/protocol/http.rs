@@ -2,7 +2,7 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::{Answer, Asked, Levels, ProtocolError, Request, decimal};
+use super::{ANSWER_BYTES_MAX, Answer, Asked, Levels, ProtocolError, Request, decimal, length};
 use crate::endpoint::{add_query, key_path};
 
 /// Headers that an answer may have at most.
@@ -145,10 +145,7 @@ pub fn message(input: &mut BytesMut) -> Result<Option<Message>, ProtocolError> {
     }
     let length = match header("content-length") {
         None => 0,
-        Some(text) => std::str::from_utf8(text)
-            .ok()
-            .and_then(|text| text.trim().parse::<usize>().ok())
-            .ok_or_else(|| ProtocolError("bad Content-Length".into()))?,
+        Some(text) => length(text.trim_ascii())?,
     };
     if input.len() < head + length {
         return Ok(None);
@@ -172,7 +169,10 @@ fn chunks(input: &[u8], mut at: usize) -> Result<Option<(Vec<u8>, usize)>, Proto
             return Ok(None);
         };
         let start = at + head;
-        let size = usize::try_from(size).map_err(|_| ProtocolError("HTTP: a bad chunk".into()))?;
+        let size = usize::try_from(size)
+            .ok()
+            .filter(|size| *size <= ANSWER_BYTES_MAX)
+            .ok_or_else(|| ProtocolError(format!("HTTP: a chunk of {size}")))?;
         // Each chunk ends with an empty line, the last, empty one too (no trailers are sent).
         let Some(chunk) = input.get(start..start + size + 2) else {
             return Ok(None);
@@ -387,5 +387,17 @@ mod tests {
             })
         );
         assert!(input.is_empty());
+    }
+
+    #[test]
+    fn absurd_lengths_are_refused() {
+        for head in [
+            "Content-Length: 18446744073709551615",
+            "Transfer-Encoding: chunked",
+        ] {
+            let bytes = format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\nffffffffffffffff\r\n");
+            let mut input = BytesMut::from(bytes.as_bytes());
+            assert!(http().answer(&mut input, Asked::Read).is_err(), "{head}");
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! memcached's meta commands: `mg`, `ms`, `md`. Answers come in order, misses included.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use bytes::{Buf, BytesMut};
 
-use super::{Answer, Asked, ProtocolError, Request, decimal};
+use super::{Answer, Asked, ProtocolError, Request, decimal, length, line_end};
 
 /// memcached has no settings for each request.
 #[derive(Clone, Debug)]
@@ -30,7 +32,7 @@ impl Memcached {
                 decimal(out, value.len());
                 if let Some(seconds) = ttl_seconds {
                     out.extend_from_slice(b" T");
-                    decimal(out, *seconds);
+                    decimal(out, expiry(*seconds));
                 }
                 out.extend_from_slice(b"\r\n");
                 out.extend_from_slice(value);
@@ -66,12 +68,22 @@ impl Memcached {
     }
 }
 
+/// What memcached is told of a value that lives so long: seconds, and beyond 30 days the Unix time of
+/// its end, since it takes larger numbers for one.
+fn expiry(seconds: u32) -> u64 {
+    const RELATIVE_MAX: u32 = 30 * 24 * 3600;
+    if seconds <= RELATIVE_MAX {
+        return u64::from(seconds);
+    }
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs()) + u64::from(seconds)
+}
+
 /// The first line without its end, and where the answer ends.
 fn end_of(input: &[u8]) -> Result<Option<usize>, ProtocolError> {
-    let Some(line_end) = memchr::memchr(b'\n', input) else {
+    let Some(after) = line_end(input)? else {
         return Ok(None);
     };
-    let after = line_end + 1;
     let end = match input.strip_prefix(b"VA ") {
         None => after,
         Some(rest) => after + value_length(rest)? + 2,
@@ -81,10 +93,7 @@ fn end_of(input: &[u8]) -> Result<Option<usize>, ProtocolError> {
 
 fn value_length(text: &[u8]) -> Result<usize, ProtocolError> {
     let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let number = std::str::from_utf8(&text[..digits])
-        .ok()
-        .and_then(|text| text.parse().ok());
-    number.ok_or_else(|| ProtocolError("memcached: a value without a length".into()))
+    length(&text[..digits])
 }
 
 fn one(input: &mut BytesMut) -> Result<Option<Answer>, ProtocolError> {
@@ -152,6 +161,12 @@ mod tests {
     }
 
     #[test]
+    fn a_long_life_is_told_as_the_time_of_its_end() {
+        assert_eq!(expiry(2_592_000), 2_592_000);
+        assert!(expiry(2_592_001) > 1_700_000_000 + 2_592_001);
+    }
+
+    #[test]
     fn every_kind_of_answer_is_told_apart_at_every_cut() {
         let value = |bytes: &'static [u8]| Answer::Value {
             value: Bytes::from_static(bytes),
@@ -184,7 +199,8 @@ mod tests {
             assert_eq!(Memcached.answer(&mut input, asked).unwrap(), Some(answer));
             assert!(input.is_empty());
         }
-        for bad in [&b"WHAT\r\n"[..], b"VA x\r\n"] {
+        let huge = b"VA 18446744073709551615\r\n";
+        for bad in [&b"WHAT\r\n"[..], b"VA x\r\n", huge] {
             assert!(
                 Memcached
                     .answer(&mut BytesMut::from(bad), Asked::Read)

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::{Answer, Asked, ProtocolError, Request, decimal};
+use super::{Answer, Asked, ProtocolError, Request, decimal, length, line_end};
 
 /// The Redis protocol has no settings for each request.
 #[derive(Clone, Debug)]
@@ -129,10 +129,10 @@ fn array(bytes: &Bytes, replies: Vec<Reply>, asked: Asked) -> Result<Answer, Pro
 
 /// The reply at `at` and where it ends; `None` when it is not complete.
 fn parse(input: &[u8], at: usize, depth: u32) -> Result<Option<(Reply, usize)>, ProtocolError> {
-    let Some(length) = memchr::memchr(b'\n', &input[at..]) else {
+    let Some(line_end) = line_end(&input[at..])? else {
         return Ok(None);
     };
-    let after = at + length + 1;
+    let after = at + line_end;
     let line = &input[at..after];
     let (Some(kind), Some(text)) = (line.first(), line.get(1..line.len().max(3) - 2)) else {
         return Err(ProtocolError("RESP: an empty line".into()));
@@ -144,14 +144,14 @@ fn parse(input: &[u8], at: usize, depth: u32) -> Result<Option<(Reply, usize)>, 
         b'-' => Reply::Error(at + 1..at + 1 + text.len()),
         b'$' | b'*' if text == b"-1" => Reply::Null,
         b'$' => {
-            let end = after + length_of(text)?;
+            let end = after + length(text)?;
             if input.len() < end + 2 {
                 return Ok(None);
             }
             return Ok(Some((Reply::Bulk(after..end), end + 2)));
         }
         b'*' if depth < DEPTH_MAX => {
-            let count = length_of(text)?;
+            let count = length(text)?;
             if count > ELEMENTS_MAX {
                 return Err(ProtocolError(format!("RESP: an array of {count}")));
             }
@@ -169,18 +169,6 @@ fn parse(input: &[u8], at: usize, depth: u32) -> Result<Option<(Reply, usize)>, 
         other => return Err(ProtocolError(format!("RESP: a reply of type {other:#x}"))),
     };
     Ok(Some((reply, after)))
-}
-
-fn length_of(text: &[u8]) -> Result<usize, ProtocolError> {
-    let number = std::str::from_utf8(text)
-        .ok()
-        .and_then(|text| text.parse().ok());
-    number.ok_or_else(|| {
-        ProtocolError(format!(
-            "RESP: a length of {}",
-            String::from_utf8_lossy(text)
-        ))
-    })
 }
 
 /// A Redis error does not say whether the write happened. Refusals before execution do.
@@ -276,7 +264,9 @@ mod tests {
             assert_eq!(Resp.answer(&mut input, asked).unwrap(), Some(answer));
             assert!(input.is_empty());
         }
-        for bad in [&b"?\r\n"[..], b"\n", b"$x\r\n"] {
+        let huge = b"$18446744073709551615\r\n";
+        let endless = [b'+'; 64 << 10];
+        for bad in [&b"?\r\n"[..], b"\n", b"$x\r\n", huge, &endless] {
             assert!(Resp.answer(&mut BytesMut::from(bad), Asked::Read).is_err());
         }
     }
