@@ -7,12 +7,18 @@ use super::outcome::Outcome;
 const TEMPLATE: &str = include_str!("report.html");
 /// Where the results go; stands once in the page.
 const PLACE: &str = "/*RUNS*/[]";
+/// Where goes what was concluded from them; stands once in the page, before it.
+const SAID: &str = "/*SAID*/\"\"";
 
-/// The page.
-pub fn page(runs: &[Outcome]) -> String {
-    let json = serde_json::to_string(runs).unwrap_or_default();
+/// The page of these runs, with what was concluded from them in words.
+pub fn page(runs: &[Outcome], said: &str) -> String {
+    let runs = serde_json::to_string(runs).unwrap_or_default();
+    let said = serde_json::to_string(said).unwrap_or_default();
     // Inside a script element `</` would end it.
-    TEMPLATE.replacen(PLACE, &json.replace("</", "<\\/"), 1)
+    let inside = |json: String| json.replace("</", "<\\/");
+    TEMPLATE
+        .replacen(SAID, &inside(said), 1)
+        .replacen(PLACE, &inside(runs), 1)
 }
 
 #[cfg(test)]
@@ -29,7 +35,7 @@ mod tests {
             },
             ..Outcome::default()
         };
-        let page = page(&[outcome]);
+        let page = page(&[outcome], "A = </script><b>");
         assert!(!page.contains("</script><b>"));
         assert!(!page.contains("http://") && !page.contains("src="));
         assert_eq!(page.matches("</script>").count(), 1);

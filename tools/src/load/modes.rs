@@ -157,9 +157,10 @@ pub fn replay(args: &Replay) -> Result<(), Failure> {
     let trace =
         Trace::read(BufReader::new(file), args.speed, seed).map_err(|error| fail(&error))?;
     output::note(&format!(
-        "{} requests on {} keys in the format of {}, {} lines left out",
+        "{} requests on {} keys over {:.0} s in the format of {}, {} lines left out",
         trace.rows.len(),
         trace.keys,
+        trace.length().as_secs_f64(),
         trace.format,
         trace.skipped
     ));
@@ -253,7 +254,7 @@ fn write_all(directory: Option<&Path>, outcomes: &[Outcome]) -> Result<(), Failu
     let json =
         serde_json::to_string_pretty(outcomes).map_err(|error| Failure::new(error.to_string()))?;
     output::file(&directory.join("runs.json"), &json)?;
-    output::file(&directory.join("report.html"), &html::page(outcomes))
+    output::file(&directory.join("report.html"), &html::page(outcomes, ""))
 }
 
 /// Whether systems differ.
@@ -336,6 +337,7 @@ pub fn compare(args: &Compare) -> Result<(), Failure> {
 fn conclude(systems: &[(String, Vec<Outcome>)], out: Option<&Path>) -> Result<(), Failure> {
     let runs = |at: usize| systems[at].1.iter().collect::<Vec<_>>();
     let before = runs(0);
+    let mut said = String::new();
     for (at, (name, _)) in systems.iter().enumerate().skip(1) {
         let after = runs(at);
         let invalid = before
@@ -345,7 +347,10 @@ fn conclude(systems: &[(String, Vec<Outcome>)], out: Option<&Path>) -> Result<()
             .count();
         let comparisons = comparing::judge(&before, &after);
         let text = comparing::text(&systems[0].0, name, &comparisons, invalid);
-        output::say(&(text + "\n"))?;
+        output::say(&text)?;
+        output::say("\n")?;
+        said.push_str(&text);
+        said.push('\n');
     }
     let Some(directory) = out else {
         return Ok(());
@@ -354,7 +359,7 @@ fn conclude(systems: &[(String, Vec<Outcome>)], out: Option<&Path>) -> Result<()
         .filter_map(|at| comparing::typical(&runs(at)).cloned())
         .collect();
     std::fs::create_dir_all(directory)?;
-    output::file(&directory.join("report.html"), &html::page(&typical))
+    output::file(&directory.join("report.html"), &html::page(&typical, &said))
 }
 
 /// What this client can measure here.
@@ -373,7 +378,7 @@ pub fn selftest(args: &Selftest) -> Result<(), Failure> {
 /// One page of recorded runs.
 pub fn report(args: &Report) -> Result<(), Failure> {
     let runs: Result<Vec<_>, Failure> = args.runs.iter().map(|path| output::read(path)).collect();
-    output::file(&args.output, &html::page(&runs?))
+    output::file(&args.output, &html::page(&runs?, ""))
 }
 
 /// Makes load for coordinators.

@@ -114,7 +114,7 @@ pub fn directory(path: &Path, run: &Run) -> Result<(), Failure> {
     file(&path.join("latency.hlog"), run.hlog.text())?;
     file(
         &path.join("report.html"),
-        &html::page(std::slice::from_ref(outcome)),
+        &html::page(std::slice::from_ref(outcome), ""),
     )
 }
 

@@ -53,6 +53,8 @@ pub struct View {
     intervals: VecDeque<Interval>,
     lines_drawn: usize,
     failed: u64,
+    wrong: u64,
+    lost: u64,
 }
 
 impl View {
@@ -71,6 +73,8 @@ impl View {
             intervals: VecDeque::new(),
             lines_drawn: 0,
             failed: 0,
+            wrong: 0,
+            lost: 0,
         }
     }
 
@@ -80,11 +84,13 @@ impl View {
             return;
         }
         self.failed += interval.failed;
+        self.wrong += recorder.verdicts.wrong;
+        self.lost += recorder.verdicts.lost;
         if self.intervals.len() == COLUMNS_MAX {
             self.intervals.pop_front();
         }
         self.intervals.push_back(interval.clone());
-        let picture = self.picture(recorder, Room::now());
+        let picture = self.picture(Room::now());
         let mut out = String::new();
         if self.lines_drawn > 0 {
             write!(out, "\x1b[{}A", self.lines_drawn).expect("writing to a string");
@@ -98,8 +104,8 @@ impl View {
         std::io::stderr().write_all(out.as_bytes()).ok();
     }
 
-    fn picture(&self, recorder: &Recorder, room: Room) -> String {
-        let whole = self.unbounded(recorder, room);
+    fn picture(&self, room: Room) -> String {
+        let whole = self.unbounded(room);
         let mut out = String::new();
         for line in whole.lines().take(room.rows) {
             out.extend(line.chars().take(room.columns));
@@ -108,7 +114,7 @@ impl View {
         out
     }
 
-    fn unbounded(&self, recorder: &Recorder, room: Room) -> String {
+    fn unbounded(&self, room: Room) -> String {
         let Some(last) = self.intervals.back() else {
             return String::new();
         };
@@ -122,8 +128,8 @@ impl View {
             last.client_busy * 100.0,
             last.lag_us_p999,
             self.failed,
-            recorder.verdicts.wrong,
-            recorder.verdicts.lost,
+            self.wrong,
+            self.lost,
             "us",
             "rate/s",
             "p50",
@@ -251,7 +257,7 @@ mod tests {
 
     #[test]
     fn the_picture_has_rates_percentiles_and_a_heat_map_of_bounded_size() {
-        let picture = view_of(10..70).picture(&Recorder::default(), ORDINARY);
+        let picture = view_of(10..70).picture(ORDINARY);
         assert!(
             picture.contains("read") && picture.contains("100/s at most"),
             "{picture}"
@@ -268,7 +274,7 @@ mod tests {
         let mut view = view_of(0..60);
         view.intervals[59].heat = [(79, 1)].into();
         for (rows, columns) in [(23, 80), (15, 40), (9, 20), (1, 3), (0, 0)] {
-            let picture = view.picture(&Recorder::default(), Room { rows, columns });
+            let picture = view.picture(Room { rows, columns });
             assert!(picture.lines().count() <= rows, "{rows}: {picture}");
             assert!(
                 picture.lines().all(|line| line.chars().count() <= columns),
@@ -279,7 +285,7 @@ mod tests {
             rows: 15,
             columns: 40,
         };
-        let picture = view.picture(&Recorder::default(), room);
+        let picture = view.picture(room);
         assert!(
             picture
                 .lines()
