@@ -3,9 +3,11 @@
 
     benches/peers/run.py etcd  [--runs 5] [--seconds 10]   three nodes, N=3, W=2, R=2, beside etcd
     benches/peers/run.py redis [--runs 5] [--seconds 10]   one node, SET over RESP, beside Redis
-    benches/peers/run.py all   [--runs 5] [--seconds 10] [--rate 2000] [--out DIR]
+    benches/peers/run.py all   [--runs 6] [--seconds 5] [--rate 2000] [--out DIR]
                                Redis, memcached and three nodes of Torc, open loop, YCSB B, into one
-                               report with plots (`torc load compare`)
+                               report with plots (`torc load compare`). The client has the last CPU
+                               for itself and runs before all else there, as root; the servers have
+                               the others
 
 Installs the peer from Debian when it is missing (needs root for that), starts it on loopback in a
 temporary directory, and stops it at the end. Every system gets the same file system, the same
@@ -244,6 +246,12 @@ def compare_redis(args, directory, log):
 def compare_all(args, directory, log):
     install("redis-server", "redis-server")
     install("memcached", "memcached")
+    cpus = sorted(os.sched_getaffinity(0))
+    place = []
+    if len(cpus) > 1:
+        place = ["--cpus", cpus[-1]] + (["--realtime"] if os.geteuid() == 0 else [])
+        # What is started from here on inherits it; the client's threads take theirs back.
+        os.sched_setaffinity(0, cpus[:-1])
     with processes() as running:
         base = torc(running, directory / "torc", 3, log)
         redis_port = redis(running, directory / "redis", log, "everysec")
@@ -256,7 +264,8 @@ def compare_all(args, directory, log):
            "--run", f"memcached=--protocol memcached --address 127.0.0.1:{memcached_port}",
            "--run", f"torc=--endpoint http://127.0.0.1:{base + 80}",
            "--repeats", args.runs, "--out", args.out, "--", "--workload", "b", "--rate", args.rate,
-           "--duration", f"{args.seconds}s", "--warmup", "2s", "--no-settle", "--live", "off")
+           "--duration", f"{args.seconds}s", "--warmup", "2s", "--no-settle", "--live", "off",
+           *place)
     print(f"{args.out}/report.html")
 
 
