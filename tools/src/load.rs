@@ -24,6 +24,7 @@ mod options;
 mod outcome;
 mod output;
 mod phase;
+mod place;
 mod protocol;
 mod recorder;
 mod report;

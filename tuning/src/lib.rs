@@ -19,7 +19,7 @@ pub mod journal;
 pub mod kernel;
 pub mod persist;
 pub mod plan;
-mod probe;
+pub mod probe;
 pub mod prove;
 pub mod render;
 pub mod server;

@@ -1,11 +1,15 @@
-//! Pinning and raising the calling thread: what every measuring probe does first.
+//! Pinning and raising the calling thread: what every measuring probe does first, and what
+//! `torc load` does with the threads that make its load.
 
 use std::io;
 
 use crate::cpuset::CpuSet;
 
 /// Pins the calling thread to one CPU.
-pub(crate) fn pin(cpu: u32) -> io::Result<()> {
+///
+/// # Errors
+/// The kernel's: there is no such CPU, or this program may not use it.
+pub fn pin(cpu: u32) -> io::Result<()> {
     pin_to(&CpuSet::of(cpu))
 }
 
@@ -23,7 +27,10 @@ pub(crate) fn pin_to(cpus: &CpuSet) -> io::Result<()> {
 }
 
 /// Gives the calling thread real-time priority 1 (SCHED_FIFO), which ends with the thread.
-pub(crate) fn raise() -> io::Result<()> {
+///
+/// # Errors
+/// The kernel's: neither CAP_SYS_NICE nor a limit of rtprio allows it.
+pub fn raise() -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: 1 };
     // SAFETY: 0 is the calling thread, and the parameters live through the call.
     let status = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };

@@ -23,7 +23,7 @@ pub struct Thread {
     pub busy_ns: Nanos,
     /// In all.
     pub wall_ns: Nanos,
-    /// Ready to work, while other programs had its CPU; part of either of the above.
+    /// Ready to work, while other threads had its CPU; part of either of the above.
     #[serde(default)]
     pub delayed_ns: Nanos,
 }
@@ -165,8 +165,9 @@ pub fn judge(facts: Facts<'_>) -> Validity {
         if lag > limit {
             client = true;
             reasons.push(format!(
-                "requests left late: scheduling lag p99.9 {:.0} us (limit {:.0} us); other programs \
-                 had the client's CPU for {:.1} % of the time",
+                "requests left late: scheduling lag p99.9 {:.0} us (limit {:.0} us); the client's \
+                 threads were without a CPU for {:.1} % of the time (--cpus and --realtime keep \
+                 others off)",
                 lag as f64 / 1e3,
                 limit as f64 / 1e3,
                 facts.health.delayed() * 100.0

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use torc_tuning::cpuset::CpuSet;
 
 use super::keys::Distribution;
+use super::place::{Place, parse_cpus};
 use super::protocol::ProtocolName;
 use super::recorder::Operation;
 use super::schedule::Gaps;
@@ -150,6 +152,12 @@ pub struct Options {
     /// Threads
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256), help_heading = "Pace")]
     pub threads: u32,
+    /// CPUs that the threads keep to, one each, such as 1 or 2-5
+    #[arg(long, value_name = "LIST", value_parser = parse_cpus, help_heading = "Pace")]
+    pub cpus: Option<CpuSet>,
+    /// Run the threads before all other programs on their CPUs (SCHED_FIFO): leave others for those
+    #[arg(long, help_heading = "Pace")]
+    pub realtime: bool,
     /// Sleep until operations are due instead of polling the last microseconds: less CPU, more lag
     #[arg(long, help_heading = "Pace")]
     pub no_spin: bool,
@@ -286,7 +294,15 @@ impl Options {
         if self.duration.is_zero() {
             return fail("--duration: above zero");
         }
-        Ok(())
+        Ok(self.place().check()?)
+    }
+
+    /// Where the threads run.
+    pub fn place(&self) -> Place {
+        Place {
+            cpus: self.cpus.clone(),
+            realtime: self.realtime,
+        }
     }
 
     /// Refuses operations that the protocol does not have.

@@ -137,7 +137,7 @@ pub struct StatusOutcome {
 pub struct Client {
     /// Share of the time that each thread worked, 0 to 1.
     pub threads_busy: Vec<f64>,
-    /// Share of the time that each thread was ready and other programs had its CPU, 0 to 1.
+    /// Share of the time that each thread was ready and others had its CPU, 0 to 1.
     #[serde(default)]
     pub threads_delayed: Vec<f64>,
     /// From when an operation was due and a connection free, to when it was sent.

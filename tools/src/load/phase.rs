@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::SeedableRng;
 
-use super::recorder::Recorder;
+use super::place::Place;
+use super::recorder::{Operation, Recorder};
 use super::schedule::{Arrivals, Gaps, Rows, Schedule, Sessions};
 use super::trace::Trace;
 use super::worker::{Settings, Shared, Worker};
@@ -70,6 +71,10 @@ pub struct Phase {
     pub interval: Duration,
     /// Whether workers poll the last microseconds before an operation is due.
     pub spin: bool,
+    /// Where the threads run.
+    pub place: Place,
+    /// Kinds of operations that will come, in any case most of them.
+    pub operations: Vec<Operation>,
     /// When it begins; `None` = once all connections stand.
     pub begin: Option<Instant>,
 }
@@ -121,17 +126,34 @@ pub fn run(phase: &Phase, shared: &Shared, observe: Observe<'_>) -> std::io::Res
             let send = send.clone();
             let (barrier, epoch) = (&barrier, &epoch);
             scope.spawn(move || {
-                let outcome = work(phase, shared, index, workers, barrier, epoch, |at, full| {
+                // Memory is best where the thread runs.
+                let placed = phase.place.enter(index);
+                let targets = shared.targets.names.len();
+                let mut first = Some(Recorder::touched(&phase.operations, targets));
+                let emit = |at, full| {
                     let message = Message::Interval(index, at, Box::new(full));
                     // The collector outlives the workers.
                     send.send(message).ok();
-                    spare.try_recv().unwrap_or_default()
-                });
+                    let returned = spare.try_recv().ok();
+                    returned.or_else(|| first.take()).unwrap_or_default()
+                };
+                let outcome = match placed {
+                    Ok(()) => work(phase, shared, index, workers, barrier, epoch, emit),
+                    Err(error) => {
+                        // Nobody may wait for a worker that failed.
+                        barrier.wait();
+                        Err(error)
+                    }
+                };
                 send.send(Message::Done(index, outcome)).ok();
             });
         }
         drop(send);
-        let collecting = scope.spawn(move || collect(shared, &receive, &spares, observe));
+        let place = &phase.place;
+        let collecting = scope.spawn(move || {
+            place.leave();
+            collect(shared, &receive, &spares, observe)
+        });
         collecting
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -206,8 +228,9 @@ fn work(
         schedule: phase.pace.schedule(index, workers),
         rng: Xoshiro256PlusPlus::seed_from_u64(phase.seed.wrapping_add(number)),
     };
+    let recorder = Recorder::touched(&phase.operations, shared.targets.names.len());
     let connected = Sockets::new(connections, Instant::now(), phase.spin)
-        .map(|sockets| Worker::new(shared, settings, sockets))
+        .map(|sockets| Worker::new(shared, settings, sockets, recorder))
         .and_then(|mut worker| worker.connect().map(|()| worker));
     // Nobody may wait for a worker that failed.
     barrier.wait();

@@ -149,6 +149,11 @@ impl Dual {
         add(&mut self.sent, &other.sent);
     }
 
+    fn touch(&mut self) {
+        self.intended.reset();
+        self.sent.reset();
+    }
+
     fn clear(&mut self) {
         // Clearing costs a pass over the buckets; most intervals leave most of them alone.
         if !self.intended.is_empty() {
@@ -311,6 +316,27 @@ pub struct Recorder {
 }
 
 impl Recorder {
+    /// An empty one whose memory for these kinds and so many targets is there already. A page that
+    /// is touched for the first time costs microseconds, a huge one milliseconds, in which requests
+    /// would leave late.
+    pub fn touched(operations: &[Operation], targets: usize) -> Self {
+        let mut recorder = Self::default();
+        for operation in operations {
+            recorder.series_mut(*operation).dual(Status::Ok).touch();
+            if !operation.writes() {
+                recorder
+                    .series_mut(*operation)
+                    .dual(Status::Missing)
+                    .touch();
+            }
+        }
+        for target in 0..targets {
+            recorder.target_mut(target).intended.reset();
+        }
+        recorder.health.lag.reset();
+        recorder
+    }
+
     /// The series of one kind.
     pub fn series(&self, operation: Operation) -> &Series {
         &self.series[operation as usize]
@@ -421,7 +447,9 @@ impl Recorder {
             }
         }
         for target in self.targets.iter_mut().flatten() {
-            target.intended.reset();
+            if !target.intended.is_empty() {
+                target.intended.reset();
+            }
         }
         self.verdicts = Verdicts::default();
         self.health.clear();

@@ -339,6 +339,12 @@ impl Bench {
             length,
             interval: INTERVAL,
             spin: !self.options.no_spin,
+            place: self.options.place(),
+            operations: match &self.shared.source {
+                Source::Mix { mix, .. } => mix.operations().collect(),
+                Source::Each { operation, .. } => vec![*operation],
+                Source::Trace => vec![Operation::Read, Operation::Write],
+            },
             begin: None,
         }
     }
@@ -435,6 +441,12 @@ impl Bench {
             .collect();
         let target = format!("{} to {}", options.protocol.name(), addresses.join(", "));
         let mut connections = format!("{} connections x {}", options.connections, options.pipeline);
+        if let Some(cpus) = &options.cpus {
+            connections = format!("CPUs {cpus}, {connections}");
+        }
+        if options.realtime {
+            connections = format!("real time, {connections}");
+        }
         if let Some(agents) = &self.agents {
             connections = format!(
                 "{} agents (beginning within {:.0} us) of {connections}",

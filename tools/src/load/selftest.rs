@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::null_server::NullServer;
 use super::options::{Model, Options, Warmup};
 use super::outcome::Outcome;
+use super::place::Place;
 use super::protocol::ProtocolName;
 use super::run::Bench;
 use crate::failure::Failure;
@@ -29,7 +30,7 @@ pub fn run(options: &Options) -> Result<Selftest, Failure> {
     let stop = AtomicBool::new(false);
     let measured = std::thread::scope(|scope| {
         let serving = scope.spawn(|| {
-            keep_to_one_cpu();
+            keep_to_one_cpu(&options.place());
             server.serve(&stop)
         });
         let options = Options {
@@ -59,16 +60,12 @@ pub fn run(options: &Options) -> Result<Selftest, Failure> {
     })
 }
 
-/// Keeps the server to the last CPU that this process may use. Else the kernel moves it, whenever it
-/// wakes, to the CPU of the worker that woke it, and they take turns there.
-fn keep_to_one_cpu() {
-    let Ok(allowed) = rustix::thread::sched_getaffinity(None) else {
-        return;
-    };
-    let mut cpus = (0..rustix::thread::CpuSet::MAX_CPU).rev();
-    if let Some(last) = cpus.find(|cpu| allowed.is_set(*cpu)) {
+/// Keeps the server to the last CPU that the client's threads leave. Else the kernel moves it,
+/// whenever it wakes, to the CPU of the worker that woke it, and they take turns there.
+fn keep_to_one_cpu(client: &Place) {
+    if let Some(last) = client.others().last() {
         let mut one = rustix::thread::CpuSet::new();
-        one.set(last);
+        one.set(*last);
         // Where it is refused the figures are lower, and as true.
         rustix::thread::sched_setaffinity(None, &one).ok();
     }
@@ -124,8 +121,8 @@ pub fn text(found: &Selftest) -> String {
         "clock      {:.0} ns a reading; a sleep of 100 us is {:.0} us late (median)\n\
          ceiling    {:.0}/s closed loop, busiest thread {:.0} %, service time p50 {:.1} us\n\
          half       {:.0}/s open loop, busiest thread {:.0} %, latency p50 {:.1} us, p99 {:.1} us\n\
-         lag        p50 {:.1} us, p99 {:.1} us, p99.9 {:.1} us, max {:.1} us at that rate; other \
-         programs had the client's CPU for {:.1} % of the time\n\
+         lag        p50 {:.1} us, p99 {:.1} us, p99.9 {:.1} us, max {:.1} us at that rate; the \
+         client was without a CPU for {:.1} % of the time\n\
          so         rates up to {:.0}/s can be measured with these connections and threads, and \
          latencies above {:.0} us told to a tenth\n",
         found.clock_ns,

@@ -204,7 +204,7 @@ fn run_on(
         stop: AtomicBool::new(false),
     };
     let world = VirtualWorld::new(settings.connections, service);
-    let mut worker = Worker::new(&shared, settings, world);
+    let mut worker = Worker::new(&shared, settings, world, Recorder::default());
     worker.connect().unwrap();
     worker.world().now = 0;
     let mut total = Recorder::default();
@@ -396,11 +396,8 @@ mod tests {
         let on_first_key: Vec<String> = seen
             .borrow()
             .iter()
-            .filter_map(|request| {
-                request
-                    .contains("key000000000000")
-                    .then(|| request[8..11].to_owned())
-            })
+            .filter(|request| request.contains("key000000000000"))
+            .map(|request| request[8..11].to_owned())
             .collect();
         assert_eq!(on_first_key, ["SET", "SET", "GET"], "in their order");
         assert_eq!(recorder.turns.waited, 2);

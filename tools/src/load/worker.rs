@@ -161,8 +161,8 @@ pub struct Worker<'a, W> {
 }
 
 impl<'a, W: World> Worker<'a, W> {
-    /// A worker that has not connected yet.
-    pub fn new(shared: &'a Shared, settings: Settings, world: W) -> Self {
+    /// A worker that has not connected yet, and fills an empty recorder first.
+    pub fn new(shared: &'a Shared, settings: Settings, world: W, recorder: Recorder) -> Self {
         let slots = (0..settings.connections).map(|_| Slot {
             connection: None,
             connected: false,
@@ -188,7 +188,7 @@ impl<'a, W: World> Worker<'a, W> {
             exhausted: false,
             outstanding: 0,
             scratch: Scratch::default(),
-            recorder: Recorder::default(),
+            recorder,
             interval_number: 0,
             interval_began: 0,
             waited: 0,
