@@ -3,6 +3,8 @@
 //!
 //! `cargo run --release -p torc-benches --bin engine -- [seconds a load] [directory] [plot.svg] [engine,engine…]`
 //!
+//! The engine `encrypted` is ours with encryption on.
+//!
 //! The peers come with `--features engines`; `benches/peers/engines.sh` takes RocksDB from Debian and
 //! runs all of it.
 //!
@@ -28,6 +30,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use report::Report;
+use torc_engine::Keys;
 use workload::Settings;
 
 /// As in the program. RocksDB brings its own.
@@ -58,7 +61,13 @@ fn main() {
     Report::print_head();
     let mut report = Report::default();
     if is_wanted("torc") {
-        report = torc::run(&settings, fresh().path());
+        report = torc::run(&settings, fresh().path(), Keys::default());
+    }
+    // Only when asked for: it is no peer.
+    if wanted.is_some() && is_wanted("encrypted") {
+        let key = "0123456789abcdef".repeat(4);
+        let keys = Keys::parse(&key).expect("64 digits");
+        report = torc::run(&settings, fresh().path(), keys);
     }
     #[cfg(feature = "rocksdb")]
     for is_direct in [true, false] {

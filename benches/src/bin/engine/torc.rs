@@ -7,7 +7,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use torc_engine::{Decision, Fsync, Kind, Options, Record, Store};
+use torc_engine::{Decision, Fsync, Keys, Kind, Options, Record, Store};
 use torc_env::{Env as _, Token, TreeId};
 use torc_runtime::{RealEnv, Runtime, RuntimeConfig};
 
@@ -27,22 +27,30 @@ struct Run<'a> {
     latencies: RefCell<Latencies>,
 }
 
-pub fn run(settings: &Settings, directory: &Path) -> Report {
+/// Encrypted if there are `keys`.
+pub fn run(settings: &Settings, directory: &Path, keys: Keys) -> Report {
     let settings = settings.clone();
     Runtime::block_on(&RuntimeConfig::new(directory), move |handle| {
         let (settings, env) = (settings.clone(), handle.env().clone());
+        let keys = keys.clone();
         async move {
             let mut report = Report::default();
-            measure(&settings, env, &mut report).await;
+            measure(&settings, env, keys, &mut report).await;
             report
         }
     })
     .expect("a runtime")
 }
 
-async fn measure(settings: &Settings, env: RealEnv, report: &mut Report) {
+async fn measure(settings: &Settings, env: RealEnv, keys: Keys, report: &mut Report) {
+    let name = if keys.active().is_some() {
+        "torc encrypted"
+    } else {
+        "torc"
+    };
     let options = Options {
         fsync: Fsync::Group,
+        keys,
         cache_bytes: settings.cache_bytes,
         memtable_bytes: settings.memtable_bytes * 2,
         ..Options::new("shard-00")
@@ -51,12 +59,12 @@ async fn measure(settings: &Settings, env: RealEnv, report: &mut Report) {
         .await
         .expect("an empty store");
     for load in WRITES {
-        run_load(settings, &env, &store, load, report).await;
+        run_load(settings, &env, (name, &store), load, report).await;
     }
     store.flush().await.expect("a flush");
     store.compact().await.expect("a compaction");
     for load in READS {
-        run_load(settings, &env, &store, load, report).await;
+        run_load(settings, &env, (name, &store), load, report).await;
     }
     let stats = store.stats();
     println!(
@@ -73,7 +81,7 @@ async fn measure(settings: &Settings, env: RealEnv, report: &mut Report) {
 async fn run_load(
     settings: &Settings,
     env: &RealEnv,
-    store: &Store<RealEnv>,
+    (name, store): (&'static str, &Store<RealEnv>),
     load: Load,
     report: &mut Report,
 ) {
@@ -91,7 +99,7 @@ async fn run_load(
         .map(|client| one_client(&run, Numbers::new(client + 1)))
         .collect();
     clients.for_each(|()| std::future::ready(())).await;
-    report.add("torc", load, &run.latencies.borrow(), &begun);
+    report.add(name, load, &run.latencies.borrow(), &begun);
 }
 
 async fn one_client(run: &Run<'_>, mut numbers: Numbers) {
