@@ -1,6 +1,6 @@
 //! Real nodes for the tests: processes that can be killed and started again.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -48,6 +48,16 @@ impl Cluster {
     /// Starts `nodes` nodes with `shards` shards each and the given extra configuration, and waits
     /// until all serve.
     pub fn start(nodes: u16, shards: u16, sets: &[&str]) -> Self {
+        let mut cluster = Self::configure(nodes, shards, sets);
+        for node in 0..cluster.nodes.len() {
+            cluster.spawn(node);
+        }
+        cluster.wait_ready();
+        cluster
+    }
+
+    /// What [`Cluster::start`] would start.
+    pub fn configure(nodes: u16, shards: u16, sets: &[&str]) -> Self {
         let dir = scratch();
         let base = port_base(nodes);
         let seeds: Vec<String> = (0..nodes.min(3))
@@ -80,16 +90,11 @@ impl Cluster {
             }
             std::fs::write(home.join("torc.toml"), text).unwrap();
         }
-        let mut cluster = Self {
+        Self {
             dir,
             base,
             nodes: (0..nodes).map(|_| None).collect(),
-        };
-        for node in 0..cluster.nodes.len() {
-            cluster.spawn(node);
         }
-        cluster.wait_ready();
-        cluster
     }
 
     /// How many nodes there are.
@@ -103,6 +108,12 @@ impl Cluster {
             "http://127.0.0.1:{}",
             self.base + u16::try_from(node).unwrap() * 100 + 80
         )
+    }
+
+    /// Where a node's binary protocol listens.
+    pub fn client_address(&self, node: usize) -> SocketAddr {
+        let port = self.base + u16::try_from(node).unwrap() * 100;
+        SocketAddr::from(([127, 0, 0, 1], port))
     }
 
     /// Starts a node over whatever its directory holds.

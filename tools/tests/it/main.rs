@@ -9,6 +9,7 @@ mod dev;
 mod durability;
 mod encryption;
 mod load;
+mod power;
 mod redistribute;
 mod sim;
 mod tune;
