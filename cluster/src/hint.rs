@@ -638,6 +638,27 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn no_bytes_make_a_hint_panic() {
+        let key = record_key(TARGET, TreeId(1), b"key");
+        let value = record(true, 7, 1, b"state").value;
+        let valid = [key, value.to_vec()];
+        crate::fuzz::parser("hint", &valid).fuzz(|bytes| {
+            let bytes = Bytes::copy_from_slice(bytes);
+            token_of_key(&bytes);
+            let hint = Record {
+                value: bytes.clone(),
+                ..record(false, 7, 1, b"")
+            };
+            for key in [&bytes, &Bytes::copy_from_slice(&valid[0])] {
+                if let Some(stored) = Stored::read(key, &bytes) {
+                    assert!(stored.key.len() + stored.state.len() < key.len() + bytes.len());
+                }
+                drop(joined(key, &hint, &hint));
+            }
+        });
+    }
+
+    #[test]
     fn a_hint_stored_while_the_store_is_looked_through_counts_once() {
         let mut entries = ["a", "b", "c", "d", "e"].map(entry);
         entries.sort_by(|a, b| (a.token, &a.key).cmp(&(b.token, &b.key)));

@@ -11,6 +11,8 @@ pub mod conflict;
 mod coordinator;
 mod core;
 pub mod detector;
+#[cfg(test)]
+mod fuzz;
 pub mod gossip;
 mod hint;
 pub mod hlc;

@@ -1,6 +1,7 @@
 //! Small clusters in the simulated world: the request path end to end.
 
 mod hints;
+mod hostile;
 #[cfg(mutations)]
 mod planted;
 mod topology;

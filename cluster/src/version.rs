@@ -24,6 +24,8 @@ mod actor;
 mod codec;
 mod context;
 mod dot;
+#[cfg(test)]
+mod fuzz_tests;
 mod opaque;
 mod record;
 mod state;

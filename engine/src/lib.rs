@@ -17,8 +17,6 @@ pub mod crypt;
 mod dump;
 pub mod error;
 mod frame;
-#[cfg(test)]
-mod fuzz;
 pub mod inspect;
 pub mod jobs;
 pub mod layout;

@@ -14,6 +14,8 @@ pub mod binary;
 pub mod boot;
 pub mod config;
 pub mod connection;
+#[cfg(test)]
+mod fuzz;
 pub mod gather;
 pub mod http;
 mod input;

@@ -195,10 +195,7 @@ pub async fn read(
     offset: u64,
     length: u64,
 ) -> Result<Bytes, Problem> {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._/".contains(&byte);
-    if path.contains("..") || !path.bytes().all(is_plain) {
-        return Err(Problem::bad_request("this is no path of a snapshot's file"));
-    }
+    let path = checked_path(path)?;
     let sector = u64::try_from(SECTOR_BYTES).unwrap_or(u64::MAX);
     if !offset.is_multiple_of(sector) {
         return Err(Problem::bad_request(format!(
@@ -359,6 +356,15 @@ fn checked_id(id: &str) -> Result<&str, Problem> {
     if is_id { Ok(id) } else { Err(unknown()) }
 }
 
+/// A path below the snapshot's directory, and nothing else.
+fn checked_path(path: &str) -> Result<&str, Problem> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._/".contains(&byte);
+    if path.contains("..") || path.starts_with('/') || !path.bytes().all(is_plain) {
+        return Err(Problem::bad_request("this is no path of a snapshot's file"));
+    }
+    Ok(path)
+}
+
 async fn read_description(service: &Service, id: &str) -> io::Result<Option<Value>> {
     let path: PathBuf = Path::new(DIR).join(id).join(DESCRIPTION);
     match read_whole(service.env.disk(), &path).await {
@@ -414,4 +420,20 @@ fn not_cut(error: &str) -> Problem {
 
 fn unknown() -> Problem {
     Problem::new(404, "unknown_snapshot", "there is no such snapshot or file")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_stays_inside_the_snapshot() {
+        assert!(checked_path("shard-00/tables/0000000000000001.table").is_ok());
+        for path in ["/etc/passwd", "../1", "a/../../b", "a\0b", "a b", "\u{e9}"] {
+            assert_eq!(
+                checked_path(path).map_err(|problem| problem.status),
+                Err(400)
+            );
+        }
+    }
 }

@@ -141,6 +141,9 @@ impl<E: Env> Membership<E> {
         if inner.config.abstains {
             return Err(refused("restored from a backup, and without a vote since"));
         }
+        if !ballot_of(instance.ballot).is_possible() {
+            return Err(refused("a ballot that nobody can have come to"));
+        }
         let state = inner.state.borrow();
         let Some(decided) = &state.decided else {
             if instance.epoch != Epoch::FIRST.0 || instance.cluster != ClusterId::default().0 {
@@ -267,7 +270,7 @@ impl<E: Env> Membership<E> {
                             description,
                         }));
                 }
-                Some(Answer::Outbid { promised }) => self.note_round(promised.round),
+                Some(Answer::Outbid { promised }) => self.note_outbid(ballot_of(promised)),
                 Some(Answer::Topology { topology }) => {
                     if let Err(error) = self.learn(&topology).await {
                         promises.refusal = Some(error.to_string());
@@ -318,7 +321,7 @@ impl<E: Env> Membership<E> {
         while let Some((slot, answer)) = answers.next().await {
             match answer {
                 Some(Answer::Accepted { voter }) if SlotId(voter) == slot => attempt.accept(slot),
-                Some(Answer::Outbid { promised }) => self.note_round(promised.round),
+                Some(Answer::Outbid { promised }) => self.note_outbid(ballot_of(promised)),
                 Some(Answer::Topology { topology }) => {
                     let known = self.learn(&topology).await;
                     if known.is_ok() {
@@ -510,9 +513,11 @@ impl<E: Env> Membership<E> {
         }
     }
 
-    fn note_round(&self, round: u64) {
-        let mut state = self.0.state.borrow_mut();
-        state.round = state.round.max(round);
+    fn note_outbid(&self, promised: Ballot) {
+        if promised.is_possible() {
+            let mut state = self.0.state.borrow_mut();
+            state.round = state.round.max(promised.round);
+        }
     }
 
     pub(super) async fn back_off(&self) {

@@ -352,6 +352,35 @@ mod tests {
     }
 
     #[test]
+    fn no_bytes_make_a_message_panic() {
+        let ballot = WireBallot { round: 3, node: 7 };
+        let answers = [
+            Answer::Promise {
+                voter: 1,
+                node: 2,
+                accepted: Some((ballot, b"value".to_vec())),
+                description: Some(b"description".to_vec()),
+            },
+            Answer::Gossip {
+                epoch: 1,
+                newer: Vec::new(),
+                wanted: vec![1, 2],
+            },
+            Answer::Outcome {
+                outcome: WireOutcome::Refused {
+                    reason: "why".to_owned(),
+                },
+            },
+        ];
+        let mut valid: Vec<Vec<u8>> = answers.map(|answer| answer.encode().to_vec()).to_vec();
+        valid.extend(samples().iter().map(|message| message.encode().to_vec()));
+        crate::fuzz::parser("message of a membership", &valid).fuzz(|bytes| {
+            drop(Message::decode(bytes));
+            drop(Answer::decode(bytes));
+        });
+    }
+
+    #[test]
     fn damaged_messages_never_panic() {
         for message in samples() {
             let good = message.encode();

@@ -238,6 +238,17 @@ impl World {
             .unwrap();
     }
 
+    /// Changes what a node answers others, on its way.
+    pub(super) fn spoil_answers(&self, host: usize, spoil: impl Fn(Bytes) -> Bytes + 'static) {
+        let (serving, spoil) = (self.node(host), Rc::new(spoil));
+        let handler = move |origin, request| {
+            let (answer, spoil) = (serving.serve(origin, request), Rc::clone(&spoil));
+            async move { spoil(answer.await) }.boxed_local()
+        };
+        let (id, shard) = (self.hosts[host], ShardId(0));
+        self.sim.serve(id, shard, Rc::new(handler));
+    }
+
     /// Flips a bit in every block of every table of a node that is down.
     pub(super) fn spoil_tables(&self, host: usize) {
         let mut spoiled = 0;

@@ -363,6 +363,13 @@ impl Topology {
         if self.epoch == Epoch::default() || self.cluster == ClusterId::default() {
             return refuse("epoch or cluster id");
         }
+        let is_spent = self.epoch.0 > u64::MAX / 2
+            || [self.next_slot.0, self.next_keyspace]
+                .iter()
+                .any(|next| *next > u32::MAX / 2);
+        if is_spent {
+            return refuse("epoch, slot or keyspace id: nothing can have counted that far");
+        }
         if !rising(self.members.iter().map(|member| member.slot.0)) {
             return refuse("order of members");
         }

@@ -25,7 +25,16 @@ pub struct Ballot {
     pub node: NodeId,
 }
 
+/// The highest round that is believed: whoever makes a million attempts a second gets there in
+/// 100,000 years. One beyond it would leave no numbers to outbid it.
+const ROUND_MAX: u64 = u64::MAX >> 2;
+
 impl Ballot {
+    /// Whether anybody can have made so many attempts.
+    pub fn is_possible(self) -> bool {
+        self.round <= ROUND_MAX
+    }
+
     /// A ballot of `node` above `self`.
     pub fn above(self, node: NodeId) -> Ballot {
         Ballot {
@@ -61,9 +70,8 @@ pub struct Outbid {
 impl<V: Clone> Acceptor<V> {
     /// Restores what was stored. `None` when no acceptor can have been in that state.
     pub fn restore(promised: Ballot, accepted: Option<(Ballot, V)>) -> Option<Self> {
-        let possible = accepted
-            .as_ref()
-            .is_none_or(|(ballot, _)| *ballot <= promised);
+        let is_below = |(ballot, _): &(Ballot, V)| *ballot <= promised;
+        let possible = promised.is_possible() && accepted.as_ref().is_none_or(is_below);
         possible.then_some(Acceptor { promised, accepted })
     }
 

@@ -315,3 +315,31 @@ fn decode_ballot(bytes: &[u8]) -> Option<(Ballot, &[u8])> {
     };
     Some((ballot, rest))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_bytes_make_a_file_panic() {
+        let ballot = |round| Ballot {
+            round,
+            node: NodeId(1),
+        };
+        let accepted = Some((ballot(1), Bytes::from_static(b"topology")));
+        let acceptor = Acceptor::restore(ballot(2), accepted).expect("a possible one");
+        let vote = encode_vote(&Vote {
+            instance: Epoch(3),
+            acceptor,
+        });
+        let valid = [vote.clone(), frame(Kind::Vote, &vote)[..64].to_vec()];
+        crate::fuzz::parser("file of a topology", &valid).fuzz(|bytes| {
+            for kind in [Kind::Decided, Kind::Vote] {
+                let _unread = unframe(kind, bytes);
+            }
+            if let Some(vote) = decode_vote(bytes) {
+                assert_eq!(encode_vote(&vote), bytes, "one vote, one form");
+            }
+        });
+    }
+}

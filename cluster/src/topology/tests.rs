@@ -275,6 +275,31 @@ fn every_truncation_and_most_bit_flips_are_noticed_and_none_panics() {
 }
 
 #[test]
+fn no_bytes_make_a_topology_panic() {
+    let mut later = apply(&founded(), join(4));
+    later.removed.push(Removed {
+        node: NodeId(9),
+        slot: SlotId(8),
+        name: "gone".to_owned(),
+    });
+    let valid = [founded().encode(), later.encode(), description(5).encode()];
+    crate::fuzz::parser("topology", &valid).fuzz(|bytes| {
+        drop(Description::decode(bytes));
+        let Ok(topology) = Topology::decode(bytes) else {
+            return;
+        };
+        assert_eq!(topology.encode(), bytes, "one topology, one form");
+        topology.ring();
+        for keyspace in &topology.keyspaces {
+            topology.effective_n(keyspace);
+        }
+        for change in [join(3), join(6)] {
+            drop(change.apply(&topology));
+        }
+    });
+}
+
+#[test]
 fn impossible_topologies_are_refused() {
     let refused = |edit: fn(&mut Topology)| {
         let mut topology = founded();

@@ -348,6 +348,28 @@ mod tests {
     }
 
     #[test]
+    fn no_bytes_make_a_context_panic() {
+        let valid = [sample(), Context::default()].map(|context| context.to_bytes().to_vec());
+        crate::fuzz::parser("context", &valid).fuzz(|bytes| {
+            if let Ok(text) = std::str::from_utf8(bytes) {
+                drop(Context::from_opaque(text));
+            }
+            let mut content = vec![STRING_VERSION];
+            content.extend_from_slice(bytes);
+            let check = xxhash_rust::xxh3::xxh3_64_with_seed(&content, CHECK_SEED);
+            content.extend_from_slice(&check.to_le_bytes());
+            let string = URL_SAFE_NO_PAD.encode(content);
+            if let Ok(context) = Context::from_opaque(&string) {
+                assert_eq!(context.to_opaque(), string, "one context, one form");
+                assert!(context.includes(&context));
+                let mut joined = sample();
+                joined.join(&context);
+                assert!(joined.includes(&context));
+            }
+        });
+    }
+
+    #[test]
     fn every_changed_character_and_every_truncation_is_an_error() {
         let string = sample().to_opaque();
         for length in 0..string.len() {

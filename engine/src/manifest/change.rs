@@ -395,7 +395,7 @@ mod tests {
             change.encode(&mut payload);
         }
         let count = u32::try_from(changes.len()).unwrap();
-        crate::fuzz::fuzz("edit", &[payload], |input| {
+        torc_sim::fuzz::fuzz("edit", &[payload], |input| {
             for count in [1, count, u32::MAX] {
                 let mut state = State::default();
                 for change in Change::decode_edit(input, count).iter().flatten() {

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use torc_env::{Token, TreeId};
+use torc_sim::fuzz::fuzz;
 
 use super::block::{self, Block};
 use super::block_builder::BlockBuilder;
@@ -11,7 +12,6 @@ use super::filter::{FilterBits, FilterBuilder, Filters};
 use super::format::{BLOCK_ALIGN, BLOCK_HEADER_BYTES, FOOTER_BYTES, Footer, checksum};
 use super::format_tests::bytes_on_page;
 use crate::crypt::Keys;
-use crate::fuzz::fuzz;
 use crate::record::{EntryRef, Kind, ScanFrom};
 
 const TREE: TreeId = TreeId(7);

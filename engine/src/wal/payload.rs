@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn no_bytes_make_a_payload_panic() {
-        crate::fuzz::fuzz("payload", &[payload()], |input| {
+        torc_sim::fuzz::fuzz("payload", &[payload()], |input| {
             for count in [0, 1, 2, 1000, u32::MAX] {
                 drop(decode(input, count));
             }

@@ -7,5 +7,7 @@
 //! [`FRAME_BYTES_MAX`](frame::FRAME_BYTES_MAX) at a time.
 
 pub mod frame;
+#[cfg(test)]
+mod fuzz_tests;
 pub mod handshake;
 pub mod message;

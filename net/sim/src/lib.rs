@@ -12,6 +12,7 @@
 
 mod disk;
 mod env;
+pub mod fuzz;
 mod host;
 mod log;
 mod net;

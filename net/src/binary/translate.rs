@@ -366,3 +366,69 @@ impl Route {
         write_checked(out, id, bytes, &message);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use torc_client::wire::frame::HEADER_BYTES;
+    use torc_client::wire::message as wire;
+
+    use super::*;
+
+    fn payload(operation: wire::Operation<'_>) -> Vec<u8> {
+        let mut out = BytesMut::new();
+        let request = wire::Request {
+            timeout_ms: 5000,
+            keyspace: b"default",
+            operation,
+        };
+        wire::encode_request(&mut out, 7, &request);
+        out[HEADER_BYTES..].to_vec()
+    }
+
+    #[test]
+    fn no_bytes_make_a_request_panic() {
+        let opaque = Context::default().to_opaque();
+        let get = || {
+            wire::Single::Get(wire::Get {
+                key: b"key",
+                r: wire::Level::Count(2),
+            })
+        };
+        let put = || {
+            wire::Single::Put(wire::Put {
+                key: b"key",
+                value: b"value",
+                ttl_seconds: Some(60),
+                write: wire::Write {
+                    context: Some(opaque.as_bytes()),
+                    condition: wire::Condition::Match(opaque.as_bytes()),
+                    ..wire::Write::default()
+                },
+            })
+        };
+        let delete = wire::Single::Delete(wire::Delete {
+            key: b"key",
+            write: wire::Write::default(),
+        });
+        let scan = wire::Scan {
+            cursor: Some("cursor"),
+            limit: 100,
+            prefix: b"prefix",
+            values: true,
+            r: wire::Level::Quorum,
+        };
+        let valid = [
+            payload(wire::Operation::Ping),
+            payload(wire::Operation::Route),
+            payload(wire::Operation::Single(put())),
+            payload(wire::Operation::Batch(vec![get(), put(), delete])),
+            payload(wire::Operation::Scan(scan)),
+        ];
+        crate::fuzz::parser("request of the binary protocol", &valid).fuzz(|bytes| {
+            let payload = Bytes::copy_from_slice(bytes);
+            if let Ok(request) = wire::request(&payload) {
+                drop(work(&payload, request, Instant(1)));
+            }
+        });
+    }
+}

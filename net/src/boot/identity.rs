@@ -224,6 +224,22 @@ mod tests {
     }
 
     #[test]
+    fn no_bytes_make_an_identity_panic() {
+        let valid = [identity().encode()];
+        crate::fuzz::parser("identity", &valid).fuzz(|bytes| {
+            drop(Identity::decode(bytes));
+            let mut fitting = bytes.to_vec();
+            if let Some(covered) = bytes.get(UNCOVERED_BYTES..) {
+                let checksum = crc_fast::crc32_iscsi(covered);
+                fitting[12..16].copy_from_slice(&checksum.to_le_bytes());
+            }
+            if let Ok(identity) = Identity::decode(&fitting) {
+                identity.layout().shards().take(3).for_each(drop);
+            }
+        });
+    }
+
+    #[test]
     fn every_flipped_bit_and_truncation_is_noticed() {
         let whole = identity().encode();
         for len in 0..whole.len() {

@@ -572,3 +572,28 @@ async fn spread(service: &Rc<Service>, epoch: Epoch) {
     });
     drop(waited.await);
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+
+    use super::*;
+
+    #[test]
+    fn no_bytes_make_the_settings_of_a_keyspace_panic() {
+        let valid = [
+            r#"{"n":3,"mode":"eventual","conflict":"lww","ttl_default_seconds":60}"#,
+            r#"{"name":"k","compaction":"time_window","compaction_window_seconds":3600,
+                "tombstone_grace_seconds":864000}"#,
+        ];
+        let valid = valid.map(|text| text.as_bytes().to_vec());
+        crate::fuzz::parser("JSON body of a keyspace", &valid).fuzz(|bytes| {
+            let wanted = read_keyspace(BytesMut::from(bytes), Keyspace::default_keyspace());
+            if let Ok(wanted) = wanted
+                && wanted.validate().is_ok()
+            {
+                wanted.compaction.strategy();
+            }
+        });
+    }
+}

@@ -244,7 +244,7 @@ mod tests {
 
     use super::*;
 
-    fn operations(text: &str) -> Result<Vec<Operation>, u16> {
+    fn operations(text: impl AsRef<[u8]>) -> Result<Vec<Operation>, u16> {
         let common = Common {
             keyspace: Bytes::from_static(b"default"),
             r: Level::Quorum,
@@ -252,7 +252,7 @@ mod tests {
             sloppy: false,
             deadline: Instant(1),
         };
-        let body = BytesMut::from(text.as_bytes());
+        let body = BytesMut::from(text.as_ref());
         let (parsed, body) = json::parse(body, read_operations).map_err(|_| 400u16)?;
         parsed
             .into_iter()
@@ -294,6 +294,17 @@ mod tests {
         let many = r#"{"op":"get","key":"a"},"#.repeat(BATCH_OPERATIONS_MAX + 1);
         let many = format!("{{\"operations\":[{}]}}", many.trim_end_matches(','));
         assert_eq!(operations(&many).err(), Some(400));
+    }
+
+    #[test]
+    fn no_bytes_make_a_batch_panic() {
+        let valid = [
+            r#"{"operations":[{"op":"get","key":"a"},{"op":"delete","key":"c","context":null}]}"#,
+            r#"{"operations":[{"op":"put","key":{"key":"/w==","encoding":"base64"},"value":"v\n",
+                "encoding":"utf8","ttl_seconds":5,"context":{"context":"x"}}],"more":[[[true]]]}"#,
+        ];
+        let valid = valid.map(|text| text.as_bytes().to_vec());
+        crate::fuzz::parser("JSON body of a batch", &valid).fuzz(|bytes| drop(operations(bytes)));
     }
 
     #[test]

@@ -459,6 +459,27 @@ mod tests {
     }
 
     #[test]
+    fn no_bytes_make_a_body_or_a_header_panic() {
+        let context = Context::default().to_opaque();
+        let valid = [
+            r#"{"value":"a \u00e9 \ud83d\ude00","ttl_seconds":60,"other":[1,{"a":null}]}"#
+                .to_owned(),
+            r#"{"value":"/wA=","encoding":"base64","context":null}"#.to_owned(),
+            format!(r#"{{"value":"v","context":{{"context":"{context}","clock":{{"a":1e9}}}}}}"#),
+            "application/json; q=0.5, application/octet-stream".to_owned(),
+            "respond-async, return=minimal; x".to_owned(),
+            format!("\"{context}\""),
+        ];
+        let valid = valid.map(String::into_bytes);
+        crate::fuzz::parser("JSON body of a put", &valid).fuzz(|bytes| {
+            drop(read_put_body(BytesMut::from(bytes)));
+            is_octet_stream_accepted(Some(bytes));
+            wants_minimal(Some(bytes));
+            drop(context_of(unquoted(bytes)));
+        });
+    }
+
+    #[test]
     fn a_body_says_what_to_write() {
         let put = body(r#"{"ttl_seconds":60,"other":[1],"encoding":"base64","value":"/wA="}"#);
         let put = put.expect("good");

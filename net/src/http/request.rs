@@ -559,6 +559,8 @@ fn chunk_size(line: &[u8]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::query::Query;
+    use crate::http::route::Route;
 
     /// Feeds `bytes` in parts of `step` bytes and returns everything that came out.
     fn feed(bytes: &[u8], step: usize) -> Vec<Step> {
@@ -735,6 +737,48 @@ mod tests {
         let request = one(b"GET http://host:1/v1/keys/a?r=1 HTTP/1.1\r\n\r\n");
         assert_eq!(&request.path[..], b"/v1/keys/a");
         assert_eq!(&request.query[..], b"r=1");
+    }
+
+    #[test]
+    fn no_bytes_make_a_request_panic() {
+        let valid = [
+            "GET /v1/keys/a%20b?r=one&timeout_ms=5&sloppy=true HTTP/1.1\r\nHost: x\r\n\r\n",
+            "PUT /v1/keyspaces/k/keys/a?w=2&ttl_seconds=60 HTTP/1.1\r\nContent-Length: 11\r\n\
+             If-None-Match: *\r\nPrefer: return=minimal\r\n\r\n{\"value\":1}",
+            "POST /v1/batch HTTP/1.1\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n\
+             3;x=y\r\nabc\r\nA\r\n0123456789\r\n0\r\nTrailer: 1\r\n\r\n",
+            "GET http://h/admin/snapshots/0123456789abcdef/shard-00/x?offset=1&length=2 HTTP/1.0\r\n\
+             Connection: keep-alive\r\nAccept: application/octet-stream\r\n\r\n",
+            "DELETE /admin/keyspaces/k HTTP/1.1\nIf-Match: \"a\"\nX-Torc-Session: b\n\n",
+        ];
+        let valid = valid.map(|text| text.as_bytes().to_vec());
+        crate::fuzz::parser("HTTP request", &valid).fuzz(|bytes| {
+            for step in [7, bytes.len().max(1)] {
+                let (mut parser, mut input) = (Parser::default(), BytesMut::new());
+                for part in bytes.chunks(step) {
+                    input.extend_from_slice(part);
+                    loop {
+                        match parser.advance(&mut input) {
+                            Step::More => break,
+                            Step::Request(request) => look_at(&request),
+                            Step::Continue | Step::Refused(_) => {}
+                        }
+                    }
+                }
+                parser.in_request(&input);
+            }
+        });
+    }
+
+    /// What every route does with a request.
+    fn look_at(request: &Request) {
+        request.is_raw();
+        drop(Route::of(&request.path));
+        if let Ok(query) = Query::parse(&request.query) {
+            drop((query.level("r"), query.level("w")));
+            drop((query.timeout_ms(), query.ttl_seconds()));
+            drop((query.boolean("sloppy"), query.number("offset", 0, u64::MAX)));
+        }
     }
 
     #[test]

@@ -292,6 +292,25 @@ mod tests {
     }
 
     #[test]
+    fn no_bytes_make_a_handshake_panic() {
+        let (mut intro, mut answer) = (BytesMut::new(), BytesMut::new());
+        INTRO.encode(&mut intro);
+        verdict(Status::Ready).encode(&mut answer);
+        let valid = [intro.to_vec(), answer.to_vec()];
+        crate::fuzz::parser("handshake of a link", &valid).fuzz(|bytes| {
+            let mut fitting = BytesMut::from(bytes);
+            fitting.truncate(bytes.len().saturating_sub(4));
+            seal(&mut fitting, 0);
+            for input in [BytesMut::from(bytes), fitting] {
+                if let Ok(Some(intro)) = Intro::decode(&mut input.clone()) {
+                    intro.judge(NodeId(1), 1, |_| false);
+                }
+                let _unread = Verdict::decode(&mut input.clone());
+            }
+        });
+    }
+
+    #[test]
     fn a_link_reaches_only_whom_it_is_meant_for() {
         let own = NodeId(0x0b);
         let nobody = |_| false;

@@ -238,6 +238,7 @@ fn quoted<'a>(mut rest: &'a [u8], quote: u8, word: &mut Vec<u8>) -> Result<&'a [
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resp::command;
 
     fn feed(bytes: &[u8], step: usize) -> Result<Vec<Vec<Bytes>>, RespError> {
         let mut parser = Parser::default();
@@ -304,6 +305,46 @@ mod tests {
         two.resize(two.len() + half, b'x');
         two.extend_from_slice(format!("\r\n${half}\r\n").as_bytes());
         assert_eq!(feed(&two, usize::MAX), Err(RespError::BulkLength));
+    }
+
+    #[test]
+    fn no_bytes_make_a_command_panic() {
+        let inline = "SET k \"a \\x41\\n\" 'it\\'s' EX 10 NX GET\r\nGETEX k\n";
+        let commands: [&[&str]; 8] = [
+            &["SET", "key", "value", "PXAT", "1700000000000", "XX", "GET"],
+            &["MSET", "a", "1", "b", "2"],
+            &["PEXPIRE", "key", "1000"],
+            &["EXPIREAT", "key", "-1"],
+            &["SETEX", "key", "10", "value"],
+            &["HELLO", "3", "SETNAME", "me"],
+            &["CLIENT", "SETINFO", "LIB-NAME", "x"],
+            &["CONFIG", "GET", "*"],
+        ];
+        let bulk = |words: &[&str]| {
+            let mut text = format!("*{}\r\n", words.len());
+            for word in words {
+                text.push_str(&format!("${}\r\n{word}\r\n", word.len()));
+            }
+            text.into_bytes()
+        };
+        let mut valid: Vec<Vec<u8>> = commands.into_iter().map(bulk).collect();
+        valid.push(inline.as_bytes().to_vec());
+        crate::fuzz::parser("RESP command", &valid).fuzz(|bytes| {
+            for step in [3, bytes.len().max(1)] {
+                let (mut parser, mut input) = (Parser::default(), BytesMut::new());
+                for part in bytes.chunks(step) {
+                    input.extend_from_slice(part);
+                    loop {
+                        match parser.advance(&mut input) {
+                            Ok(Some(arguments)) if arguments.is_empty() => {}
+                            Ok(Some(arguments)) => drop(command::read(&arguments)),
+                            Ok(None) => break,
+                            Err(_) => return,
+                        }
+                    }
+                }
+            }
+        });
     }
 
     #[test]

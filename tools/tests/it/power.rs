@@ -23,6 +23,9 @@ use volume::{Cut, FileSystem, Volume};
 
 const WRITERS: u64 = 8;
 
+/// Writes sent and acknowledged, together, before power may go.
+const EVENTS_MIN: u64 = 100;
+
 /// Longest wait for a node that has lost power, on a machine that is busy with other tests.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(120);
 
@@ -83,6 +86,11 @@ impl Node {
         std::thread::scope(|scope| {
             for writer in writers {
                 scope.spawn(|| writer.write(address, &events, &stop));
+            }
+            let begun = Instant::now();
+            while events.load(Ordering::Relaxed) < EVENTS_MIN {
+                assert!(begun.elapsed() < ANSWERS_WITHIN, "no load");
+                std::thread::sleep(Duration::from_millis(1));
             }
             std::thread::sleep(loaded);
             self.volume.cut(cut);
