@@ -219,6 +219,10 @@ fn prepare_host(config: &RuntimeConfig) -> Result<(), StartError> {
             .for_each(|advice| tracing::warn!("{advice}")),
         Err(error) => tracing::warn!("resource limits are unknown: {error}"),
     }
+    // The first touch of a huge page zeroes 2 MiB while requests wait (docs/decisions/0010).
+    if let Err(error) = sys::forbid_huge_pages() {
+        tracing::warn!("huge pages cannot be kept out, requests may wait for them: {error}");
+    }
     std::fs::create_dir_all(&config.data_dir).map_err(|source| StartError::DataDir {
         path: config.data_dir.clone(),
         source,

@@ -141,6 +141,14 @@ pub(crate) fn set_idle_policy() -> io::Result<()> {
     Ok(())
 }
 
+/// Keeps transparent huge pages out of this process and its children; what it has already stays.
+pub(crate) fn forbid_huge_pages() -> io::Result<()> {
+    let (yes, unused) = (1 as libc::c_ulong, 0 as libc::c_ulong);
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, yes, unused, unused, unused) })?;
+    Ok(())
+}
+
 /// Soft and hard value of a resource limit of this process.
 pub(crate) fn limit(resource: libc::__rlimit_resource_t) -> io::Result<libc::rlimit> {
     let mut limit = libc::rlimit {

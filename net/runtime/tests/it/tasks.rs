@@ -252,3 +252,17 @@ fn spinning_and_pinned_shards_work_the_same() {
     });
     assert!(slept.unwrap() >= Duration::from_millis(3));
 }
+
+#[test]
+fn a_node_runs_without_huge_pages() {
+    let dir = temporary();
+    Runtime::block_on(&config(&dir), |_| async {}).unwrap();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    // Kernels before 5.0 do not say.
+    if let Some(enabled) = status
+        .lines()
+        .find_map(|line| line.strip_prefix("THP_enabled:"))
+    {
+        assert_eq!(enabled.trim(), "0");
+    }
+}
