@@ -6,11 +6,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::cluster::{Cluster, TORC, run, scratch, text};
+use crate::memcached;
 
 /// A child that says where it listens; killed in the end.
-struct Listening {
-    child: Child,
-    address: String,
+pub struct Listening {
+    pub child: Child,
+    pub address: String,
 }
 
 impl Listening {
@@ -34,7 +35,7 @@ impl Listening {
 
 impl Listening {
     /// A server that does nothing, for loads that only look at the client.
-    fn null_server() -> Self {
+    pub fn null_server() -> Self {
         Self::start(&["selftest", "--serve", "127.0.0.1:0"])
     }
 }
@@ -46,7 +47,7 @@ impl Drop for Listening {
     }
 }
 
-fn json(path: &std::path::Path) -> serde_json::Value {
+pub fn json(path: &std::path::Path) -> serde_json::Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
@@ -258,14 +259,13 @@ impl Drop for Peer {
 }
 
 /// Fills, loads and checks all keys of a peer with every operation that its protocol has.
-fn every_operation_is_verified_on(peer: &Peer, protocol: &str, mix: &str) {
-    let address = peer.address();
+fn every_operation_is_verified_on(address: &str, protocol: &str, mix: &str) {
     let output = run(&[
         "load",
         "--protocol",
         protocol,
         "--address",
-        &address,
+        address,
         "--keys",
         "300",
         "--rate",
@@ -296,11 +296,37 @@ fn memcached_is_filled_loaded_and_verified() {
     });
     if let Some(peer) = started {
         every_operation_is_verified_on(
-            &peer,
+            &peer.address(),
             "memcached",
             "read=4,write=2,insert=1,modify=1,delete=1,batch=1",
         );
     }
+}
+
+#[test]
+fn memcacheds_protocol_is_verified_where_no_memcached_is_installed() {
+    let address = memcached::start(false).to_string();
+    every_operation_is_verified_on(
+        &address,
+        "memcached",
+        "read=4,write=2,insert=1,modify=1,delete=1,batch=1",
+    );
+}
+
+#[test]
+fn a_memcached_that_forgets_an_acknowledged_write_is_found_out() {
+    let address = memcached::start(true).to_string();
+    let mut args = vec!["load", "--protocol", "memcached", "--address", &address];
+    args.extend(["--keys", "100", "--reads", "50", "--rate", "2000"]);
+    args.extend(["--duration", "500ms", "--warmup", "0s", "--no-settle"]);
+    let output = run(&args);
+    let words = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{words}");
+    assert!(words.contains("acknowledged writes lost"), "{words}");
+    // A cache may.
+    args.push("--may-evict");
+    let output = run(&args);
+    assert!(output.status.success(), "{}", text(&output.stderr));
 }
 
 #[test]
@@ -313,7 +339,7 @@ fn redis_is_filled_loaded_and_verified() {
     });
     if let Some(peer) = started {
         every_operation_is_verified_on(
-            &peer,
+            &peer.address(),
             "resp",
             "read=4,write=2,insert=1,modify=1,delete=1,scan=1,batch=1",
         );
@@ -344,7 +370,11 @@ fn etcd_is_filled_loaded_and_verified() {
         .to_vec()
     });
     if let Some(peer) = started {
-        every_operation_is_verified_on(&peer, "etcd", "read=4,write=2,insert=1,modify=1,delete=1");
+        every_operation_is_verified_on(
+            &peer.address(),
+            "etcd",
+            "read=4,write=2,insert=1,modify=1,delete=1",
+        );
     }
 }
 
@@ -430,7 +460,7 @@ fn a_traces_requests_that_find_no_connection_in_time_are_made_late() {
 }
 
 /// Options for a null server.
-fn on_null_server(address: &str) -> [&str; 8] {
+pub fn on_null_server(address: &str) -> [&str; 8] {
     [
         "--address",
         address,
@@ -444,7 +474,7 @@ fn on_null_server(address: &str) -> [&str; 8] {
 }
 
 /// The words of a run on a null server.
-fn run_on_null_server<'a>(address: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+pub fn run_on_null_server<'a>(address: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&["load", "run"], on_null_server(address).as_slice(), more].concat()
 }
 

@@ -9,6 +9,8 @@ mod dev;
 mod durability;
 mod encryption;
 mod load;
+mod load_troubles;
+mod memcached;
 mod power;
 mod redistribute;
 mod sim;
