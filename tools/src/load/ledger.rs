@@ -3,9 +3,12 @@
 //! One key has at most one write under way, so the order of its versions is known and a read can
 //! be judged: it must return the newest version that was acknowledged before the read was sent, or
 //! a newer one. Shared by all workers of a run. Memory is taken for keys that are touched.
+//!
+//! Each operation looks at the state of a key drawn at random, which is seldom in a cache: it is
+//! kept small, and apart from what few operations need.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 
@@ -16,9 +19,16 @@ const CHUNK_KEYS: u64 = 4096;
 /// Keys that can be inserted beyond those at the start.
 const INSERTS_MAX: u64 = 256 << 20;
 
+/// Something of each key, in chunks that are there once one of their keys is touched.
+type Chunks<T> = Vec<OnceLock<Box<[T]>>>;
+/// The version that the last acknowledged write of a key returned, for the next write's context.
+type Context = Mutex<Option<Bytes>>;
+
 /// The state of all keys of a run.
 pub struct Ledger {
-    chunks: Vec<OnceLock<Box<[KeyState]>>>,
+    states: Chunks<KeyState>,
+    /// None of them is there where servers return no versions.
+    contexts: Chunks<Context>,
     /// Keys at the start.
     base: u64,
     /// Keys by now: those below exist or are being inserted.
@@ -36,16 +46,17 @@ struct KeyState {
     /// Sequence of the newest acknowledged change, shifted by one; the lowest bit is set when it
     /// was a deletion. 0 before the first.
     acknowledged: AtomicU64,
-    writing: AtomicBool,
-    /// Whether a deletion failed with an open outcome, so that the key may be gone.
-    may_be_deleted: AtomicBool,
     /// Deletions that were begun.
     deletions: AtomicU32,
-    /// Deletions that have ended.
-    deletions_ended: AtomicU32,
-    /// The version that the last acknowledged write returned, for the next write's context.
-    context: Mutex<Option<Bytes>>,
+    writing: AtomicBool,
+    /// Whether the write under way is a deletion. Set before `deletions` is raised, cleared after
+    /// `acknowledged` is.
+    deleting: AtomicBool,
+    /// Whether a deletion failed with an open outcome, so that the key may be gone.
+    may_be_deleted: AtomicBool,
 }
+
+const _: () = assert!(size_of::<KeyState>() == 16, "see the head of this file");
 
 /// The newest acknowledged change of a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,7 +92,8 @@ impl Ledger {
         );
         let chunks = (base + INSERTS_MAX).div_ceil(CHUNK_KEYS);
         Self {
-            chunks: (0..chunks).map(|_| OnceLock::new()).collect(),
+            states: (0..chunks).map(|_| OnceLock::new()).collect(),
+            contexts: (0..chunks).map(|_| OnceLock::new()).collect(),
             base,
             count: AtomicU64::new(base),
             inserting: AtomicU64::new(0),
@@ -100,13 +112,16 @@ impl Ledger {
     /// The newest change known to be acknowledged.
     pub fn floor(&self, key: u64) -> Floor {
         let state = self.state(key);
-        let ended = state.deletions_ended.load(Ordering::Acquire);
+        // In this order: a deletion that begins meanwhile is missed by the first, and then shows
+        // when the answer is judged; one that ends meanwhile is missed by the second, and then is
+        // in the third.
         let deletions = state.deletions.load(Ordering::Acquire);
+        let deleting = state.deleting.load(Ordering::Acquire);
         let word = state.acknowledged.load(Ordering::Acquire);
         let may_be_deleted = state.may_be_deleted.load(Ordering::Acquire);
         Floor {
             sequence: Sequence(word >> 1),
-            deleted: word & 1 == 1 || may_be_deleted || ended != deletions,
+            deleted: word & 1 == 1 || may_be_deleted || deleting,
             deletions,
         }
     }
@@ -132,12 +147,13 @@ impl Ledger {
     }
 
     /// Takes the turn to write `key`, or the next key upwards that this run writes and nobody is
-    /// writing. `None` while every key is being written.
+    /// writing. `None` while every key is being written. `key` is one of those that exist.
     pub fn write_turn_from(&self, key: u64) -> Option<WriteTurn<'_>> {
-        let count = self.settled();
-        (0..count)
-            .map(|step| (key + step) % count)
-            .filter(|key| key % self.parts == self.part)
+        let upwards = key..self.settled();
+        let mine = |key: &u64| self.parts == 1 || key % self.parts == self.part;
+        upwards
+            .chain(0..key)
+            .filter(mine)
             .enumerate()
             .find_map(|(tried, key)| {
                 let mut turn = self.write_turn(key)?;
@@ -171,23 +187,54 @@ impl Ledger {
     }
 
     fn state(&self, key: u64) -> &KeyState {
-        let chunk = usize::try_from(key / CHUNK_KEYS).expect("a chunk fits the address space");
-        let states = self.chunks[chunk]
-            .get_or_init(|| (0..CHUNK_KEYS).map(|_| KeyState::default()).collect());
-        &states[usize::try_from(key % CHUNK_KEYS).expect("below the size of a chunk")]
+        let (chunk, at) = place(key);
+        &self.states[chunk].get_or_init(untouched)[at]
     }
+
+    fn set_context(&self, key: u64, version: Bytes) {
+        let (chunk, at) = place(key);
+        *lock(&self.contexts[chunk].get_or_init(untouched)[at]) = Some(version);
+    }
+
+    fn forget_context(&self, key: u64) {
+        let (chunk, at) = place(key);
+        if let Some(contexts) = self.contexts[chunk].get() {
+            *lock(&contexts[at]) = None;
+        }
+    }
+
+    fn context(&self, key: u64) -> Option<Bytes> {
+        let (chunk, at) = place(key);
+        lock(&self.contexts[chunk].get()?[at]).clone()
+    }
+}
+
+/// The chunk of a key, and its number there.
+fn place(key: u64) -> (usize, usize) {
+    let chunk = usize::try_from(key / CHUNK_KEYS).expect("a chunk fits the address space");
+    let at = usize::try_from(key % CHUNK_KEYS).expect("below the size of a chunk");
+    (chunk, at)
+}
+
+fn untouched<T: Default>() -> Box<[T]> {
+    (0..CHUNK_KEYS).map(|_| T::default()).collect()
+}
+
+fn lock(context: &Context) -> MutexGuard<'_, Option<Bytes>> {
+    context.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl WriteTurn<'_> {
     /// The context for this write: the version of the last acknowledged one.
     pub fn context(&self) -> Option<Bytes> {
-        self.context_slot().clone()
+        self.ledger.context(self.key)
     }
 
     /// The change will be a deletion: from now on the key may be missing.
     pub fn begin_deletion(&mut self) {
         self.deletes = true;
         let state = self.ledger.state(self.key);
+        state.deleting.store(true, Ordering::Release);
         state.deletions.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -199,29 +246,24 @@ impl WriteTurn<'_> {
     /// The change with `sequence` was acknowledged and answered `version`.
     pub fn acknowledged(self, sequence: Sequence, deleted: bool, version: Option<Bytes>) {
         if let Some(version) = version {
-            *self.context_slot() = Some(version);
+            self.ledger.set_context(self.key, version);
         }
         let state = self.ledger.state(self.key);
         let word = (sequence.0 << 1) | u64::from(deleted);
-        state.acknowledged.fetch_max(word, Ordering::AcqRel);
+        // Nobody else changes it meanwhile.
+        if word > state.acknowledged.load(Ordering::Relaxed) {
+            state.acknowledged.store(word, Ordering::Release);
+        }
     }
 
     /// The write failed or is in doubt: what the key's context is now is unknown, so the next
     /// writer must ask. `may_delete` when it was a deletion that may have been done.
     pub fn failed(self, may_delete: bool) {
-        *self.context_slot() = None;
+        self.ledger.forget_context(self.key);
         if may_delete {
             let state = self.ledger.state(self.key);
             state.may_be_deleted.store(true, Ordering::Release);
         }
-    }
-
-    fn context_slot(&self) -> std::sync::MutexGuard<'_, Option<Bytes>> {
-        self.ledger
-            .state(self.key)
-            .context
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -229,7 +271,7 @@ impl Drop for WriteTurn<'_> {
     fn drop(&mut self) {
         let state = self.ledger.state(self.key);
         if self.deletes {
-            state.deletions_ended.fetch_add(1, Ordering::AcqRel);
+            state.deleting.store(false, Ordering::Release);
         }
         state.writing.store(false, Ordering::Release);
         if self.inserts {

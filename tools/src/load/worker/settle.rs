@@ -93,6 +93,9 @@ impl<'a, W: World> Worker<'a, W> {
 
     fn missing(&mut self, key: u64, floor: Floor, now: Nanos) {
         let judging = self.shared.judging;
+        if judging.may_evict {
+            return;
+        }
         let known = judging.must_exist || !self.shared.ledger.may_be_missing(key, floor);
         let now_us = self.shared.civil_us + now / 1000;
         let expired = self.shared.ttl_seconds.is_some_and(|seconds| {
@@ -100,7 +103,7 @@ impl<'a, W: World> Worker<'a, W> {
             let lives_us = u64::from(seconds.saturating_sub(1)) * 1_000_000;
             floor.sequence.micros() + lives_us < now_us
         });
-        if !known || expired || judging.may_evict {
+        if !known || expired {
             return;
         }
         let verdicts = &mut self.recorder.verdicts;
