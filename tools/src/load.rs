@@ -23,6 +23,7 @@ mod null_server;
 mod options;
 mod outcome;
 mod output;
+mod pauses;
 mod phase;
 mod place;
 mod protocol;

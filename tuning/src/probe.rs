@@ -31,9 +31,23 @@ pub(crate) fn pin_to(cpus: &CpuSet) -> io::Result<()> {
 /// # Errors
 /// The kernel's: neither CAP_SYS_NICE nor a limit of rtprio allows it.
 pub fn raise() -> io::Result<()> {
-    let parameters = libc::sched_param { sched_priority: 1 };
+    schedule(libc::SCHED_FIFO, 1)
+}
+
+/// Makes the calling thread an ordinary one again (SCHED_OTHER), with the niceness that it had.
+///
+/// # Errors
+/// The kernel's; none are known.
+pub fn lower() -> io::Result<()> {
+    schedule(libc::SCHED_OTHER, 0)
+}
+
+fn schedule(policy: i32, priority: i32) -> io::Result<()> {
+    let parameters = libc::sched_param {
+        sched_priority: priority,
+    };
     // SAFETY: 0 is the calling thread, and the parameters live through the call.
-    let status = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
+    let status = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
     if status == 0 {
         Ok(())
     } else {
@@ -43,17 +57,24 @@ pub fn raise() -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    /// The calling thread's.
+    fn policy() -> String {
+        let status = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+        // Field 41, counted from behind the name.
+        let (_, fields) = status.rsplit_once(") ").unwrap();
+        fields.split(' ').nth(41 - 3).unwrap().to_owned()
+    }
+
     #[test]
-    fn a_raised_thread_is_scheduled_first_in_first_out() {
+    fn a_raised_thread_is_scheduled_first_in_first_out_until_it_is_lowered() {
         let thread = std::thread::spawn(|| {
             if let Err(error) = super::raise() {
                 println!("not available here: real-time priority: {error}");
                 return;
             }
-            let status = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
-            // Field 41, counted from behind the name: SCHED_FIFO is 1.
-            let (_, fields) = status.rsplit_once(") ").unwrap();
-            assert_eq!(fields.split(' ').nth(41 - 3), Some("1"));
+            assert_eq!(policy(), "1", "SCHED_FIFO");
+            super::lower().unwrap();
+            assert_eq!(policy(), "0", "SCHED_OTHER");
         });
         thread.join().unwrap();
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use super::pauses::Pauses;
 use super::recorder::{add, histogram};
 use super::world::Nanos;
 
@@ -12,6 +13,9 @@ use super::world::Nanos;
 const BUSY_MAX: f64 = 0.9;
 /// A scheduling lag below this never matters, in nanoseconds.
 const LAG_NS_FREE: u64 = 100_000;
+/// Share of the time that a thread may be without a CPU before requests leave late by it: a thousandth
+/// would be the p99.9.
+const DELAYED_MAX: f64 = 0.0005;
 /// Share of operations that may stay unsent, since the last of a run may just have become due, and
 /// that may wait for a write of their key.
 const UNSENT_MAX: f64 = 0.001;
@@ -55,6 +59,8 @@ pub struct Health {
     /// From the moment that an operation was due and a connection free for it, to the moment it was
     /// sent, in nanoseconds.
     pub lag: Histogram<u64>,
+    /// What held up threads that had nothing to do.
+    pub pauses: Pauses,
     /// Connections that broke or could not be made.
     pub broken: u64,
 }
@@ -64,6 +70,7 @@ impl Default for Health {
         Self {
             threads: BTreeMap::new(),
             lag: histogram(3),
+            pauses: Pauses::default(),
             broken: 0,
         }
     }
@@ -76,6 +83,7 @@ impl Health {
             self.threads.entry(*number).or_default().add(*thread);
         }
         add(&mut self.lag, &other.lag);
+        self.pauses.merge(&other.pauses);
         self.broken += other.broken;
     }
 
@@ -83,6 +91,7 @@ impl Health {
     pub fn clear(&mut self) {
         self.threads.clear();
         self.broken = 0;
+        self.pauses.clear();
         if !self.lag.is_empty() {
             self.lag.reset();
         }
@@ -165,12 +174,10 @@ pub fn judge(facts: Facts<'_>) -> Validity {
         if lag > limit {
             client = true;
             reasons.push(format!(
-                "requests left late: scheduling lag p99.9 {:.0} us (limit {:.0} us); the client's \
-                 threads were without a CPU for {:.1} % of the time (--cpus and --realtime keep \
-                 others off)",
+                "requests left late: scheduling lag p99.9 {:.0} us (limit {:.0} us); {}",
                 lag as f64 / 1e3,
                 limit as f64 / 1e3,
-                facts.health.delayed() * 100.0
+                why_late(facts.health, limit)
             ));
         }
         if many(facts.unsent) {
@@ -192,6 +199,30 @@ pub fn judge(facts: Facts<'_>) -> Validity {
         }
     }
     Validity { reasons, client }
+}
+
+/// Whose doing it is that requests left later than `limit`, as far as it is known.
+fn why_late(health: &Health, limit: Nanos) -> String {
+    let mut causes = Vec::new();
+    // Whatever waits behind a pause waits on while the backlog is worked off.
+    let alone = health.pauses.wait_at(0.999);
+    if let Some(alone) = alone.filter(|alone| *alone > limit / 2) {
+        causes.push(format!(
+            "the machine itself held the client up when it had nothing to do, p99.9 {:.0} us",
+            alone as f64 / 1e3
+        ));
+    }
+    if health.delayed() > DELAYED_MAX {
+        causes.push(format!(
+            "other programs had its threads' CPUs for {:.1} % of the time (--cpus and --realtime \
+             keep them off)",
+            health.delayed() * 100.0
+        ));
+    }
+    if causes.is_empty() {
+        causes.push("single system calls took that long, or the rate is too high for it".into());
+    }
+    causes.join("; ")
 }
 
 #[cfg(test)]
@@ -258,6 +289,18 @@ mod tests {
             words.contains("150 us") && words.contains("7.0 %"),
             "{words}"
         );
+        assert!(!words.contains("machine itself"), "{words}");
+        let mut alone = late.clone();
+        alone.threads.clear();
+        let words = judge(facts(&alone)).words();
+        assert!(
+            words.contains("system calls") && !words.contains("other programs"),
+            "{words}"
+        );
+        late.pauses.polled(80_000_000);
+        let words = judge(facts(&late)).words();
+        assert!(words.contains("machine itself"), "{words}");
+        assert!(words.contains("p99.9 799"), "{words}");
         let slow_server = Facts {
             median_ns: 5_000_000,
             ..facts(&late)

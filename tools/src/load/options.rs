@@ -152,13 +152,15 @@ pub struct Options {
     /// Threads
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256), help_heading = "Pace")]
     pub threads: u32,
-    /// CPUs that the threads keep to, one each, such as 1 or 2-5
+    /// CPUs that the threads keep to, one each, such as 1 or 2-5. A thread that has one for itself
+    /// never sleeps there
     #[arg(long, value_name = "LIST", value_parser = parse_cpus, help_heading = "Pace")]
     pub cpus: Option<CpuSet>,
-    /// Run the threads before all other programs on their CPUs (SCHED_FIFO): leave others for those
+    /// Run the threads before all other programs on their CPUs (SCHED_FIFO for most of each
+    /// second): leave other CPUs for those
     #[arg(long, help_heading = "Pace")]
     pub realtime: bool,
-    /// Sleep until operations are due instead of polling the last microseconds: less CPU, more lag
+    /// Sleep until operations are due instead of polling before: less CPU, more lag
     #[arg(long, help_heading = "Pace")]
     pub no_spin: bool,
     /// How long to measure, such as 3s, 500ms or 2m

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::health::{self, Facts, Validity};
+use super::pauses::Pauses;
 use super::recorder::{Dual, Operation, Recorder, Series, Status, Turns, add, histogram};
 
 /// Layout of the JSON; raised when a field changes its meaning.
@@ -142,6 +143,10 @@ pub struct Client {
     pub threads_delayed: Vec<f64>,
     /// From when an operation was due and a connection free, to when it was sent.
     pub scheduling_lag_us: BTreeMap<String, f64>,
+    /// What the machine alone adds to it: how long threads that had nothing to do were held up, at
+    /// a random moment. Empty where they were not seen having nothing to do.
+    #[serde(default)]
+    pub pauses_us: BTreeMap<String, f64>,
 }
 
 impl Client {
@@ -295,6 +300,7 @@ impl Outcome {
                 threads_busy: threads(recorder, health::Thread::busy),
                 threads_delayed: threads(recorder, health::Thread::delayed),
                 scheduling_lag_us: percentiles(&recorder.health.lag),
+                pauses_us: pauses(&recorder.health.pauses),
             },
             verification: Verification {
                 checked: verdicts.checked,
@@ -336,6 +342,16 @@ impl Outcome {
             .sum();
         failed as f64 / (failed + self.operations_done).max(1) as f64
     }
+}
+
+fn pauses(pauses: &Pauses) -> BTreeMap<String, f64> {
+    PERCENTILES
+        .iter()
+        .filter_map(|(percentile, name)| {
+            let wait = pauses.wait_at(percentile / 100.0)?;
+            Some(((*name).to_owned(), micros(wait)))
+        })
+        .collect()
 }
 
 fn threads(recorder: &Recorder, share: fn(&health::Thread) -> f64) -> Vec<f64> {

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::SeedableRng;
 
-use super::place::Place;
+use super::place::{Place, RealTime};
 use super::recorder::{Operation, Recorder};
 use super::schedule::{Arrivals, Gaps, Rows, Schedule, Sessions};
 use super::trace::Trace;
 use super::worker::{Settings, Shared, Worker};
-use super::world::{Nanos, Sockets};
+use super::world::{Nanos, Polls, Sockets};
 
 /// The lowest priority of a thread.
 const NICE_LOWEST: i32 = 19;
@@ -69,7 +69,7 @@ pub struct Phase {
     pub length: Duration,
     /// Length of an interval.
     pub interval: Duration,
-    /// Whether workers poll the last microseconds before an operation is due.
+    /// Whether workers poll before an operation is due, rather than sleep.
     pub spin: bool,
     /// Where the threads run.
     pub place: Place,
@@ -229,7 +229,16 @@ fn work(
         rng: Xoshiro256PlusPlus::seed_from_u64(phase.seed.wrapping_add(number)),
     };
     let recorder = Recorder::touched(&phase.operations, shared.targets.names.len());
-    let connected = Sockets::new(connections, Instant::now(), phase.spin)
+    let polls = match phase.spin {
+        false => Polls::Never,
+        true if phase.place.has_a_cpu_for_each(workers) => Polls::Always,
+        true => Polls::LastStretch,
+    };
+    let realtime = match phase.place.realtime {
+        true => RealTime::of_this_machine(),
+        false => None,
+    };
+    let connected = Sockets::new(connections, Instant::now(), polls, realtime)
         .map(|sockets| Worker::new(shared, settings, sockets, recorder))
         .and_then(|mut worker| worker.connect().map(|()| worker));
     // Nobody may wait for a worker that failed.

@@ -9,6 +9,11 @@ use rustix::thread::{CpuSet as Mask, sched_getaffinity, sched_setaffinity};
 use torc_tuning::cpuset::CpuSet;
 use torc_tuning::probe;
 
+use super::world::Nanos;
+
+/// The highest priority of an ordinary thread.
+const NICE_HIGHEST: i32 = -20;
+
 /// Where threads run, as it was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
@@ -38,6 +43,8 @@ impl Place {
         }
         if self.realtime {
             probe::raise().map_err(|error| named("--realtime", error))?;
+            // For the times when it is an ordinary one. Where it is refused the lag tells.
+            rustix::process::setpriority_process(None, NICE_HIGHEST).ok();
         }
         Ok(())
     }
@@ -68,6 +75,11 @@ impl Place {
         }
     }
 
+    /// Whether each of so many threads has a CPU for itself.
+    pub fn has_a_cpu_for_each(&self, threads: usize) -> bool {
+        self.cpus.as_ref().is_some_and(|cpus| cpus.len() >= threads)
+    }
+
     /// CPUs that the program may use and these threads do not, in order.
     pub fn others(&self) -> Vec<usize> {
         let Ok(allowed) = sched_getaffinity(None) else {
@@ -80,6 +92,61 @@ impl Place {
         (0..Mask::MAX_CPU)
             .filter(|cpu| allowed.is_set(*cpu) && !taken(cpu))
             .collect()
+    }
+}
+
+/// Keeps a real-time thread within what the kernel lets such threads have of a CPU.
+///
+/// A thread that works or polls all the time would be stopped for the last 50 ms of each second
+/// (`kernel.sched_rt_runtime_us`), whoever else there is, and every request of that time would leave
+/// late. So it gives the priority back before, for the rest of the second: then others may have the
+/// CPU, but it does not stand still.
+#[derive(Debug, PartialEq, Eq)]
+pub struct RealTime {
+    /// Of each period it has the priority for so long.
+    share_ns: Nanos,
+    period_ns: Nanos,
+    ordinary: bool,
+}
+
+impl RealTime {
+    /// Within the limit of this machine. `None` where there is none.
+    pub fn of_this_machine() -> Option<Self> {
+        let read = |name: &str| {
+            let text = std::fs::read_to_string(format!("/proc/sys/kernel/sched_rt_{name}_us"));
+            text.ok()?.trim().parse().ok()
+        };
+        // Unless it can be read: the kernel's defaults.
+        let limit_us = read("runtime").unwrap_or(950_000);
+        let period_us = read("period").unwrap_or(1_000_000);
+        Self::within(limit_us, period_us)
+    }
+
+    fn within(limit_us: i64, period_us: i64) -> Option<Self> {
+        // Below zero means no limit.
+        let limit_ns = Nanos::try_from(limit_us).ok()? * 1000;
+        let period_ns = Nanos::try_from(period_us).ok()?.max(1) * 1000;
+        (limit_ns < period_ns).then(|| Self {
+            share_ns: limit_ns.saturating_sub(period_ns / 50),
+            period_ns,
+            ordinary: false,
+        })
+    }
+
+    /// Makes the calling thread what it should be at this time of the machine's monotonic clock, so
+    /// that threads and runs that follow each other do not add up.
+    pub fn keep(&mut self, now: Nanos) {
+        let ordinary = now % self.period_ns >= self.share_ns;
+        if ordinary != self.ordinary {
+            self.ordinary = ordinary;
+            let changed = if ordinary {
+                probe::lower()
+            } else {
+                probe::raise()
+            };
+            // It had the priority, so it may have it again; else the scheduling lag tells.
+            changed.ok();
+        }
     }
 }
 
@@ -105,12 +172,29 @@ mod tests {
         };
         place.check().unwrap();
         assert!(!place.others().contains(&cpu));
+        assert!(place.has_a_cpu_for_each(1) && !place.has_a_cpu_for_each(2));
         let thread = std::thread::spawn(move || {
             place.enter(3).unwrap();
             sched_getaffinity(None).unwrap()
         });
         let mask = thread.join().unwrap();
         assert!(mask.is_set(cpu) && mask.count() == 1);
+    }
+
+    #[test]
+    fn a_real_time_thread_gives_its_priority_back_before_the_kernel_stops_it() {
+        assert_eq!(RealTime::within(-1, 1_000_000), None, "there is no limit");
+        assert_eq!(RealTime::within(1_000_000, 1_000_000), None);
+        let mut realtime = RealTime::within(950_000, 1_000_000).unwrap();
+        // On a thread of its own, which what it tries ends with.
+        let seen = std::thread::spawn(move || {
+            [0, 929, 931, 999, 1001, 1950].map(|millis| {
+                realtime.keep(millis * 1_000_000);
+                realtime.ordinary
+            })
+        });
+        let expected = [false, false, true, true, false, true];
+        assert_eq!(seen.join().unwrap(), expected);
     }
 
     #[test]

@@ -334,6 +334,7 @@ impl Recorder {
             recorder.target_mut(target).intended.reset();
         }
         recorder.health.lag.reset();
+        recorder.health.pauses.gaps.reset();
         recorder
     }
 

@@ -24,14 +24,16 @@ pub fn text(outcome: &Outcome) -> String {
     ));
     let lag = &outcome.client.scheduling_lag_us;
     let lag = |name| lag.get(name).copied().unwrap_or(0.0);
+    line(format!("client    {}", outcome.validity.words()));
+    let pauses = outcome.client.pauses_us.get("p99.9");
     line(format!(
-        "client    {} (busiest thread {:.0} %, without a CPU {:.1} %, scheduling lag p50 {:.1} us, \
-         p99.9 {:.1} us)",
-        outcome.validity.words(),
+        "          busiest thread {:.0} %, scheduling lag p50 {:.1} us, p99.9 {:.1} us; the machine \
+         alone: p99.9 {}, without a CPU {:.1} %",
         outcome.client.busiest() * 100.0,
-        outcome.client.delayed() * 100.0,
         lag("p50"),
-        lag("p99.9")
+        lag("p99.9"),
+        pauses.map_or("unknown".into(), |pauses| format!("{pauses:.1} us")),
+        outcome.client.delayed() * 100.0,
     ));
     line(String::new());
     let open = setup.offered_per_s.is_some();

@@ -116,13 +116,18 @@ pub fn text(found: &Selftest) -> String {
             .filter_map(|operation| outcome.latency_us(operation, name))
             .fold(0.0, f64::max)
     };
+    let alone = |name: &str| {
+        let pause = found.half.client.pauses_us.get(name);
+        pause.map_or("an unknown time".into(), |pause| format!("{pause:.1} us"))
+    };
     let busy = |outcome: &Outcome| 100.0 * outcome.client.busiest();
     format!(
         "clock      {:.0} ns a reading; a sleep of 100 us is {:.0} us late (median)\n\
          ceiling    {:.0}/s closed loop, busiest thread {:.0} %, service time p50 {:.1} us\n\
          half       {:.0}/s open loop, busiest thread {:.0} %, latency p50 {:.1} us, p99 {:.1} us\n\
-         lag        p50 {:.1} us, p99 {:.1} us, p99.9 {:.1} us, max {:.1} us at that rate; the \
-         client was without a CPU for {:.1} % of the time\n\
+         lag        p50 {:.1} us, p99 {:.1} us, p99.9 {:.1} us, max {:.1} us at that rate\n\
+         machine    alone adds p99 {}, p99.9 {}, max {} of it; the client was without a CPU for \
+         {:.1} % of the time\n\
          so         rates up to {:.0}/s can be measured with these connections and threads, and \
          latencies above {:.0} us told to a tenth\n",
         found.clock_ns,
@@ -138,6 +143,9 @@ pub fn text(found: &Selftest) -> String {
         lag("p99"),
         lag("p99.9"),
         lag("max"),
+        alone("p99"),
+        alone("p99.9"),
+        alone("max"),
         found.half.client.delayed() * 100.0,
         found.half.rate_per_s,
         10.0 * lag("p99.9"),

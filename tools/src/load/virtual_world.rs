@@ -17,6 +17,7 @@ use rand_xoshiro::rand_core::SeedableRng;
 
 use super::keys::{Distribution, Keys};
 use super::ledger::Ledger;
+use super::pauses::Pauses;
 use super::protocol::{Levels, Protocol, ProtocolName};
 use super::recorder::Recorder;
 use super::schedule::Schedule;
@@ -102,7 +103,7 @@ impl World for VirtualWorld {
         Ok(())
     }
 
-    fn wait(&mut self, until: Nanos, ready: &mut Vec<usize>) -> io::Result<()> {
+    fn wait(&mut self, until: Nanos, ready: &mut Vec<usize>, _: &mut Pauses) -> io::Result<()> {
         ready.clear();
         ready.append(&mut self.connecting);
         if !ready.is_empty() {

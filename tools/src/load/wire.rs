@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::health::Thread;
 use super::output::encode;
 use super::recorder::{Dual, Operation, Recorder, Status, Turns, Verdicts, add, histogram};
+use super::world::Nanos;
 
 /// Distance between the thread numbers of two machines.
 const THREADS_APART: usize = 1000;
@@ -21,6 +22,8 @@ pub struct Packed {
     series: Vec<(String, String, String, String)>,
     targets: Vec<(usize, String)>,
     lag: String,
+    gaps: String,
+    polled_ns: Nanos,
     broken: u64,
     turns: Turns,
     threads: BTreeMap<usize, Thread>,
@@ -57,6 +60,8 @@ impl Packed {
                 .filter_map(|(at, target)| Some((at, pack(&target.as_ref()?.intended))))
                 .collect(),
             lag: pack(&recorder.health.lag),
+            gaps: pack(&recorder.health.pauses.gaps),
+            polled_ns: recorder.health.pauses.polled_ns,
             broken: recorder.health.broken,
             turns: recorder.turns,
             threads: recorder.health.threads.clone(),
@@ -85,6 +90,8 @@ impl Packed {
             recorder.add_target(*at, &two_digits);
         }
         add(&mut recorder.health.lag, &unpacked(&self.lag)?);
+        add(&mut recorder.health.pauses.gaps, &unpacked(&self.gaps)?);
+        recorder.health.pauses.polled_ns = self.polled_ns;
         for (number, thread) in &self.threads {
             recorder.thread(machine * THREADS_APART + number, *thread);
         }
@@ -116,6 +123,7 @@ mod tests {
         recorder.record(Operation::Insert, Status::Unsent, 7_000_000, None);
         recorder.record_target(3, 2_000_000);
         recorder.health.lag.record(500).unwrap();
+        recorder.health.pauses.polled(7_000);
         recorder.thread(
             1,
             Thread {
@@ -136,6 +144,8 @@ mod tests {
         assert_eq!(again.series(Operation::Insert).total().sent.len(), 0);
         assert_eq!(again.targets()[3].as_ref().unwrap().intended.len(), 1);
         assert_eq!((again.verdicts.lost, again.health.lag.len()), (4, 1));
+        let pauses = &again.health.pauses;
+        assert_eq!((pauses.polled_ns, pauses.gaps.len()), (7_000, 1));
         assert!((again.health.threads[&2001].busy() - 0.5).abs() < 1e-9);
         assert_eq!((again.health.broken, again.turns.waited), (2, 3));
         assert_eq!(again.error_kinds, recorder.error_kinds);

@@ -213,7 +213,8 @@ impl<'a, W: World> Worker<'a, W> {
             if now >= limit || self.slots.iter().all(|slot| slot.connected) {
                 break;
             }
-            self.world.wait(now + CHECK_EVERY_NS, &mut ready)?;
+            let pauses = &mut self.recorder.health.pauses;
+            self.world.wait(now + CHECK_EVERY_NS, &mut ready, pauses)?;
             for slot in ready.drain(..) {
                 self.receive(slot);
             }
@@ -223,6 +224,7 @@ impl<'a, W: World> Worker<'a, W> {
             slot.since = 0;
         }
         self.free_since = 0;
+        self.recorder.health.pauses.clear();
         Ok(())
     }
 
@@ -252,7 +254,9 @@ impl<'a, W: World> Worker<'a, W> {
                 self.emit(now, emit);
             }
             let before = self.world.now();
-            self.world.wait(self.until(before), &mut ready)?;
+            let until = self.until(before);
+            let pauses = &mut self.recorder.health.pauses;
+            self.world.wait(until, &mut ready, pauses)?;
             now = self.world.now();
             self.waited += now - before;
             for slot in ready.drain(..) {
@@ -467,7 +471,7 @@ impl<'a, W: World> Worker<'a, W> {
     fn draw_key(&mut self, now: Nanos) -> u64 {
         let count = self.shared.ledger.settled();
         match &mut self.keys {
-            Some(keys) => keys.next(&mut self.settings.rng, count, now) % count,
+            Some(keys) => keys.next(&mut self.settings.rng, count, now),
             None => 0,
         }
     }

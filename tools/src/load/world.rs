@@ -7,12 +7,15 @@ use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::FileExt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
+
+use super::pauses::Pauses;
+use super::place::RealTime;
 
 /// Nanoseconds since the run began.
 pub type Nanos = u64;
@@ -35,16 +38,34 @@ pub trait World {
     /// Appends all that has come. An error when the connection is closed.
     fn receive(&mut self, slot: usize, input: &mut BytesMut) -> io::Result<()>;
     /// Waits until a slot has something, or until the time `until`, and not much longer. Fills
-    /// `ready` with the slots.
-    fn wait(&mut self, until: Nanos, ready: &mut Vec<usize>) -> io::Result<()>;
+    /// `ready` with the slots, and notes what held up a thread that polled.
+    fn wait(&mut self, until: Nanos, ready: &mut Vec<usize>, pauses: &mut Pauses)
+    -> io::Result<()>;
 }
 
 /// Bytes read at a time.
 const READ_BYTES: usize = 64 << 10;
-/// Sleeping overshoots by some tens of microseconds; the last stretch is spent polling.
-const SPIN_NS: Nanos = 60_000;
+/// Bounds of the stretch before an operation is due that is spent polling, since sleeping
+/// overshoots: by some tens of microseconds on most machines, by hundreds in some virtual ones.
+const STRETCH_NS: std::ops::Range<Nanos> = 20_000..500_000;
+/// By how much that stretch grows when a sleep ends too late, and shrinks when it does not: where
+/// the two are in balance, one sleep in a hundred ends too late.
+const STRETCH_NS_GROWS: Nanos = 9_900;
+const STRETCH_NS_SHRINKS: Nanos = 100;
 /// Slots reported at a time. Few, so that what is due does not wait for many answers.
 const EVENTS_MAX: usize = 32;
+
+/// How a worker waits until an operation is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Polls {
+    /// It sleeps to the end: least CPU, some tens of microseconds of lag.
+    Never,
+    /// It sleeps, and polls the last stretch.
+    LastStretch,
+    /// It never sleeps. For a thread that has a CPU of its own: waking up takes its time, most of
+    /// all in a virtual machine.
+    Always,
+}
 
 // Sending and receiving go past the C library, which makes each a point where a thread may be
 // cancelled: with 64 bytes a request that is one part in fifty of the client's time.
@@ -52,7 +73,12 @@ const EVENTS_MAX: usize = 32;
 /// TCP connections on one epoll instance, and the monotonic clock.
 pub struct Sockets {
     epoch: Instant,
-    spin_ns: Nanos,
+    /// The same on the machine's monotonic clock.
+    epoch_ns: Nanos,
+    polls: Polls,
+    /// How long before an operation is due a sleep ends, when it ends in time.
+    stretch_ns: Nanos,
+    realtime: Option<RealTime>,
     epoll: OwnedFd,
     slots: Vec<Option<Socket>>,
     events: Vec<epoll::Event>,
@@ -69,15 +95,23 @@ struct Socket {
 }
 
 impl Sockets {
-    /// A world of `slots` connections, none open, whose time 0 is `epoch`. Without `spin` the
-    /// worker sleeps to the end: less CPU, some tens of microseconds of lag.
-    pub fn new(slots: usize, epoch: Instant, spin: bool) -> io::Result<Self> {
+    /// A world of `slots` connections, none open, whose time 0 is `epoch`. A thread that has
+    /// real-time priority gives what keeps it.
+    pub fn new(
+        slots: usize,
+        epoch: Instant,
+        polls: Polls,
+        realtime: Option<RealTime>,
+    ) -> io::Result<Self> {
         // The kernel rounds sleeps up by 50 us for ordinary threads; 1 ns is the least it takes.
         // Without it the figures are honest still, and the lag tells.
         rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1)).ok();
         Ok(Self {
             epoch,
-            spin_ns: if spin { SPIN_NS } else { 0 },
+            epoch_ns: monotonic(epoch),
+            polls,
+            stretch_ns: STRETCH_NS.start,
+            realtime,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             slots: (0..slots).map(|_| None).collect(),
             events: Vec::with_capacity(EVENTS_MAX),
@@ -89,6 +123,40 @@ impl Sockets {
     /// Makes `epoch` time 0.
     pub fn restart(&mut self, epoch: Instant) {
         self.epoch = epoch;
+        self.epoch_ns = monotonic(epoch);
+    }
+
+    /// Fills `ready` with the slots that have something, after so long at most.
+    fn poll(&mut self, timeout: Nanos, ready: &mut Vec<usize>) -> io::Result<()> {
+        ready.clear();
+        let timeout = Timespec {
+            tv_sec: i64::try_from(timeout / 1_000_000_000).unwrap_or(i64::MAX),
+            tv_nsec: i64::try_from(timeout % 1_000_000_000).unwrap_or(0),
+        };
+        self.events.clear();
+        match epoll::wait(
+            &self.epoll,
+            rustix::buffer::spare_capacity(&mut self.events),
+            Some(&timeout),
+        ) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        for event in &self.events {
+            let epoll::Event { data, .. } = *event;
+            ready.push(usize::try_from(data.u64()).expect("a slot number"));
+        }
+        Ok(())
+    }
+
+    /// A sleep ended by so much too late.
+    fn slept(&mut self, late: Nanos) {
+        let stretch = if late > self.stretch_ns {
+            self.stretch_ns + STRETCH_NS_GROWS
+        } else {
+            self.stretch_ns.saturating_sub(STRETCH_NS_SHRINKS)
+        };
+        self.stretch_ns = stretch.clamp(STRETCH_NS.start, STRETCH_NS.end);
     }
 
     fn watch(&mut self, slot: usize, output: bool) -> io::Result<()> {
@@ -99,6 +167,14 @@ impl Sockets {
         }
         Ok(())
     }
+}
+
+/// A moment on the machine's monotonic clock.
+fn monotonic(moment: Instant) -> Nanos {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let now = Duration::try_from(now).unwrap_or_default();
+    let then = now.saturating_sub(moment.elapsed());
+    Nanos::try_from(then.as_nanos()).unwrap_or(Nanos::MAX)
 }
 
 fn open_socket(slots: &mut [Option<Socket>], slot: usize) -> io::Result<&mut Socket> {
@@ -216,28 +292,84 @@ impl World for Sockets {
         }
     }
 
-    fn wait(&mut self, until: Nanos, ready: &mut Vec<usize>) -> io::Result<()> {
-        ready.clear();
-        let left = until
-            .saturating_sub(self.now())
-            .saturating_sub(self.spin_ns);
-        let timeout = Timespec {
-            tv_sec: i64::try_from(left / 1_000_000_000).unwrap_or(i64::MAX),
-            tv_nsec: i64::try_from(left % 1_000_000_000).unwrap_or(0),
-        };
-        self.events.clear();
-        match epoll::wait(
-            &self.epoll,
-            rustix::buffer::spare_capacity(&mut self.events),
-            Some(&timeout),
-        ) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+    fn wait(
+        &mut self,
+        until: Nanos,
+        ready: &mut Vec<usize>,
+        pauses: &mut Pauses,
+    ) -> io::Result<()> {
+        let mut before = self.now();
+        loop {
+            if let Some(realtime) = &mut self.realtime {
+                realtime.keep(self.epoch_ns + before);
+            }
+            let left = until.saturating_sub(before);
+            let sleep = match self.polls {
+                Polls::Never => left,
+                Polls::LastStretch => left.saturating_sub(self.stretch_ns),
+                Polls::Always => 0,
+            };
+            self.poll(sleep, ready)?;
+            let now = self.now();
+            if sleep == 0 {
+                pauses.polled(now - before);
+            } else if ready.is_empty() {
+                self.slept(now.saturating_sub(before + sleep));
+            }
+            if !ready.is_empty() || now >= until {
+                return Ok(());
+            }
+            before = now;
         }
-        for event in &self.events {
-            let epoll::Event { data, .. } = *event;
-            ready.push(usize::try_from(data.u64()).expect("a slot number"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sockets(polls: Polls) -> Sockets {
+        Sockets::new(1, Instant::now(), polls, None).unwrap()
+    }
+
+    #[test]
+    fn the_stretch_that_is_polled_grows_with_late_sleeps_and_shrinks_slowly_without() {
+        let mut sockets = sockets(Polls::LastStretch);
+        // Of a hundred sleeps all but one are 100 us late, and that one a millisecond.
+        for _ in 0..100 {
+            sockets.slept(1_000_000);
+            for _ in 1..100 {
+                sockets.slept(100_000);
+            }
         }
-        Ok(())
+        let stretch = sockets.stretch_ns;
+        assert!((100_000..120_000).contains(&stretch), "{stretch}");
+        for _ in 0..100_000 {
+            sockets.slept(1_000_000);
+        }
+        assert_eq!(sockets.stretch_ns, STRETCH_NS.end);
+        for _ in 0..100_000 {
+            sockets.slept(0);
+        }
+        assert_eq!(sockets.stretch_ns, STRETCH_NS.start);
+    }
+
+    #[test]
+    fn only_a_thread_that_polls_sees_pauses_and_none_wakes_early() {
+        const LONG_NS: Nanos = 3_000_000;
+        for polls in [Polls::Never, Polls::LastStretch, Polls::Always] {
+            let mut sockets = sockets(polls);
+            let (mut ready, mut pauses) = (vec![7], Pauses::default());
+            let until = sockets.now() + LONG_NS;
+            sockets.wait(until, &mut ready, &mut pauses).unwrap();
+            assert!(sockets.now() >= until && ready.is_empty());
+            let polled = pauses.polled_ns;
+            match polls {
+                Polls::Never => assert_eq!(polled, 0),
+                // A sleep may end too late for any polling.
+                Polls::LastStretch => {}
+                Polls::Always => assert!(polled + 1_000 >= LONG_NS, "{polled}"),
+            }
+        }
     }
 }
