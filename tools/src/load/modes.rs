@@ -224,19 +224,11 @@ pub fn knee(args: &Knee) -> Result<(), Failure> {
         outcomes.push(outcome);
         Ok::<_, Failure>(probe)
     })?;
-    let knee = if found.rate > 0.0 {
-        format!(
-            "{:.0}/s, {:.0}/s to {:.0}/s with {:.1} % confidence ({} probes)",
-            found.rate,
-            found.low,
-            found.high,
-            found.confidence * 100.0,
-            found.probes.len()
-        )
-    } else {
-        "none: no rate held".to_owned()
-    };
-    output::say(&format!("\nknee      {knee}\nbeyond it {}\n", found.limit))?;
+    output::say(&format!(
+        "\nknee      {}\nbeyond it {}\n",
+        found.words(),
+        found.limit
+    ))?;
     outcomes.sort_by(|one, other| {
         let rate = |outcome: &Outcome| outcome.setup.offered_per_s.unwrap_or(0.0);
         rate(one).total_cmp(&rate(other))
@@ -378,7 +370,11 @@ pub fn selftest(args: &Selftest) -> Result<(), Failure> {
 /// One page of recorded runs.
 pub fn report(args: &Report) -> Result<(), Failure> {
     let runs: Result<Vec<_>, Failure> = args.runs.iter().map(|path| output::read(path)).collect();
-    output::file(&args.output, &html::page(&runs?, ""))
+    output::file(&args.output, &html::page(&runs?, ""))?;
+    if args.output.as_os_str() != "-" {
+        output::note(&format!("{} is written", args.output.display()));
+    }
+    Ok(())
 }
 
 /// Makes load for coordinators.

@@ -321,11 +321,16 @@ impl Outcome {
         }
     }
 
+    /// Whether operations had their own time, whatever was answered.
+    pub fn open(&self) -> bool {
+        self.setup.offered_per_s.is_some()
+    }
+
     /// A figure of one kind of operation in microseconds: latency from when it was due, service
     /// time in a closed loop.
     pub fn latency_us(&self, operation: &str, percentile: &str) -> Option<f64> {
         let operation = self.operations.get(operation)?;
-        let percentiles = if self.setup.offered_per_s.is_some() {
+        let percentiles = if self.open() {
             &operation.latency_us_from_intended
         } else {
             &operation.latency_us_from_sent

@@ -22,21 +22,10 @@ pub fn text(outcome: &Outcome) -> String {
         outcome.seconds,
         outcome.value_bytes_per_s / f64::from(1 << 20)
     ));
-    let lag = &outcome.client.scheduling_lag_us;
-    let lag = |name| lag.get(name).copied().unwrap_or(0.0);
     line(format!("client    {}", outcome.validity.words()));
-    let pauses = outcome.client.pauses_us.get("p99.9");
-    line(format!(
-        "          busiest thread {:.0} %, scheduling lag p50 {:.1} us, p99.9 {:.1} us; the machine \
-         alone: p99.9 {}, without a CPU {:.1} %",
-        outcome.client.busiest() * 100.0,
-        lag("p50"),
-        lag("p99.9"),
-        pauses.map_or("unknown".into(), |pauses| format!("{pauses:.1} us")),
-        outcome.client.delayed() * 100.0,
-    ));
+    line(format!("          {}", client(outcome)));
     line(String::new());
-    let open = setup.offered_per_s.is_some();
+    let open = outcome.open();
     let mut head = format!(
         "{:<24}{:>10}",
         if open {
@@ -106,6 +95,25 @@ pub fn text(outcome: &Outcome) -> String {
         line(format!("  {example}"));
     }
     out
+}
+
+fn client(outcome: &Outcome) -> String {
+    let client = &outcome.client;
+    let without_a_cpu = format!("without a CPU {:.1} %", client.delayed() * 100.0);
+    let busiest = format!("busiest thread {:.0} %", client.busiest() * 100.0);
+    if !outcome.open() {
+        // Nothing is due at a time.
+        return format!("{busiest}, {without_a_cpu}");
+    }
+    let lag = |name| client.scheduling_lag_us.get(name).copied().unwrap_or(0.0);
+    let alone = client.pauses_us.get("p99.9");
+    format!(
+        "{busiest}, scheduling lag p50 {:.1} us, p99.9 {:.1} us; the machine alone: p99.9 {}, \
+         {without_a_cpu}",
+        lag("p50"),
+        lag("p99.9"),
+        alone.map_or("unknown".into(), |alone| format!("{alone:.1} us")),
+    )
 }
 
 fn row(name: &str, operation: &OperationOutcome, intended: bool) -> String {

@@ -449,8 +449,11 @@ impl Bench {
         }
         if let Some(agents) = &self.agents {
             connections = format!(
-                "{} agents (beginning within {:.0} us) of {connections}",
-                options.agents.len(),
+                "{} (beginning within {:.0} us) of {connections}",
+                match options.agents.len() {
+                    1 => "1 agent".into(),
+                    many => format!("{many} agents"),
+                },
                 agents.skew_us
             );
         }
@@ -475,6 +478,10 @@ impl Bench {
             }
             Source::Trace => what.to_owned(),
         };
+        let sizes = match &self.shared.source {
+            Source::Trace => "values of the trace's sizes".into(),
+            _ => format!("{} bytes", options.value_bytes),
+        };
         Setup {
             name: options.name.clone().unwrap_or_else(|| target.clone()),
             target,
@@ -496,8 +503,7 @@ impl Bench {
                 ),
             },
             workload: format!(
-                "{mix}, {} bytes, r {}, w {}",
-                options.value_bytes,
+                "{mix}, {sizes}, r {}, w {}",
                 options.r.as_deref().unwrap_or("quorum"),
                 options.w.as_deref().unwrap_or("quorum")
             ),

@@ -144,6 +144,8 @@ pub struct Knee {
     pub high: f64,
     /// Probability that the interval holds the true median, 0 to 1.
     pub confidence: f64,
+    /// Whether the lowest rate that failed did so because of the client: the servers may hold more.
+    pub by_client: bool,
     /// What was at its limit at the lowest rate that failed, and why it failed.
     pub limit: String,
     /// All rates that were tried, in order.
@@ -214,6 +216,7 @@ pub fn knee<E>(
             format!("{why} at {:.0}/s; busy: {}", probe.rate, probe.limit)
         },
     );
+    let by_client = failed.is_some_and(|probe| probe.broken.is_none());
     let least = found.iter().copied().fold(f64::INFINITY, f64::min);
     let most = found.iter().copied().fold(0.0, f64::max);
     let searches = i32::try_from(found.len()).unwrap_or(i32::MAX);
@@ -227,9 +230,40 @@ pub fn knee<E>(
         high: if found.is_empty() { high } else { most },
         // The median lies outside only if all searches fell on one side of it.
         confidence: 1.0 - 2.0_f64.powi(1 - searches.max(1)),
+        by_client,
         limit,
         probes,
     })
+}
+
+impl Knee {
+    /// The finding for people.
+    pub fn words(&self) -> String {
+        if self.rate <= 0.0 {
+            return "none: no rate held".into();
+        }
+        let least = if self.by_client { "at least " } else { "" };
+        let interval = if self.confidence > 0.0 {
+            format!(
+                ", {:.0}/s to {:.0}/s with {:.1} % confidence",
+                self.low,
+                self.high,
+                self.confidence * 100.0
+            )
+        } else {
+            " by one search".into()
+        };
+        let whose = if self.by_client {
+            "; this client, not the servers, was at its limit"
+        } else {
+            ""
+        };
+        let probes = self.probes.len();
+        format!(
+            "{least}{:.0}/s{interval} ({probes} probes){whose}",
+            self.rate
+        )
+    }
 }
 
 /// Runs a bench at a rate and judges it.
@@ -347,6 +381,9 @@ mod tests {
             "{}",
             found.limit
         );
+        let words = found.words();
+        assert!(words.contains("96.9 % confidence"), "{words}");
+        assert!(!words.contains("client"), "{words}");
     }
 
     #[test]
@@ -369,6 +406,9 @@ mod tests {
         .unwrap();
         assert!((4500.0..5500.0).contains(&found.rate), "{found:?}");
         assert!(found.limit.contains("INVALID"), "{}", found.limit);
+        let words = found.words();
+        assert!(words.starts_with("at least "), "{words}");
+        assert!(words.ends_with("this client, not the servers, was at its limit"));
     }
 
     #[test]
