@@ -1,12 +1,17 @@
 #!/usr/bin/env bash
 # Whether comparisons tell the truth on this machine: servers that are equal, compared many times
 # (a difference is a false alarm), and one that takes 5 % longer over each request (no difference is a
-# miss). Servers on one core, the client on the other and, as root, before all else there; 6 + 6
-# interleaved runs a comparison.
+# miss). Servers on one core, the client on the other and, as root, before all else there.
+#
+#   agree.sh [equal] [slower]     only these comparisons
+#
+# ROUNDS comparisons of each kind, of REPEATS + REPEATS interleaved runs of LENGTH.
 set -eu
 torc=${TORC:-target/release/torc}
-rounds=${ROUNDS:-20}
-length=${LENGTH:-300ms}
+rounds=${ROUNDS:-10}
+repeats=${REPEATS:-12}
+length=${LENGTH:-500ms}
+[ $# -gt 0 ] || set -- equal slower
 place=(--cpus 1)
 [ "$(id -u)" -ne 0 ] || place+=(--realtime)
 scratch=$(mktemp -d)
@@ -31,7 +36,7 @@ compared() {
     shift 2
     for ((round = 0; round < rounds; round++)); do
         "$torc" load compare --run "one=--address $(address one)" \
-            --run "other=--address $(address "$other")" --repeats 6 -- --protocol resp --no-fill \
+            --run "other=--address $(address "$other")" --repeats "$repeats" -- --protocol resp --no-fill \
             --may-evict --keys 1000 --reads 100 --connections 4 --duration "$length" --warmup 0s \
             --live off "${place[@]}" "$@" >"$scratch/out" 2>"$scratch/errors" || {
             cat "$scratch/errors" >&2
@@ -46,7 +51,12 @@ compared() {
 printf '%-34s %12s %14s %12s\n' "$rounds comparisons of" "differs" "no difference" "cannot tell"
 closed=(--model closed --connections 1)
 open=(--rate 700)
-compared "equal servers, closed loop" equal "${closed[@]}"
-compared "equal servers, open loop" equal "${open[@]}"
-compared "5 % slower, closed loop" slower "${closed[@]}"
-compared "5 % slower, open loop" slower "${open[@]}"
+for kind in "$@"; do
+    case $kind in
+    equal) title="equal servers" ;;
+    slower) title="5 % slower" ;;
+    *) echo "agree.sh: $kind? expected equal or slower" >&2; exit 2 ;;
+    esac
+    compared "$title, closed loop" "$kind" "${closed[@]}"
+    compared "$title, open loop" "$kind" "${open[@]}"
+done
