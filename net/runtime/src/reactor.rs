@@ -158,11 +158,14 @@ impl Reactor {
         true
     }
 
-    /// Queues the close of a descriptor that no operation uses.
+    /// Queues the close of a descriptor that no operation uses. A worker of the kernel's does it: on this
+    /// thread, freeing the blocks of a large file that was removed would hold the shard up for many
+    /// milliseconds.
     pub(crate) fn close(&mut self, fd: OwnedFd) {
         use std::os::fd::IntoRawFd;
         let entry = opcode::Close::new(types::Fd(fd.into_raw_fd()))
             .build()
+            .flags(squeue::Flags::ASYNC)
             .user_data(IGNORED);
         // SAFETY: the entry carries no pointer, and owns the descriptor that it closes.
         unsafe { self.push(&entry) };
