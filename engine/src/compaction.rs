@@ -17,6 +17,7 @@
 //! [`Levels::candidates`] stays the newest record. The number of runs is bounded by [`runs_max`].
 
 mod leveling;
+mod outlook;
 mod piece;
 mod plan;
 mod tiering;
@@ -28,6 +29,7 @@ use crate::levels::{BOTTOM, Levels, Run, TableRef};
 use crate::options::Options;
 use crate::purge::{PurgeFloors, Reach};
 
+pub(crate) use outlook::{Outlook, outlook};
 pub use plan::{InputRun, Plan};
 
 /// How the tables of a tree are kept in shape.

@@ -26,6 +26,7 @@ mod manifest;
 mod memtable;
 pub mod merge;
 pub mod options;
+mod pacing;
 mod pending;
 pub mod purge;
 pub mod record;

@@ -77,6 +77,9 @@ pub struct Options {
     pub level_ratio: u64,
     /// Largest input of one compaction. Default 256 MiB.
     pub compaction_bytes_max: u64,
+    /// Longest time that an update waits for flushes and compactions that are behind; one that would wait
+    /// longer is refused. Default 500 ms: longer would only hide the overload from whoever can send less.
+    pub wait_max: Duration,
     /// Free space below which values are refused, in bytes; raised at open to what one flush of
     /// every shard needs. Default 0 (only what is needed).
     pub reserve_bytes: u64,
@@ -110,6 +113,7 @@ impl Options {
             level0_runs_max: 32,
             level_ratio: 8,
             compaction_bytes_max: 256 << 20,
+            wait_max: Duration::from_millis(500),
             reserve_bytes: 0,
         }
     }

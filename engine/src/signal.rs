@@ -72,6 +72,11 @@ impl Turn {
             .await;
         TurnGuard { turn: self }
     }
+
+    /// Whether somebody holds it.
+    pub(crate) fn is_taken(&self) -> bool {
+        self.taken.get()
+    }
 }
 
 impl Drop for TurnGuard<'_> {
@@ -91,8 +96,9 @@ mod tests {
     fn a_turn_is_held_by_one_at_a_time() {
         let turn = Turn::default();
         let first = turn.take().now_or_never().unwrap();
-        assert!(turn.take().now_or_never().is_none());
+        assert!(turn.take().now_or_never().is_none() && turn.is_taken());
         drop(first);
+        assert!(!turn.is_taken());
         assert!(turn.take().now_or_never().is_some());
     }
 

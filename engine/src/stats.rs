@@ -11,6 +11,8 @@ pub struct Counts {
     pub refused_full: u64,
     /// Updates refused because a queue or memory is full.
     pub refused_overload: u64,
+    /// Updates that waited because flushes or compactions were behind.
+    pub delayed: u64,
     /// Frames written to the log. Records divided by frames is the mean batch.
     pub wal_frames: u64,
     /// Bytes of these frames.

@@ -3,7 +3,8 @@
 //! An update is decided in [`mod@write`], gathered into a frame ([`crate::commit`]), made durable by
 //! the commit task ([`writer`]), and only then put into the memtable, where reads ([`read`]) see it. Full
 //! memtables become tables ([`flush`]), tables are merged ([`compact`]), log segments come and go
-//! ([`supply`]), and a watch on the free space decides what is still accepted ([`space`]).
+//! ([`supply`]), a watch on the free space decides what is still accepted ([`space`]), and updates wait their turn
+//! when the background is behind ([`mod@pacing`]).
 //!
 //! Invariants:
 //!
@@ -22,6 +23,7 @@ mod keys;
 mod load;
 mod memory;
 mod open;
+mod pacing;
 mod read;
 mod redistribute;
 mod scrub;
@@ -54,6 +56,7 @@ pub use damage::Damage;
 use damage::Damages;
 use memory::Memory;
 pub use open::Recovery;
+use pacing::Pacing;
 pub use read::{ScanLimits, ScanPage};
 pub use redistribute::{RedistributeError, Redistribution, redistribute};
 pub use scrub::ScrubReport;
@@ -103,6 +106,7 @@ struct Inner<E: Env> {
     compacting: Turn,
     /// The tree whose turn it was last.
     compacted_last: Cell<Option<TreeId>>,
+    pacing: Pacing,
     clock: ExpiryClock,
     damages: Damages,
     hold: Hold,
@@ -325,6 +329,11 @@ impl<E: Env> Store<E> {
         self.0.snapshot(cut, dir).await
     }
 
+    /// Whether tables are being merged at this moment. Costs nothing.
+    pub fn is_compacting(&self) -> bool {
+        self.0.compacting.is_taken()
+    }
+
     /// What the store holds and does, in plain numbers.
     pub fn stats(&self) -> Stats {
         self.0.stats()
@@ -444,12 +453,14 @@ impl<E: Env> Inner<E> {
         ] {
             signal.ring();
         }
+        self.pacing.ring();
     }
 
     async fn drop_tree(&self, tree: TreeId) -> Result<(), WriteError> {
         self.check_open()?;
         let seqno = self.memory.borrow_mut().drop_tree(tree);
         let files = self.tables.borrow_mut().drop_tree(tree);
+        self.look_ahead();
         self.cache.clear();
         self.edit(&[Change::DropTree { tree, seqno }]).await?;
         self.remove_tables(&files).await;

@@ -133,6 +133,7 @@ impl Service {
             ("store_updates", counts.updates),
             ("store_updates_refused_full", counts.refused_full),
             ("store_updates_refused_overload", counts.refused_overload),
+            ("store_updates_delayed", counts.delayed),
             ("store_gets", counts.gets),
             ("store_memtable_hits", counts.memtable_hits),
             ("store_table_reads", counts.table_reads),

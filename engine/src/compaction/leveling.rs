@@ -3,8 +3,10 @@
 //! The bottom has a fixed number, and levels above it come into use from below as it grows, so that
 //! neighbouring sizes keep their ratio at every size of the data.
 
+use super::outlook::Shape;
 use super::{Plan, Settings, Strategy, is_cut, piece};
 use crate::levels::{BOTTOM, Levels, Run};
+use crate::pacing::{ONE, mul_div};
 
 /// The most urgent compaction, if any level is due.
 pub(super) fn pick(levels: &Levels, settings: &Settings) -> Option<Plan> {
@@ -67,6 +69,39 @@ pub(super) fn debt_bytes(levels: &Levels, settings: &Settings) -> u64 {
             piece::collapse_bytes(levels.level(BOTTOM)),
             u64::saturating_add,
         )
+}
+
+/// The levels as the outlook sees them, when a flush writes `run_bytes`.
+pub(super) fn shape(levels: &Levels, settings: &Settings, run_bytes: u64) -> Shape {
+    /// What of the next level is in the way can be many times the level, but not without end.
+    const REWRITES_MAX: u64 = 100;
+    let base = base_level(levels, settings);
+    let is_leveled = settings.strategy == Strategy::Leveled;
+    let runs = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+    let mut shape = Shape::default();
+    let mut full_bytes = run_bytes.saturating_mul(runs(settings.level0_runs));
+    shape[0].full_bytes = full_bytes;
+    for level in base..BOTTOM {
+        full_bytes = if is_leveled {
+            capacity(levels, settings, level)
+        } else {
+            full_bytes.saturating_mul(runs(settings.level_runs))
+        };
+        shape[usize::from(level)].full_bytes = full_bytes;
+    }
+    for level in (base..BOTTOM).rev().chain([0]) {
+        let output = next_level(base, level);
+        let source = levels
+            .level_bytes(level)
+            .max(shape[usize::from(level)].full_bytes);
+        let rewrites = if is_one_run(settings, output) {
+            mul_div(levels.level_bytes(output), ONE, source).min(REWRITES_MAX * ONE)
+        } else {
+            0
+        };
+        shape[usize::from(level)].ahead = ONE + rewrites + shape[usize::from(output)].ahead;
+    }
+    shape
 }
 
 /// Urgency of a level that is just due.

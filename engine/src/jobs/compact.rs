@@ -4,9 +4,11 @@
 use std::iter::Empty;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use torc_env::{Disk, Job, TokenRange, TreeId};
+use torc_env::{Disk, Job, Token, TokenRange, TreeId};
 
+use super::Pace;
 use super::output::{OutputSettings, Outputs};
 use crate::compaction::Plan;
 use crate::crypt::{Keys, Sealing};
@@ -37,6 +39,12 @@ pub struct CompactJob {
     pub table_bytes: u64,
     /// How inputs are, and outputs will be, encrypted.
     pub sealing: Sealing,
+    /// The piece of the ring that is merged; the records in it are spread evenly.
+    pub range: TokenRange,
+    /// Bytes of the input, about.
+    pub bytes: u64,
+    /// How far it may go.
+    pub pace: Arc<Pace>,
 }
 
 /// What a compaction did.
@@ -61,6 +69,16 @@ impl CompactJob {
         plan.bytes / table_bytes.max(1) + 2
     }
 
+    /// Bytes of the input that lie before `token`, from the even spread of tokens.
+    fn bytes_before(&self, token: Token) -> u64 {
+        // Both cut to 64 bits, so that the product fits.
+        let width = self.range.last.0 - self.range.first.0;
+        let part = token.0.saturating_sub(self.range.first.0).min(width);
+        let shift = 64_u32.saturating_sub(width.leading_zeros());
+        let bytes = u128::from(self.bytes) * (part >> shift) / (width >> shift).max(1);
+        u64::try_from(bytes).unwrap_or(self.bytes)
+    }
+
     async fn write<D: Disk>(
         &self,
         disk: &D,
@@ -73,6 +91,7 @@ impl CompactJob {
         while let Some(entry) = merge.next().await? {
             let entry = entry.as_ref();
             merged += 1;
+            self.pace.reach(self.bytes_before(entry.token)).await;
             if self.purge.may_purge(&entry) {
                 purged += 1;
                 disk.give_way().await;

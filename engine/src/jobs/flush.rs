@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use torc_env::{Disk, Job, TreeId};
 
+use super::Pace;
 use super::output::{OutputSettings, Outputs};
 use crate::crypt::Sealing;
 use crate::error::JobError;
 use crate::memtable::Sealed;
+use crate::pacing::mul_div;
 use crate::table::{FilterBits, TableInfo};
 
 /// Writes every record of a sealed memtable, each tree into tables of its own.
@@ -26,6 +28,8 @@ pub struct FlushJob {
     pub table_bytes: u64,
     /// How they are encrypted.
     pub sealing: Sealing,
+    /// How far it may go.
+    pub pace: Arc<Pace>,
 }
 
 /// What a flush wrote.
@@ -45,10 +49,15 @@ impl FlushJob {
 
     async fn write<D: Disk>(&self, outputs: &mut Outputs<D>) -> Result<Vec<TableInfo>, JobError> {
         let trees: Vec<TreeId> = self.sealed.trees().collect();
+        let records = u64::try_from(self.sealed.as_memtable().len()).expect("a count in memory");
+        let bytes = u64::try_from(self.sealed.memory_bytes()).expect("a size in memory");
+        let mut written = 0;
         for (index, tree) in trees.iter().copied().enumerate() {
             let reserved = u64::try_from(trees.len() - index - 1).expect("a count in memory");
             for entry in self.sealed.entries(tree) {
                 outputs.add(tree, &entry, reserved).await?;
+                written += 1;
+                self.pace.reach(mul_div(bytes, written, records)).await;
             }
             outputs.end_table().await?;
         }
@@ -132,6 +141,7 @@ mod tests {
             block_bytes: 8192,
             table_bytes,
             sealing: Sealing::default(),
+            pace: Arc::default(),
         }
     }
 

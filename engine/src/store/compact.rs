@@ -2,15 +2,17 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use torc_env::{Disk, Env, Instant, JobClass, Token, TreeId, WallTime};
 
 use super::Inner;
+use super::pacing::Kind;
 use super::tables::changes_of;
 use crate::compaction::{Plan, pick, pick_dead, pick_full, pick_purge, pick_stale};
 use crate::error::{JobError, WriteError};
-use crate::jobs::{CompactJob, CompactOutput};
+use crate::jobs::{CompactJob, CompactOutput, Pace};
 use crate::purge::PurgeRule;
 
 /// How long compaction rests after a failure or for want of space.
@@ -149,6 +151,7 @@ impl<E: Env> Inner<E> {
     /// See [`super::Store::compact`].
     pub(super) async fn compact_all(&self) -> Result<(), WriteError> {
         self.check_open()?;
+        let _wanted = self.pacing.want_compaction();
         self.rekey_log().await?;
         let trees = self.tables.borrow().tree_ids();
         for tree in trees {
@@ -230,6 +233,7 @@ impl<E: Env> Inner<E> {
             counts.purged += output.purged;
             counts.compacted_bytes += output.tables.iter().map(|info| info.bytes).sum::<u64>();
         });
+        self.look_ahead();
         self.compaction.ring();
         self.remove_tables(&gone).await;
         Ok(())
@@ -245,11 +249,13 @@ impl<E: Env> Inner<E> {
                 purged: tables.map(|table| table.info.entries).sum(),
             });
         }
-        let job = self.merge_job(tree, plan);
-        self.env.background(JobClass::Compaction, job).await
+        let pace = Arc::new(Pace::default());
+        let job = self.merge_job(tree, plan, Arc::clone(&pace));
+        let running = self.env.background(JobClass::Compaction, job);
+        self.guide(Kind::Compaction, &pace, running).await
     }
 
-    fn merge_job(&self, tree: TreeId, plan: &Plan) -> CompactJob {
+    fn merge_job(&self, tree: TreeId, plan: &Plan, pace: Arc<Pace>) -> CompactJob {
         let table_bytes = self.options.table_bytes_max;
         let needed = CompactJob::file_ids_needed(plan, table_bytes);
         let mut tables = self.tables.borrow_mut();
@@ -267,6 +273,9 @@ impl<E: Env> Inner<E> {
             block_bytes: self.options.block_bytes,
             table_bytes,
             sealing: self.sealing(),
+            range: plan.range,
+            bytes: plan.bytes,
+            pace,
         }
     }
 

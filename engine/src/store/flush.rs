@@ -7,10 +7,11 @@ use std::time::Duration;
 use torc_env::{Class, Env, JobClass, mutation};
 
 use super::memory::SealedSlot;
+use super::pacing::Kind;
 use super::tables::changes_of;
 use super::{FileOf, Inner};
 use crate::error::{JobError, WriteError};
-use crate::jobs::FlushJob;
+use crate::jobs::{FlushJob, Pace};
 use crate::levels::{Edit, Levels};
 use crate::manifest::Change;
 use crate::table::{Table, TableInfo};
@@ -128,6 +129,7 @@ impl<E: Env> Inner<E> {
                 let nothing_removed = tables.apply(tree, &edit, of_tree.cloned());
                 assert!(nothing_removed.is_empty(), "a flush only adds");
             }
+            tables.note_run_bytes(&kept);
             tables.begin_generation();
             let flushed = self.memory.borrow_mut().pop_sealed();
             let flushed = flushed.expect("memtables are flushed one at a time, oldest first");
@@ -143,6 +145,8 @@ impl<E: Env> Inner<E> {
             counts.flushes += 1;
             counts.flushed_bytes += kept.iter().map(|info| info.bytes).sum::<u64>();
         });
+        let table_bytes = kept.iter().map(|info| info.bytes).sum();
+        self.note_flush(flushed.memtable.memory_bytes(), table_bytes);
         let surplus = self.supply.borrow_mut().retire(&retired, self.active_key());
         for signal in [&self.flush, &self.segments, &self.compaction] {
             signal.ring();
@@ -170,6 +174,7 @@ impl<E: Env> Inner<E> {
         }
         let table_bytes = self.options.table_bytes_max;
         let needed = FlushJob::file_ids_needed(&slot.memtable, table_bytes);
+        let pace = Arc::new(Pace::default());
         let job = FlushJob {
             sealed: slot.memtable.clone(),
             dir: self.tables_dir.clone(),
@@ -177,8 +182,10 @@ impl<E: Env> Inner<E> {
             block_bytes: self.options.block_bytes,
             table_bytes,
             sealing: self.sealing(),
+            pace: Arc::clone(&pace),
         };
-        let output = self.env.background(JobClass::Flush, job).await?;
+        let running = self.env.background(JobClass::Flush, job);
+        let output = self.guide(Kind::Flush, &pace, running).await?;
         Ok(output.tables)
     }
 
@@ -227,6 +234,7 @@ impl<E: Env> Inner<E> {
             memory.seal();
             memory.through().sequence
         };
+        self.pacing.want_flush(through);
         self.flush.ring();
         through
     }

@@ -281,8 +281,13 @@ impl Memory {
 
     /// Memory of all memtables.
     pub(super) fn memtable_bytes(&self) -> usize {
-        let sealed = self.sealed.iter().map(|slot| slot.memtable.memory_bytes());
-        self.active.memory_bytes() + sealed.sum::<usize>()
+        self.active.memory_bytes() + self.sealed_bytes()
+    }
+
+    /// Memory of those that wait for their flush.
+    pub(super) fn sealed_bytes(&self) -> usize {
+        let sealed = self.sealed.iter();
+        sealed.map(|slot| slot.memtable.memory_bytes()).sum()
     }
 
     /// Bytes of records accepted and not yet durable.

@@ -11,6 +11,7 @@ use super::compact::ExpiryClock;
 use super::damage::Damages;
 use super::load::load_tables;
 use super::memory::Memory;
+use super::pacing::Pacing;
 use super::snapshot::Hold;
 use super::supply::{Live, Retired, Supply};
 use super::tables::Tables;
@@ -153,6 +154,7 @@ pub(super) async fn open<E: Env>(
         compaction: Signal::default(),
         compacting: Turn::default(),
         compacted_last: Cell::new(None),
+        pacing: Pacing::default(),
         damages: Damages::default(),
         hold: Hold::default(),
         writing_tasks: Cell::new(0),

@@ -7,14 +7,14 @@ use std::rc::Rc;
 use torc_env::{Disk, TokenRange, TreeId};
 
 use super::Inner;
-use crate::compaction::{Settings, Strategy, debt_bytes};
+use crate::compaction::{Outlook, Settings, Strategy, debt_bytes, outlook};
 use crate::crypt::KeyId;
 use crate::levels::{Edit, Levels, TableRef};
 use crate::manifest::{Change, Listed};
 use crate::options::Options;
 use crate::purge::PurgeFloors;
 use crate::stats::Stats;
-use crate::table::{Table, table_path};
+use crate::table::{Table, TableInfo, table_path};
 
 /// One tree's tables. Immutable: a change makes a new one, readers keep the one they began with.
 pub(super) struct Tree<D: Disk> {
@@ -36,6 +36,8 @@ pub(super) struct Tables<D: Disk> {
     trees: BTreeMap<TreeId, Rc<Tree<D>>>,
     floors: BTreeMap<TreeId, PurgeFloors>,
     strategies: BTreeMap<TreeId, Strategy>,
+    /// What a flush wrote of a tree, on average, since the open.
+    run_bytes: BTreeMap<TreeId, u64>,
     /// Counts the flushes that were applied, and the drops: what was read before one of them may
     /// no longer be the newest.
     generation: u64,
@@ -48,6 +50,7 @@ impl<D: Disk> Tables<D> {
             trees: BTreeMap::new(),
             floors: BTreeMap::new(),
             strategies: BTreeMap::new(),
+            run_bytes: BTreeMap::new(),
             generation: 0,
             next_file_id,
         }
@@ -127,6 +130,7 @@ impl<D: Disk> Tables<D> {
     pub(super) fn drop_tree(&mut self, tree: TreeId) -> Vec<u64> {
         self.floors.remove(&tree);
         self.strategies.remove(&tree);
+        self.run_bytes.remove(&tree);
         self.generation += 1;
         match self.trees.remove(&tree) {
             Some(tree) => tree.open.keys().copied().collect(),
@@ -157,6 +161,27 @@ impl<D: Disk> Tables<D> {
     pub(super) fn settings(&self, options: &Options, tree: TreeId) -> Option<Settings> {
         let strategy = self.strategies.get(&tree).copied().or(options.strategy)?;
         Some(Settings::new(options, strategy))
+    }
+
+    /// Notes what a flush wrote: the tables of a tree are next to each other.
+    pub(super) fn note_run_bytes(&mut self, infos: &[TableInfo]) {
+        for infos in infos.chunk_by(|a, b| a.tree == b.tree) {
+            let bytes: u64 = infos.iter().map(|info| info.bytes).sum();
+            let average = self.run_bytes.entry(infos[0].tree).or_insert(bytes);
+            *average = (*average * 3 + bytes).div_ceil(4);
+        }
+    }
+
+    /// The merging that lies ahead of all trees.
+    pub(super) fn outlook(&self, options: &Options) -> Outlook {
+        let of_tree = |(id, tree): (&TreeId, &Rc<Tree<D>>)| {
+            let settings = self.settings(options, *id)?;
+            let run_bytes = self.run_bytes.get(id).copied().unwrap_or(0);
+            let runs_max = options.level0_runs_max;
+            Some(outlook(&tree.levels, &settings, run_bytes, runs_max))
+        };
+        let trees = self.trees.iter().filter_map(of_tree);
+        trees.fold(Outlook::default(), Outlook::and)
     }
 
     /// Runs on level 0 of the tree that has the most.

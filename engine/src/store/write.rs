@@ -66,6 +66,7 @@ impl<E: Env> Inner<E> {
         debug_assert_eq!(token, Token::of(tree, key), "the token of the key");
         self.check_open()?;
         self.check_size(key.len(), self.options.key_bytes_max)?;
+        let due = self.admitted().await?;
         let (base, base_fate) = loop {
             self.hold.released(&self.env).await;
             let newest = self.newest(tree, token, key).await?;
@@ -76,6 +77,7 @@ impl<E: Env> Inner<E> {
         // From here to the submission nothing waits, so nothing comes between.
         match decide(base.as_ref()) {
             Decision::Keep(answer) => {
+                self.charge(due, 0);
                 let ticket = Ticket {
                     store: Rc::clone(self),
                     fate: base_fate,
@@ -91,6 +93,7 @@ impl<E: Env> Inner<E> {
                     self.memory
                         .borrow_mut()
                         .submit(tree, token, key, &record, &self.options);
+                self.charge(due, key.len() + record.value.len());
                 self.count(|counts| counts.updates += 1);
                 self.work.ring();
                 let ticket = Ticket {

@@ -33,6 +33,9 @@ fn job(sources: Vec<Vec<(u64, TokenRange)>>, reach: Reach) -> CompactJob {
         block_bytes: 8192,
         table_bytes: 16 << 10,
         sealing: Sealing::default(),
+        range: TokenRange::ALL,
+        bytes: 1 << 20,
+        pace: Default::default(),
     }
 }
 

@@ -12,6 +12,7 @@ mod merge;
 mod model;
 #[cfg(mutations)]
 mod mutations;
+mod pacing;
 mod power;
 mod redistribute;
 mod snapshot;

@@ -78,3 +78,11 @@ fn newer_runs_that_sink_below_older_ones_are_found() {
         crate::compaction::runs_of_the_open_window_do_not_sink_below_those_of_one_that_has_passed,
     );
 }
+
+#[test]
+fn updates_that_never_wait_for_a_slow_background_are_found() {
+    must_find(
+        "never_wait",
+        crate::pacing::updates_slow_down_evenly_when_merges_cannot_follow,
+    );
+}

@@ -16,7 +16,8 @@ pub enum JobClass {
 }
 
 /// A piece of background work. It takes along all that it needs (file names, extents, settings, a
-/// sealed memtable behind an `Arc`) and shares no mutable state with its shard.
+/// sealed memtable behind an `Arc`) and shares no mutable state with its shard, but for the counters by which the
+/// shard paces it.
 pub trait Job: Send + 'static {
     /// What goes back to the shard. Failures are part of it.
     type Output: Send + 'static;

@@ -1,0 +1,134 @@
+//! A background that is slower than the updates: these come slower, evenly, and are not refused.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use torc_engine::{Options, Store, WriteError};
+use torc_env::{Class, Env, ShardId};
+use torc_sim::{DiskOptions, SimEnv, Simulation};
+
+use crate::support::{options, put, value};
+use crate::table_support::noise;
+
+const KEYS: u64 = 4000;
+const VALUE_BYTES: usize = 1000;
+const CLIENTS: u64 = 16;
+
+/// What came of a load in virtual time.
+#[derive(Debug, PartialEq, Eq)]
+struct Outcome {
+    /// Updates acknowledged in each second.
+    seconds: Vec<u64>,
+    refused: u64,
+    delayed: u64,
+    level0_runs_max: usize,
+}
+
+impl Outcome {
+    /// The slowest of the last seconds, in percent of their mean.
+    fn lowest_percent(&self, of_last: usize) -> u64 {
+        let last = &self.seconds[self.seconds.len() - of_last..];
+        let sum: u64 = last.iter().sum();
+        let count = u64::try_from(last.len()).unwrap();
+        last.iter().min().unwrap() * 100 * count / sum
+    }
+}
+
+/// Clients that overwrite keys one after the other for `seconds`. A background job waits for `step_us` before
+/// each of its steps.
+fn overwrite(seed: u64, step_us: u64, options: Options, seconds: u64) -> Outcome {
+    let world = torc_sim::Options {
+        background_us: step_us..=step_us + step_us / 4,
+        give_way: 1.0,
+        disk: DiskOptions {
+            write_us: 500..=1000,
+            sync_us: 1000..=2000,
+            ..DiskOptions::default()
+        },
+        ..torc_sim::Options::default()
+    };
+    let simulation = Simulation::new(seed, world);
+    let host = simulation.add_host(1);
+    let scenario = move |env: SimEnv| async move {
+        let (store, _) = Store::open(env.clone(), options).await.unwrap();
+        let begun = env.now();
+        let count = usize::try_from(seconds).unwrap();
+        let acknowledged = Rc::new(RefCell::new(vec![0; count]));
+        for client in 0..CLIENTS {
+            let (clock, store) = (env.clone(), store.clone());
+            let acknowledged = Rc::clone(&acknowledged);
+            let load = async move {
+                let mut number = client;
+                loop {
+                    let key = (number.wrapping_mul(0x9E37_79B9_7F4A_7C15) % KEYS).to_be_bytes();
+                    match put(&store, key, value(noise(number, VALUE_BYTES), 1)).await {
+                        Ok(()) => {}
+                        Err(WriteError::Overloaded { .. }) => {
+                            clock.sleep(Duration::from_millis(10)).await;
+                            continue;
+                        }
+                        Err(error) => panic!("{error}"),
+                    }
+                    let second = usize::try_from((clock.now() - begun).as_secs()).unwrap();
+                    match acknowledged.borrow_mut().get_mut(second) {
+                        Some(count) => *count += 1,
+                        None => return,
+                    }
+                    number += CLIENTS;
+                }
+            };
+            env.spawn(Class::Foreground, load);
+        }
+        let mut level0_runs_max = 0;
+        for _ in 0..seconds * 10 {
+            env.sleep(Duration::from_millis(100)).await;
+            level0_runs_max = level0_runs_max.max(store.stats().level0_runs);
+        }
+        let counts = store.stats().counts;
+        Outcome {
+            seconds: acknowledged.take(),
+            refused: counts.refused_overload,
+            delayed: counts.delayed,
+            level0_runs_max,
+        }
+    };
+    simulation
+        .run_on(host, ShardId(0), scenario)
+        .expect("nobody cuts the power")
+}
+
+fn small() -> Options {
+    Options {
+        level0_runs_max: 16,
+        ..options()
+    }
+}
+
+#[test]
+pub fn updates_slow_down_evenly_when_merges_cannot_follow() {
+    let outcome = overwrite(1, 600, small(), 40);
+    println!("{outcome:?}");
+    assert!(
+        outcome.delayed > 1000,
+        "the background keeps up: {outcome:?}"
+    );
+    assert_eq!(outcome.refused, 0, "{outcome:?}");
+    assert!(outcome.level0_runs_max < 16, "{outcome:?}");
+    assert!(outcome.lowest_percent(30) >= 70, "{outcome:?}");
+}
+
+#[test]
+fn updates_do_not_wait_when_the_background_keeps_up() {
+    let outcome = overwrite(1, 10, small(), 10);
+    println!("{outcome:?}");
+    let updates: u64 = outcome.seconds.iter().sum();
+    assert!(outcome.delayed * 100 <= updates, "{outcome:?}");
+    assert_eq!(outcome.refused, 0, "{outcome:?}");
+}
+
+#[test]
+fn pacing_is_the_same_each_time() {
+    let run = || overwrite(7, 600, small(), 5);
+    assert_eq!(run(), run());
+}
