@@ -13,11 +13,15 @@
 //! a full compaction. What the kernel caches comes on top for engines with buffered I/O: fjall, and
 //! "rocksdb (buf)". CPU is that of the whole process, background threads included.
 //!
+//! `… --bin engine -- overwrite` is another benchmark: whether the rate of overwrites holds for minutes, and
+//! what reads cost meanwhile ([`overwrite`]).
+//!
 //! The directory must lie on a disk, not in memory: syncs are what is measured. A store of ours is one
 //! thread; the others get a thread for each client.
 
 #[cfg(feature = "fjall")]
 mod fjall;
+mod overwrite;
 mod report;
 #[cfg(feature = "rocksdb")]
 mod rocksdb;
@@ -38,7 +42,10 @@ use workload::Settings;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
-    let mut arguments = std::env::args().skip(1);
+    let mut arguments = std::env::args().skip(1).peekable();
+    if arguments.next_if_eq("overwrite").is_some() {
+        return overwrite::main(arguments);
+    }
     let seconds = arguments
         .next()
         .map_or(3.0, |text| text.parse().expect("seconds"));

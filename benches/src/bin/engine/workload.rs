@@ -204,7 +204,7 @@ impl Numbers {
     }
 
     /// A key of the load.
-    fn key(&mut self, settings: &Settings, keys: Keys) -> Vec<u8> {
+    pub fn key(&mut self, settings: &Settings, keys: Keys) -> Vec<u8> {
         match keys {
             Keys::Uniform => key("user", self.below(settings.keys)),
             Keys::Hot => key("user", self.below(1000)),
@@ -213,7 +213,7 @@ impl Numbers {
     }
 
     /// A value of which half compresses.
-    fn value(&mut self, settings: &Settings) -> Vec<u8> {
+    pub fn value(&mut self, settings: &Settings) -> Vec<u8> {
         let mut value = Vec::with_capacity(settings.value_bytes + 8);
         while value.len() < settings.value_bytes / 2 {
             value.extend_from_slice(&self.next().to_le_bytes());
@@ -224,6 +224,6 @@ impl Numbers {
 }
 
 /// The key of a number: 20 bytes.
-fn key(kind: &str, number: u32) -> Vec<u8> {
+pub fn key(kind: &str, number: u32) -> Vec<u8> {
     format!("{kind}{number:016}").into_bytes()
 }
