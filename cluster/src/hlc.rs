@@ -25,9 +25,14 @@ use crate::version::STAMP_MAX;
 /// NTP holds, below what a person notices.
 pub const SKEW_MAX_DEFAULT: Duration = Duration::from_millis(500);
 
-/// How far ahead of the newest stamp the durable mark is set: a crash costs at most so much of a
-/// jump forward, and the mark is written once in half that time.
+/// How far ahead of civil time the durable mark is set: a crash costs at most so much of a jump
+/// forward, and the mark is written once in half that time.
 const HIGH_WATER_LEAD: Duration = Duration::from_secs(10);
+
+/// How far ahead of the newest stamp it is set at least. A clock that is ahead of civil time, as after a
+/// jump, only moves by a microsecond a mint: with a longer lead, crashes that follow each other would
+/// add up.
+const NEWEST_LEAD: Duration = Duration::from_millis(200);
 
 /// A stamp is further ahead of this node's clock than is allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -115,10 +120,13 @@ impl Hlc {
     /// Minting does not wait for it: dots are unique by their actor, the mark only keeps stamps
     /// monotone over a restart with a clock set back.
     pub fn high_water_due(&self, wall: WallTime) -> Option<u64> {
-        let newest = self.last.get().max(wall.0);
-        let lead = micros(HIGH_WATER_LEAD);
-        (newest.saturating_add(lead / 2) > self.high_water.get())
-            .then(|| newest.saturating_add(lead).min(STAMP_MAX))
+        let ahead_by = |civil: u64, newest: u64| {
+            let (wall, last) = (wall.0, self.last.get());
+            wall.saturating_add(civil).max(last.saturating_add(newest))
+        };
+        let (civil, newest) = (micros(HIGH_WATER_LEAD), micros(NEWEST_LEAD));
+        let is_due = ahead_by(civil / 2, newest / 2) > self.high_water.get();
+        is_due.then(|| ahead_by(civil, newest).min(STAMP_MAX))
     }
 
     /// The mark is durable.
@@ -212,10 +220,36 @@ mod tests {
         let mark = clock.high_water_due(wall).expect("nothing is written yet");
         clock.high_water_written(mark);
         assert_eq!(clock.high_water_due(wall), None);
-        let newest = clock.mint(WallTime(wall.0 + 6_000_000), 0);
-        assert!(clock.high_water_due(wall).is_some_and(|next| next > mark));
+        let later = WallTime(wall.0 + 6_000_000);
+        let newest = clock.mint(later, 0);
+        assert!(clock.high_water_due(later).is_some_and(|next| next > mark));
 
         let resumed = Hlc::resume(mark, BOUND);
         assert!(resumed.mint(WallTime(0), 0) > newest);
+    }
+
+    #[test]
+    fn crashes_that_follow_each_other_do_not_add_up() {
+        let (mut wall, mut mark) = (WallTime(1_000_000_000), 0);
+        let mut newest = 0;
+        for _ in 0..100 {
+            let clock = Hlc::resume(mark, BOUND);
+            let mut write_mark = || {
+                if let Some(due) = clock.high_water_due(wall) {
+                    clock.high_water_written(due);
+                    mark = due;
+                }
+            };
+            write_mark();
+            for _ in 0..1_000 {
+                newest = newest.max(clock.mint(wall, 0));
+                assert!(clock.last() >= newest, "stamps rise over a crash");
+            }
+            write_mark();
+            assert!(newest <= mark);
+            let ahead_max = HIGH_WATER_LEAD + NEWEST_LEAD;
+            assert!(clock.ahead(wall) <= ahead_max, "{:?}", clock.ahead(wall));
+            wall.0 += 300_000;
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
 use bytes::Bytes;
-use torc_env::{Instant, NodeId, Origin, ShardId, Token, TreeId};
+use torc_env::{Env, Instant, NodeId, Origin, ShardId, Token, TreeId};
 use torc_sim::fuzz::{Target, input, inputs};
 
 use super::world::World;
@@ -30,12 +30,17 @@ const MESSAGES_OF_A_WORLD: u64 = 200;
 
 /// A state of one value.
 fn state() -> State {
+    state_at(1_700_000_000_000_001)
+}
+
+/// The same, with this stamp.
+fn state_at(stamp: u64) -> State {
     let mut state = State::default();
     let write = Write {
         context: &Context::default(),
         dot: Dot {
             actor: Actor(7),
-            counter: 1_700_000_000_000_001,
+            counter: stamp,
         },
         minter: Minter::Replica,
         value: Some(Bytes::from_static(b"value")),
@@ -349,6 +354,33 @@ fn a_topology_whose_numbers_cannot_go_on_is_refused() {
         assert!(matches!(answer, wire::Answer::Refused { .. }), "{answer:?}");
     }
     world.keyspace("after", |_| {});
+}
+
+#[test]
+fn a_stamp_ahead_of_civil_time_keeps_nobody_from_writing_its_key() {
+    let world = World::three(SEED);
+    let view = world.node(0).0.view().unwrap();
+    let place = Place::in_tree(view.clone(), TreeId(TREE), KEY).unwrap();
+    let minute = 60_000_000;
+    let ahead = state_at(world.node(0).0.env.wall().0 + minute).encode();
+    let merge = Request {
+        id: 1,
+        remaining_ms: 500,
+        epoch: view.topology.epoch.0,
+        owners: place.owners(),
+        body: Body::Merge {
+            tree: TREE,
+            key: KEY,
+            state: &ahead,
+        },
+    };
+    let (origin, merge) = (peer(&world), merge.encode());
+    let answer = world.on(0, |node, _| node.serve(origin, merge));
+    let answer = &Response::access(&answer).unwrap().answer;
+    assert!(matches!(answer, ArchivedAnswer::Acked), "it exists already");
+    let written = world.put_with(0, "key", "next", |write| write.read_context_first = true);
+    assert!(written.is_ok(), "{written:?}");
+    assert_eq!(world.values(0, "key"), ["next"]);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! Needs root, a loop device and `mkfs.ext4` or `mkfs.xfs`; says so where they are missing.
 
 mod history;
+mod operator;
 mod volume;
 
 use std::io::Write as _;
@@ -19,6 +20,7 @@ use rand_xoshiro::rand_core::{RngCore, SeedableRng};
 
 use crate::cluster::Cluster;
 use history::{Survivors, Writer};
+use operator::Operator;
 use volume::{Cut, FileSystem, Volume};
 
 const WRITERS: u64 = 8;
@@ -47,6 +49,12 @@ fn not_available(kind: FileSystem, why: &str) {
     say(&format!(
         "power cuts of {kind} are not available here: {why}"
     ));
+}
+
+/// Whoever uses a node.
+struct Users {
+    writers: Vec<Writer>,
+    operator: Operator,
 }
 
 /// A node on a volume of its own. The node goes first.
@@ -78,27 +86,31 @@ impl Node {
     }
 
     /// Loads the node, cuts the power at some moment, and mounts the volume again.
-    fn lose_power(&mut self, writers: &mut [Writer], cut: Cut, rng: &mut Xoshiro256PlusPlus) {
+    fn lose_power(&mut self, users: &mut Users, cut: Cut, rng: &mut Xoshiro256PlusPlus) {
         let (events, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-        let address = self.client_address();
+        let (address, endpoint) = (self.client_address(), self.cluster.endpoint(0));
         let mut up_to_ms = |ms: u64| Duration::from_millis(rng.next_u64() % ms);
         let (loaded, dying) = (up_to_ms(1_500), up_to_ms(50));
-        std::thread::scope(|scope| {
-            for writer in writers {
+        let is_loaded = std::thread::scope(|scope| {
+            for writer in &mut users.writers {
                 scope.spawn(|| writer.write(address, &events, &stop));
             }
+            scope.spawn(|| users.operator.work(&endpoint, &stop));
             let begun = Instant::now();
-            while events.load(Ordering::Relaxed) < EVENTS_MIN {
-                assert!(begun.elapsed() < ANSWERS_WITHIN, "no load");
+            while events.load(Ordering::Relaxed) < EVENTS_MIN && begun.elapsed() < ANSWERS_WITHIN {
                 std::thread::sleep(Duration::from_millis(1));
             }
+            let is_loaded = events.load(Ordering::Relaxed) >= EVENTS_MIN;
             std::thread::sleep(loaded);
             self.volume.cut(cut);
             // What it acknowledges now must hold as well.
             std::thread::sleep(dying);
             self.cluster.kill(0);
             stop.store(true, Ordering::Relaxed);
+            is_loaded
         });
+        let ends: Vec<_> = users.writers.iter().map(|writer| &writer.ended).collect();
+        assert!(is_loaded, "no load; the writers ended: {ends:?}");
         self.volume.unmount().unwrap();
         self.volume.mount().unwrap();
     }
@@ -136,7 +148,10 @@ fn cut_power(kind: FileSystem, memtable_mb: u32, rounds: usize) {
     let mut node = Node::configure(volume, memtable_mb);
     node.recover();
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(u64::from(memtable_mb));
-    let mut writers: Vec<Writer> = (0..WRITERS).map(Writer::new).collect();
+    let mut users = Users {
+        writers: (0..WRITERS).map(Writer::new).collect(),
+        operator: Operator::default(),
+    };
     let mut recoveries = Vec::new();
     let (mut acked, mut lost, mut tables_max) = (0, 0, 0);
     for round in 0..rounds {
@@ -149,14 +164,13 @@ fn cut_power(kind: FileSystem, memtable_mb: u32, rounds: usize) {
             Cut::Hard
         };
         tables_max = tables_max.max(node.metric("torc_tables"));
-        node.lose_power(&mut writers, cut, &mut rng);
+        node.lose_power(&mut users, cut, &mut rng);
         node.change_policy(policy, next);
         recoveries.push(node.recover());
         let address = node.client_address();
-        let found: Vec<_> = writers
-            .iter_mut()
-            .map(|writer| writer.check(address))
-            .collect();
+        let writers = users.writers.iter_mut();
+        let found: Vec<_> = writers.map(|writer| writer.check(address)).collect();
+        users.operator.check(&node.cluster.endpoint(0));
         let what = format!("{kind}, round {round}, {policy}, {cut:?}: {found:?}");
         check(&found, is_synced, &what);
         assert_eq!(node.metric("torc_corrupt_blocks_total"), 0, "{what}");
@@ -167,10 +181,15 @@ fn cut_power(kind: FileSystem, memtable_mb: u32, rounds: usize) {
             .sum::<usize>();
     }
     recoveries.sort();
+    let Operator {
+        ordered,
+        snapshots_taken,
+        ..
+    } = users.operator;
     say(&format!(
         "{rounds} power cuts of {kind}, memtable {memtable_mb} MiB: {acked} writes acknowledged, {lost} of \
-         them lost under policies that do not sync first; up to {tables_max} tables; answering again after \
-         {:?}, at worst {:?}",
+         them lost under policies that do not sync first; {ordered} orders done, {snapshots_taken} of them \
+         snapshots; up to {tables_max} tables; answering again after {:?}, at worst {:?}",
         recoveries[recoveries.len() / 2],
         recoveries[recoveries.len() - 1]
     ));

@@ -20,6 +20,8 @@ pub struct Writer {
     /// What each key held before the writes below: the number of the write; `None` for no value.
     before: Vec<Option<u64>>,
     writes: Vec<Write>,
+    /// What ended its writing, for people.
+    pub ended: String,
 }
 
 /// A write that was sent.
@@ -56,6 +58,7 @@ impl Writer {
             next_number: 0,
             before: vec![None; KEYS],
             writes: Vec::new(),
+            ended: String::new(),
         }
     }
 
@@ -78,12 +81,12 @@ impl Writer {
                 }
             };
             let acked_at = events.fetch_add(1, Ordering::SeqCst);
-            let is_acked = done.is_ok();
             self.writes.push(Write {
-                acked_at: is_acked.then_some(acked_at),
+                acked_at: done.is_ok().then_some(acked_at),
                 ..write
             });
-            if !is_acked {
+            if let Err(error) = done {
+                self.ended = error.to_string();
                 return;
             }
         }
