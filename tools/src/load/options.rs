@@ -153,7 +153,7 @@ pub struct Options {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256), help_heading = "Pace")]
     pub threads: u32,
     /// CPUs that the threads keep to, one each, such as 1 or 2-5. A thread that has one for itself
-    /// never sleeps there
+    /// never sleeps there, unless it runs in real time
     #[arg(long, value_name = "LIST", value_parser = parse_cpus, help_heading = "Pace")]
     pub cpus: Option<CpuSet>,
     /// Run the threads before all other programs on their CPUs (SCHED_FIFO for most of each

@@ -229,9 +229,12 @@ fn work(
         rng: Xoshiro256PlusPlus::seed_from_u64(phase.seed.wrapping_add(number)),
     };
     let recorder = Recorder::touched(&phase.operations, shared.targets.names.len());
+    // A real-time thread that never sleeps keeps the kernel's own threads off its CPU too, which the
+    // servers' disks may wait for.
+    let keeps_awake = phase.place.has_a_cpu_for_each(workers) && !phase.place.realtime;
     let polls = match phase.spin {
         false => Polls::Never,
-        true if phase.place.has_a_cpu_for_each(workers) => Polls::Always,
+        true if keeps_awake => Polls::Always,
         true => Polls::LastStretch,
     };
     let realtime = match phase.place.realtime {
