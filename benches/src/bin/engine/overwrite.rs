@@ -226,9 +226,8 @@ impl Load<'_> {
             let sent = Instant::now();
             let refused = || self.series.borrow_mut().refused(self.begun.elapsed());
             put(self.env, self.store, &key, value, refused).await;
-            let mut series = self.series.borrow_mut();
-            series.written(self.begun.elapsed(), sent.elapsed());
-            drop(series);
+            let (at, taken) = (self.begun.elapsed(), sent.elapsed());
+            self.series.borrow_mut().written(at, taken);
             done += 1;
             self.env.give_way().await;
         }
