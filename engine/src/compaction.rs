@@ -25,6 +25,7 @@ mod tiering;
 use torc_env::Token;
 
 use crate::crypt::KeyId;
+use crate::le::len64;
 use crate::levels::{BOTTOM, Levels, Run, TableRef};
 use crate::options::Options;
 use crate::purge::{PurgeFloors, Reach};
@@ -87,6 +88,11 @@ impl Settings {
             flush_bytes: u64::try_from(options.memtable_bytes / 2).unwrap_or(u64::MAX),
             job_bytes_max: options.compaction_bytes_max,
         }
+    }
+
+    /// How much larger each middle level is than the one above it, where levels hold several runs.
+    fn growth_by_runs(&self) -> u64 {
+        len64(self.level_runs).max(2)
     }
 }
 

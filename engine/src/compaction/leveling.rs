@@ -5,6 +5,7 @@
 
 use super::outlook::Shape;
 use super::{Plan, Settings, Strategy, is_cut, piece};
+use crate::le::len64;
 use crate::levels::{BOTTOM, Levels, Run};
 use crate::pacing::{ONE, mul_div};
 
@@ -77,15 +78,14 @@ pub(super) fn shape(levels: &Levels, settings: &Settings, run_bytes: u64) -> Sha
     const REWRITES_MAX: u64 = 100;
     let base = base_level(levels, settings);
     let is_leveled = settings.strategy == Strategy::Leveled;
-    let runs = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
     let mut shape = Shape::default();
-    let mut full_bytes = run_bytes.saturating_mul(runs(settings.level0_runs));
+    let mut full_bytes = run_bytes.saturating_mul(len64(settings.level0_runs));
     shape[0].full_bytes = full_bytes;
     for level in base..BOTTOM {
         full_bytes = if is_leveled {
             capacity(levels, settings, level)
         } else {
-            full_bytes.saturating_mul(runs(settings.level_runs))
+            full_bytes.saturating_mul(len64(settings.level_runs))
         };
         shape[usize::from(level)].full_bytes = full_bytes;
     }
@@ -157,9 +157,7 @@ fn base_level(levels: &Levels, settings: &Settings) -> u8 {
     let growth = if settings.strategy == Strategy::Leveled {
         settings.level_ratio
     } else {
-        u64::try_from(settings.level_runs)
-            .unwrap_or(u64::MAX)
-            .max(2)
+        settings.growth_by_runs()
     };
     let mut base = BOTTOM;
     let mut bytes = levels.level_bytes(BOTTOM) / settings.level_ratio;

@@ -6,6 +6,7 @@
 //! rewritten on the way.
 
 use super::{Settings, Strategy, leveling};
+use crate::le::len64;
 use crate::levels::{BOTTOM, Levels};
 use crate::pacing::{ONE, mul_div};
 
@@ -43,8 +44,7 @@ pub(crate) fn outlook(
     let of_level = |level: u8| owes(levels.level_bytes(level), usize::from(level));
     let full = (0..shape.len()).map(|level| owes(shape[level].full_bytes, level));
     let full_bytes = full.fold(0, u64::saturating_add);
-    let more_runs = level0_runs_max.saturating_sub(settings.level0_runs);
-    let more_runs = u64::try_from(more_runs).unwrap_or(u64::MAX);
+    let more_runs = len64(level0_runs_max.saturating_sub(settings.level0_runs));
     Outlook {
         owed_bytes: (0..=BOTTOM).map(of_level).fold(0, u64::saturating_add),
         full_bytes,
@@ -82,9 +82,7 @@ pub(super) type Shape = [LevelShape; BOTTOM as usize + 1];
 fn tiers(levels: &Levels, settings: &Settings, run_bytes: u64) -> Shape {
     let mut shape = Shape::default();
     let mut ahead = 0;
-    let growth = u64::try_from(settings.level_runs)
-        .unwrap_or(u64::MAX)
-        .max(2);
+    let growth = settings.growth_by_runs();
     for level in (0..BOTTOM).rev() {
         // Without a level below there will be one.
         if !levels.level(level + 1).is_empty() || level == 0 && ahead == 0 {
@@ -92,8 +90,7 @@ fn tiers(levels: &Levels, settings: &Settings, run_bytes: u64) -> Shape {
         }
         shape[usize::from(level)].ahead = ahead;
     }
-    let runs = u64::try_from(settings.level0_runs).unwrap_or(u64::MAX);
-    let mut full_bytes = run_bytes.saturating_mul(runs);
+    let mut full_bytes = run_bytes.saturating_mul(len64(settings.level0_runs));
     for level in &mut shape {
         level.full_bytes = full_bytes;
         full_bytes = full_bytes.saturating_mul(growth);

@@ -10,6 +10,7 @@ use super::Pace;
 use super::output::{OutputSettings, Outputs};
 use crate::crypt::Sealing;
 use crate::error::JobError;
+use crate::le::len64;
 use crate::memtable::Sealed;
 use crate::pacing::mul_div;
 use crate::table::{FilterBits, TableInfo};
@@ -42,18 +43,18 @@ pub struct FlushOutput {
 impl FlushJob {
     /// Ids that a flush of `sealed` into tables of `table_bytes` takes at most.
     pub fn file_ids_needed(sealed: &Sealed, table_bytes: u64) -> u64 {
-        let trees = u64::try_from(sealed.trees().count()).expect("a count in memory");
-        let bytes = u64::try_from(sealed.memory_bytes()).expect("a size in memory");
+        let trees = len64(sealed.trees().count());
+        let bytes = len64(sealed.memory_bytes());
         trees + bytes / table_bytes.max(1)
     }
 
     async fn write<D: Disk>(&self, outputs: &mut Outputs<D>) -> Result<Vec<TableInfo>, JobError> {
         let trees: Vec<TreeId> = self.sealed.trees().collect();
-        let records = u64::try_from(self.sealed.as_memtable().len()).expect("a count in memory");
-        let bytes = u64::try_from(self.sealed.memory_bytes()).expect("a size in memory");
+        let records = len64(self.sealed.as_memtable().len());
+        let bytes = len64(self.sealed.memory_bytes());
         let mut written = 0;
         for (index, tree) in trees.iter().copied().enumerate() {
-            let reserved = u64::try_from(trees.len() - index - 1).expect("a count in memory");
+            let reserved = len64(trees.len() - index - 1);
             for entry in self.sealed.entries(tree) {
                 outputs.add(tree, &entry, reserved).await?;
                 written += 1;

@@ -26,10 +26,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use torc_engine::{Decision, Fsync, Kind, Options, Record, Stats, Store, WriteError};
+use torc_engine::{Decision, Kind, Record, Stats, Store, WriteError};
 use torc_env::{Env as _, Token, TreeId};
 use torc_runtime::{RealEnv, Runtime, RuntimeConfig};
 
+use crate::torc::open;
 use crate::workload::{Keys, Numbers, Settings, key};
 use series::Series;
 
@@ -121,16 +122,7 @@ fn read_csv(path: &Path) -> Series {
 }
 
 async fn measure(arguments: &Arguments, env: RealEnv) -> Series {
-    let settings = &arguments.settings;
-    let options = Options {
-        fsync: Fsync::Group,
-        cache_bytes: settings.cache_bytes,
-        memtable_bytes: settings.memtable_bytes * 2,
-        ..Options::new("shard-00")
-    };
-    let (store, _) = Store::open(env.clone(), options)
-        .await
-        .expect("an empty store");
+    let store = open(&arguments.settings, &env, torc_engine::Keys::default()).await;
     fill(arguments, &env, &store).await;
     store.flush().await.expect("a flush");
     store.compact().await.expect("a compaction");

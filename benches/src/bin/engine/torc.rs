@@ -42,12 +42,8 @@ pub fn run(settings: &Settings, directory: &Path, keys: Keys) -> Report {
     .expect("a runtime")
 }
 
-async fn measure(settings: &Settings, env: RealEnv, keys: Keys, report: &mut Report) {
-    let name = if keys.active().is_some() {
-        "torc encrypted"
-    } else {
-        "torc"
-    };
+/// An empty store with the memory that `settings` give it.
+pub async fn open(settings: &Settings, env: &RealEnv, keys: Keys) -> Store<RealEnv> {
     let options = Options {
         fsync: Fsync::Group,
         keys,
@@ -58,6 +54,16 @@ async fn measure(settings: &Settings, env: RealEnv, keys: Keys, report: &mut Rep
     let (store, _) = Store::open(env.clone(), options)
         .await
         .expect("an empty store");
+    store
+}
+
+async fn measure(settings: &Settings, env: RealEnv, keys: Keys, report: &mut Report) {
+    let name = if keys.active().is_some() {
+        "torc encrypted"
+    } else {
+        "torc"
+    };
+    let store = open(settings, &env, keys).await;
     for load in WRITES {
         run_load(settings, &env, (name, &store), load, report).await;
     }
