@@ -169,43 +169,65 @@ impl Queue {
     }
 
     /// Takes the time of an average update: when its turn comes, or `None` when that is further away than
-    /// `patience`. To be settled.
-    pub(crate) fn take(&self, now: Instant, patience: Duration) -> Option<(Instant, Due)> {
+    /// `patience`.
+    pub(crate) fn take(&self, now: Instant, patience: Duration) -> Option<(Instant, Due<'_>)> {
         let turn = self.taken_until.get().max(now);
         if turn - now > patience {
             return None;
         }
-        let due = Due {
-            time: self.price.get().of(self.bytes.get()),
-        };
-        self.taken_until.set(turn + due.time);
-        Some((turn, due))
+        let time = self.price.get().of(self.bytes.get());
+        self.taken_until.set(turn + time);
+        Some((turn, Due { queue: self, time }))
     }
 
-    /// Puts right what an update has taken, now that its bytes are known: 0 if it wrote nothing.
-    pub(crate) fn settle(&self, due: Due, bytes: u64) {
-        if bytes > 0 {
-            let average = self.bytes.get();
-            self.bytes.set((average * 7 + bytes).div_ceil(8));
+    /// For an update that has not taken any time, and whose size is to be known all the same.
+    pub(crate) fn untaken(&self) -> Due<'_> {
+        Due {
+            queue: self,
+            time: Duration::ZERO,
         }
-        if self.is_free() && due.time.is_zero() {
-            return;
-        }
-        let time = self.price.get().of(bytes);
+    }
+
+    /// Makes what was taken as `before` be `now`.
+    fn correct(&self, before: Duration, now: Duration) {
         let taken = self.taken_until.get();
-        self.taken_until.set(if time > due.time {
-            taken + (time - due.time)
+        self.taken_until.set(if now > before {
+            taken + (now - before)
         } else {
-            Instant(taken.0.saturating_sub(nanos(due.time - time)))
+            Instant(taken.0.saturating_sub(nanos(before - now)))
         });
     }
 }
 
-/// What an update has taken of the queue's time.
-#[derive(Clone, Copy, Debug, Default)]
+/// What an update has taken of the queue's time. An update that is given up, or fails, before it is known what
+/// it writes gives everything back.
+#[derive(Debug)]
 #[must_use = "what was taken is settled when the update's size is known"]
-pub(crate) struct Due {
+pub(crate) struct Due<'a> {
+    queue: &'a Queue,
     time: Duration,
+}
+
+impl Due<'_> {
+    /// Puts right what the update has taken, now that its bytes are known: 0 if it wrote nothing.
+    pub(crate) fn settle(mut self, bytes: u64) {
+        let queue = self.queue;
+        if bytes > 0 {
+            let average = queue.bytes.get();
+            queue.bytes.set((average * 7 + bytes).div_ceil(8));
+        }
+        let before = std::mem::take(&mut self.time);
+        if !queue.is_free() || !before.is_zero() {
+            queue.correct(before, queue.price.get().of(bytes));
+        }
+    }
+}
+
+impl Drop for Due<'_> {
+    fn drop(&mut self) {
+        // Nothing is left after a settlement.
+        self.queue.correct(self.time, Duration::ZERO);
+    }
 }
 
 fn nanos(time: Duration) -> u64 {
@@ -309,16 +331,21 @@ mod tests {
         assert!(!queue.is_free());
         let (first, due) = queue.take(start, patience).unwrap();
         assert_eq!(first, start);
-        queue.settle(due, 8000);
+        due.settle(8000);
         let (second, due) = queue.take(start, patience).unwrap();
         assert_eq!(second - start, Duration::from_millis(8));
         // What was not written is given back.
-        queue.settle(due, 0);
+        due.settle(0);
         let (third, due) = queue.take(start, patience).unwrap();
         assert_eq!(third, second);
-        queue.settle(due, 1000);
-        let turns = std::iter::from_fn(|| queue.take(start, patience));
-        let last = turns.last().unwrap().0;
+        due.settle(1000);
+        let mut dues = Vec::new();
+        let turns = std::iter::from_fn(|| {
+            let (turn, due) = queue.take(start, patience)?;
+            dues.push(due);
+            Some(turn)
+        });
+        let last = turns.last().unwrap();
         assert!(last - start <= patience);
         assert!(queue.take(start, patience).is_none());
         assert!(queue.take(start + patience, patience).is_some());

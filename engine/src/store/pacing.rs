@@ -232,11 +232,11 @@ impl<E: Env> Inner<E> {
         price(by_bytes.max(by_runs), followed)
     }
 
-    /// Waits until an update's turn has come. What it has taken is to be charged by [`Inner::charge`].
+    /// Waits until an update's turn has come. What it has taken is to be settled once its size is known.
     ///
     /// # Errors
     /// When it would wait too long.
-    pub(super) async fn admitted(&self) -> Result<Due, WriteError> {
+    pub(super) async fn admitted(&self) -> Result<Due<'_>, WriteError> {
         let patience = self.options.wait_max;
         if self.is_full() && !self.health.disk_full.get() {
             let timer = pin!(self.env.sleep(patience));
@@ -247,7 +247,7 @@ impl<E: Env> Inner<E> {
         }
         let queue = &self.pacing.queue;
         if queue.is_free() || mutation::on("never_wait") {
-            return Ok(Due::default());
+            return Ok(queue.untaken());
         }
         let now = self.env.now();
         let Some((turn, due)) = queue.take(now, patience) else {
@@ -263,14 +263,91 @@ impl<E: Env> Inner<E> {
         Ok(due)
     }
 
-    /// Puts right what an update has taken: it wrote `bytes`, 0 for none.
-    pub(super) fn charge(&self, due: Due, bytes: usize) {
-        self.pacing.queue.settle(due, len64(bytes));
-    }
-
     /// Whether values are refused until something was flushed or merged.
     fn is_full(&self) -> bool {
         self.memory.borrow().memtable_bytes() > self.options.memtable_bytes
             || self.tables.borrow().level0_runs() >= self.options.level0_runs_max
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use torc_env::{Disk, OpenMode, Token, TreeId};
+    use torc_sim::SimEnv;
+
+    use super::*;
+    use crate::options::Options;
+    use crate::record::Record;
+    use crate::store::{Decision, Store};
+
+    const TREE: TreeId = TreeId(1);
+
+    async fn put(store: &Store<SimEnv>, key: &[u8]) -> Result<(), WriteError> {
+        let record = Record {
+            kind: crate::record::Kind::Value,
+            stamp: 1,
+            expires_at_ms: 0,
+            value: Bytes::from_static(&[7; 1000]),
+        };
+        let decide = |_: Option<&Record>| Decision::Write(record, ());
+        let (_, ticket) = store
+            .update(TREE, Token::of(TREE, key), key, decide)
+            .await?;
+        ticket.wait().await
+    }
+
+    /// When the next update's turn would come.
+    fn next_turn(store: &Store<SimEnv>, now: Instant) -> Instant {
+        let taken = store.0.pacing.queue.take(now, Duration::from_secs(60));
+        taken.expect("nobody waits as long").0
+    }
+
+    /// A store in which updates cost time, with a record of each of two keys in a table.
+    async fn busy(env: &SimEnv) -> Store<SimEnv> {
+        let options = Options {
+            cache_bytes: 0,
+            ..Options::new("shard-00")
+        };
+        let (store, _) = Store::open(env.clone(), options).await.unwrap();
+        put(&store, b"one").await.unwrap();
+        put(&store, b"two").await.unwrap();
+        store.flush().await.unwrap();
+        env.sleep(Duration::from_secs(1)).await;
+        // A byte a microsecond: a millisecond an update, about.
+        store.0.pacing.queue.set_price(price(ONE, Some(1_000_000)));
+        store
+    }
+
+    #[test]
+    fn an_update_that_is_given_up_gives_its_time_back() {
+        torc_sim::run(1, |env| async move {
+            let store = busy(&env).await;
+            store.hold(Duration::from_secs(1)).await.unwrap();
+            {
+                let update = pin!(put(&store, b"one"));
+                let timer = pin!(env.sleep(Duration::from_micros(10)));
+                assert!(matches!(select(update, timer).await, Either::Right(_)));
+                assert!(next_turn(&store, env.now()) > env.now(), "it has its turn");
+            }
+            assert_eq!(next_turn(&store, env.now()), env.now());
+        });
+    }
+
+    #[test]
+    fn an_update_that_cannot_read_gives_its_time_back() {
+        torc_sim::run(1, |env| async move {
+            let store = busy(&env).await;
+            let dir = &store.0.tables_dir;
+            let entries = env.disk().list(dir).await.unwrap();
+            let path = dir.join(&entries[0].name);
+            let file = env.disk().open(&path, OpenMode::WriteDurable).await;
+            let rubbish = torc_env::AlignedBuf::zeroed(torc_env::SECTOR_BYTES);
+            let (written, _) = torc_env::File::write_at(&file.unwrap(), 0, rubbish).await;
+            written.unwrap();
+            let error = put(&store, b"one").await.unwrap_err();
+            assert!(matches!(error, WriteError::Read(_)), "{error}");
+            assert_eq!(next_turn(&store, env.now()), env.now());
+        });
     }
 }

@@ -9,6 +9,7 @@ use super::memory::Newest;
 use crate::cache::Lookup;
 use crate::commit::Fate;
 use crate::error::WriteError;
+use crate::le::len64;
 use crate::record::{Kind, Record};
 
 /// What an update decided.
@@ -77,7 +78,7 @@ impl<E: Env> Inner<E> {
         // From here to the submission nothing waits, so nothing comes between.
         match decide(base.as_ref()) {
             Decision::Keep(answer) => {
-                self.charge(due, 0);
+                due.settle(0);
                 let ticket = Ticket {
                     store: Rc::clone(self),
                     fate: base_fate,
@@ -93,7 +94,7 @@ impl<E: Env> Inner<E> {
                     self.memory
                         .borrow_mut()
                         .submit(tree, token, key, &record, &self.options);
-                self.charge(due, key.len() + record.value.len());
+                due.settle(len64(key.len() + record.value.len()));
                 self.count(|counts| counts.updates += 1);
                 self.work.ring();
                 let ticket = Ticket {
