@@ -129,20 +129,29 @@ impl Host {
         })
     }
 
-    /// Short name of the parts of the host on which a plan rests: processors, devices, queues. It
-    /// survives a change of settings, interrupt numbers and counters.
+    /// Short name of the parts of the host on which a plan rests: processors, and the devices that
+    /// interrupt them, with their queues. It survives a change of settings, interrupt numbers and
+    /// counters, and what software makes and removes at any time: loop devices, containers' cards.
     pub fn fingerprint(&self) -> String {
         let mut text = format!("{} {:?}", self.cpus.present, self.cpus.allowed);
         for cpu in &self.cpus.list {
             text.push_str(&format!("|{} {:?} {:?}", cpu.id, cpu.node, cpu.siblings));
         }
-        for block in &self.blocks {
+        let blocks = self.blocks.iter().filter(|block| {
+            let mut queues = block.queues.iter();
+            queues.any(|queue| queue.interrupt.is_some())
+        });
+        for block in blocks {
             text.push_str(&format!("|{}", block.name));
             for queue in &block.queues {
                 text.push_str(&format!(" {:?}", queue.cpus));
             }
         }
-        for nic in &self.nics {
+        let nics = self.nics.iter().filter(|nic| {
+            let mut queues = nic.receive.iter().chain(&nic.transmit);
+            queues.any(|queue| queue.interrupt.is_some())
+        });
+        for nic in nics {
             text.push_str(&format!(
                 "|{} {} {}",
                 nic.name,

@@ -449,7 +449,8 @@ fn vectors_are_spread_as_the_kernel_spreads_them() {
     assert_eq!(spread(2, 16)[..5], ["0", "1", "2", "3", "8"]);
 }
 
-fn disk(tree: &mut Tree, name: &str, node: u32, scheduler: &str) {
+/// A disk without hardware queues.
+pub fn disk(tree: &mut Tree, name: &str, node: u32, scheduler: &str) {
     let queue = format!("/sys/block/{name}/queue");
     tree.file(format!("{queue}/rotational"), "0\n")
         .file(format!("{queue}/scheduler"), format!("{scheduler}\n"))

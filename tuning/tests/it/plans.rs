@@ -10,7 +10,7 @@ use torc_tuning::kernel::Tree;
 use torc_tuning::plan::{Plan, Profile};
 use torc_tuning::render;
 
-use crate::machines::{build, shape, shapes};
+use crate::machines::{build, disk, shape, shapes};
 
 fn read(tree: &Tree) -> Host {
     Host::read(tree, "model").unwrap()
@@ -279,6 +279,33 @@ fn a_capture_gives_the_same_plan_as_its_host() {
             Plan::of(&captured, Profile::Latency)
         );
     }
+}
+
+/// A plan that containers or loop mounts could spoil would be refused, or not followed by a server
+/// that starts, at random.
+#[test]
+fn a_plan_fits_its_host_whatever_devices_software_makes_and_no_host_of_another_disk() {
+    for shape in shapes() {
+        let mut tree = build(&shape);
+        let planned_for = read(&tree).fingerprint();
+        disk(&mut tree, "loop0", 0, "[none]");
+        tree.file("/sys/block/loop0/size", "8192\n")
+            .file("/sys/block/loop0/mq/0/cpu_list", "0\n");
+        for queue in ["rx-0", "rx-1", "tx-0", "tx-1"] {
+            tree.file(
+                format!("/sys/class/net/veth1/queues/{queue}/rps_cpus"),
+                "0\n",
+            );
+        }
+        let host = read(&tree);
+        assert!(host.blocks.iter().any(|block| block.name == "loop0"));
+        assert!(host.nics.iter().any(|nic| nic.name == "veth1"));
+        assert_eq!(host.fingerprint(), planned_for, "{}", shape.name);
+    }
+    let mut other = shape("nvme-few-queues");
+    let planned_for = read(&build(&other)).fingerprint();
+    other.nvme.pop();
+    assert_ne!(read(&build(&other)).fingerprint(), planned_for);
 }
 
 #[test]
