@@ -131,9 +131,10 @@ fn apply_failure<E: Env>(core: &Core<E>, error: &ApplyError) -> Failure {
 /// What a failed read of the store means for a request.
 pub(crate) fn read_failure(error: &ReadError) -> Failure {
     let code = match error {
-        ReadError::Corrupt { .. } | ReadError::Io { .. } | ReadError::Key { .. } => {
-            FailureCode::Unreadable
-        }
+        ReadError::Corrupt { .. }
+        | ReadError::CorruptValue { .. }
+        | ReadError::Io { .. }
+        | ReadError::Key { .. } => FailureCode::Unreadable,
         ReadError::Closed => FailureCode::NotReady,
     };
     Failure::refused(code, error)

@@ -21,6 +21,7 @@ mod outlook;
 mod piece;
 mod plan;
 mod tiering;
+mod worn;
 
 use torc_env::Token;
 
@@ -29,9 +30,11 @@ use crate::le::len64;
 use crate::levels::{BOTTOM, Levels, Run, TableRef};
 use crate::options::Options;
 use crate::purge::{PurgeFloors, Reach};
+use crate::table::TableInfo;
 
 pub(crate) use outlook::{Outlook, outlook};
 pub use plan::{InputRun, Plan};
+pub use worn::{Emptied, Worn, emptied, pick_worn};
 
 /// How the tables of a tree are kept in shape.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -193,11 +196,15 @@ pub fn pick_purge(
     (plan.reach == Reach::Bottom).then_some(plan)
 }
 
-/// A compaction that writes a table again, as it is and where it is, because it is not encrypted with
-/// `key`. None when all are.
+/// A compaction that writes a table again, as it is and where it is, because it, or a blob to which it refers, is not
+/// encrypted with `key`. None when all are.
 pub fn pick_stale(levels: &Levels, key: Option<KeyId>) -> Option<Plan> {
     levels.runs().iter().find_map(|run| {
-        let table = run.tables.iter().find(|table| table.info.key != key)?;
+        let is_stale = |info: &TableInfo| {
+            let mut blobs = info.blobs.iter();
+            info.key != key || blobs.any(|blob| blob.file.key() != key)
+        };
+        let table = run.tables.iter().find(|table| is_stale(&table.info))?;
         Some(Plan::of_table(levels, run, table))
     })
 }

@@ -210,6 +210,11 @@ impl Sealing {
     pub(crate) fn table_key(&self, file_id: u64) -> Option<DataKey> {
         self.keys.begin(|| self.salt, FileUse::Table(file_id))
     }
+
+    /// The data key of a new blob, whose id no other file of this job has.
+    pub(crate) fn blob_key(&self, file_id: u64) -> Option<DataKey> {
+        self.keys.begin(|| self.salt, FileUse::Blob(file_id))
+    }
 }
 
 /// What a data key is for. Keys of two uses differ even when salts are the same.
@@ -217,6 +222,8 @@ impl Sealing {
 pub(crate) enum FileUse {
     /// A table, by file id.
     Table(u64),
+    /// A blob, by file id.
+    Blob(u64),
     /// A log segment, by its identity, which a recycled file does not keep.
     Segment(u64),
     /// A log of the manifest, by its id.
@@ -227,6 +234,7 @@ impl FileUse {
     fn info(self) -> (&'static [u8], [u8; 8]) {
         let (label, id): (&[u8], u64) = match self {
             FileUse::Table(id) => (b"torc table", id),
+            FileUse::Blob(id) => (b"torc blob", id),
             FileUse::Segment(id) => (b"torc wal", id),
             FileUse::Manifest(id) => (b"torc manifest", id),
         };

@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use torc_env::Token;
+
 use crate::crypt::MissingKey;
 
 /// Why a read has no answer. Never to be taken for "absent".
@@ -18,6 +20,20 @@ pub enum ReadError {
         offset: u64,
         /// What was expected and what was found.
         detail: String,
+    },
+    /// A record's value, which stands in a blob, is not what was written there.
+    #[error("{}: corrupt value at offset {offset}, of table {table:016x}: {detail}", path.display())]
+    CorruptValue {
+        /// The blob, relative to the data directory.
+        path: PathBuf,
+        /// Where in it, in bytes.
+        offset: u64,
+        /// What was expected and what was found.
+        detail: String,
+        /// The table that refers to it.
+        table: u64,
+        /// The record's token.
+        token: Token,
     },
     /// The device refused.
     #[error("{}: cannot read at offset {offset}", path.display())]
@@ -40,6 +56,26 @@ pub enum ReadError {
     /// The store was closed.
     #[error("the store is closed")]
     Closed,
+}
+
+impl ReadError {
+    /// This error, met with the value of a record with this token that `table` has.
+    pub(crate) fn of_value(self, table: u64, token: Token) -> ReadError {
+        match self {
+            ReadError::Corrupt {
+                path,
+                offset,
+                detail,
+            } => ReadError::CorruptValue {
+                path,
+                offset,
+                detail,
+                table,
+                token,
+            },
+            other => other,
+        }
+    }
 }
 
 /// Why a background job (flush, compaction) gave up. Its inputs are untouched.
@@ -163,6 +199,12 @@ impl From<ReadError> for OpenError {
                 path,
                 offset,
                 detail,
+            }
+            | ReadError::CorruptValue {
+                path,
+                offset,
+                detail,
+                ..
             } => OpenError::Corrupt {
                 path,
                 offset,

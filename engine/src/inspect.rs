@@ -1,4 +1,4 @@
-//! Prints the files of a store in words, and verifies them: tables, log segments, manifest.
+//! Prints the files of a store in words, and verifies them: tables, blobs, log segments, manifest.
 //!
 //! Not on a request's path: for whoever looks at a data directory, also that of a node that is down.
 //! Reads only. A damaged part is a line that begins with `DAMAGED`, and whatever can be read is printed
@@ -12,19 +12,21 @@ use std::path::{Path, PathBuf};
 
 use torc_env::{AlignedBuf, Disk, File, OpenMode, SECTOR_BYTES, Token, TokenRange};
 
+use crate::blob::{BlobFooter, BlobRef, blob_id, blob_path};
 use crate::crypt::{FileUse, Keys, Opener, Unopened, key_of};
 use crate::error::ReadError;
 use crate::frame::{Format, Header};
+use crate::le::len64;
 use crate::manifest::{self, Change};
-use crate::record::{Entry, ScanFrom};
-use crate::table::{ReadAhead, Table, checksums_of, table_id};
+use crate::record::ScanFrom;
+use crate::table::{ReadAhead, Stored, Table, blob_checksums_of, checksums_of, table_id};
 use crate::wal::{self, FLAG_CLOSED, FLAG_UNSYNCED, SegmentId};
 
 /// Why a file cannot be looked at.
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {
-    /// Its name is not that of a table, log segment or manifest file.
-    #[error("{}: neither a table, a log segment nor a part of a manifest, by its name", .0.display())]
+    /// Its name is not that of a table, blob, log segment or manifest file.
+    #[error("{}: neither a table, a blob, a log segment nor a part of a manifest, by its name", .0.display())]
     Unknown(PathBuf),
     /// The device refused.
     #[error("{}: cannot read", path.display())]
@@ -70,6 +72,10 @@ pub async fn inspect<D: Disk>(
     if let Some(file_id) = table_id(name) {
         let dir = path.parent().unwrap_or(Path::new(""));
         return table(disk, dir, file_id, view, print).await;
+    }
+    if let Some(file_id) = blob_id(name) {
+        let dir = path.parent().unwrap_or(Path::new(""));
+        return blob(disk, dir, file_id, view, print).await;
     }
     if let Some(id) = SegmentId::from_name(name) {
         let bytes = content(disk, path).await?;
@@ -149,6 +155,12 @@ async fn table<D: Disk>(
         info.first_key.escape_ascii(),
         info.last_key.escape_ascii(),
     ));
+    for used in &info.blobs {
+        print(format!(
+            "{} values in blob {:016x}: {} of {} bytes",
+            used.values, used.file.file_id, used.bytes, used.file.value_bytes
+        ));
+    }
     let (records, damaged) = blocks(&table, view.with_records, print).await?;
     print(format!(
         "{records} records verified, {damaged} damaged blocks"
@@ -158,6 +170,63 @@ async fn table<D: Disk>(
         return Ok(1);
     }
     Ok(damaged)
+}
+
+async fn blob<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    file_id: u64,
+    view: &View,
+    print: &mut dyn FnMut(String),
+) -> Result<u64, InspectError> {
+    let path = blob_path(dir, file_id);
+    let failed = |source| InspectError::Io {
+        path: path.clone(),
+        source,
+    };
+    let file = disk.open(&path, OpenMode::Read).await.map_err(failed)?;
+    let len = file.len().await.map_err(failed)?;
+    let sector = len64(SECTOR_BYTES);
+    if len == 0 || !len.is_multiple_of(sector) {
+        print(format!("DAMAGED: {len} bytes are no blob"));
+        return Ok(1);
+    }
+    let footer_at = len - sector;
+    let (result, footer) = file
+        .read_at(footer_at, AlignedBuf::zeroed(SECTOR_BYTES))
+        .await;
+    result.map_err(failed)?;
+    match BlobFooter::decode(&footer, file_id, len, &view.keys) {
+        Ok(footer) => {
+            let (tree, file) = (footer.tree.0, footer.file);
+            let bytes = file.bytes;
+            print(format!("blob {file_id:016x} of tree {tree}, {bytes} bytes"));
+            if let Some(key) = file.key() {
+                print(format!("encrypted with master key {key}"));
+            }
+            print(format!(
+                "{} values of {} bytes",
+                footer.values, footer.raw_bytes
+            ));
+        }
+        Err(unreadable) => {
+            print(format!("DAMAGED: at offset {footer_at}: {unreadable}"));
+            return Ok(1);
+        }
+    }
+    match blob_checksums_of(disk, dir, file_id).await {
+        Ok(values) => {
+            print(format!(
+                "{values} values have the checksums that they should"
+            ));
+            Ok(0)
+        }
+        Err(ReadError::Io { path, source, .. }) => Err(InspectError::Io { path, source }),
+        Err(error) => {
+            print(format!("DAMAGED: {error}"));
+            Ok(1)
+        }
+    }
 }
 
 /// Verifies the checksums of a sealed table without its key.
@@ -194,10 +263,10 @@ async fn blocks<D: Disk>(
     loop {
         match iter.next().await {
             Ok(None) => break,
-            Ok(Some(entry)) => {
+            Ok(Some(stored)) => {
                 records += 1;
                 if with_records {
-                    print(entry_line(&entry));
+                    print(entry_line(&stored));
                 }
             }
             Err(ReadError::Io { path, source, .. }) => {
@@ -213,16 +282,24 @@ async fn blocks<D: Disk>(
     Ok((records, damaged))
 }
 
-fn entry_line(entry: &Entry) -> String {
+fn entry_line(stored: &Stored) -> String {
+    let entry = &stored.entry;
+    let place = stored.separate.map(|separate| {
+        let BlobRef {
+            file_id, offset, ..
+        } = separate.reference;
+        format!(" in blob {file_id:016x} at {offset}")
+    });
     format!(
-        "  {:032x} \"{}\" {:?}, seqno {}, stamp {}, expires {}, {} bytes",
+        "  {:032x} \"{}\" {:?}, seqno {}, stamp {}, expires {}, {} bytes{}",
         entry.token.0,
         entry.key.escape_ascii(),
         entry.record.kind,
         entry.seqno,
         entry.record.stamp,
         entry.record.expires_at_ms,
-        entry.record.value.len(),
+        stored.value_len(),
+        place.unwrap_or_default(),
     )
 }
 

@@ -3,7 +3,7 @@
 //! Scans merge memtables (already in memory) with tables (which wait for the device); compactions
 //! merge tables alone. Of several records of one key the one with the highest sequence number
 //! comes out, whole, and the others are passed over. The merge knows nothing of deletion: tombstones
-//! come out like values.
+//! come out like values, and so do references to values that stand elsewhere.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -14,7 +14,7 @@ use torc_env::{Disk, TokenRange};
 
 use crate::error::ReadError;
 use crate::record::{Entry, ScanFrom};
-use crate::table::{ReadAhead, Table, TableIter};
+use crate::table::{ReadAhead, Stored, Table, TableIter};
 
 /// A sorted source of records, ascending by (token, key), one record a key.
 pub enum Source<D: Disk, M> {
@@ -25,9 +25,9 @@ pub enum Source<D: Disk, M> {
 }
 
 impl<D: Disk, M: Iterator<Item = Entry>> Source<D, M> {
-    async fn next(&mut self) -> Result<Option<Entry>, ReadError> {
+    async fn next(&mut self) -> Result<Option<Stored>, ReadError> {
         match self {
-            Source::Memory(entries) => Ok(entries.next()),
+            Source::Memory(entries) => Ok(entries.next().map(Stored::whole)),
             Source::Run(run) => run.next().await,
         }
     }
@@ -59,11 +59,11 @@ impl<D: Disk> RunIter<D> {
     }
 
     /// The next record, or `None` behind the last.
-    pub async fn next(&mut self) -> Result<Option<Entry>, ReadError> {
+    pub async fn next(&mut self) -> Result<Option<Stored>, ReadError> {
         loop {
             if let Some(current) = &mut self.current {
-                if let Some(entry) = current.next().await? {
-                    return Ok(Some(entry));
+                if let Some(stored) = current.next().await? {
+                    return Ok(Some(stored));
                 }
                 self.current = None;
             }
@@ -89,23 +89,23 @@ pub struct Merge<D: Disk, M> {
 
 /// The next record of a source. The greatest head is the one to come out first.
 struct Head {
-    entry: Entry,
+    stored: Stored,
     source: usize,
 }
 
 impl Head {
-    fn is_same_key(&self, entry: &Entry) -> bool {
-        self.entry.token == entry.token && self.entry.key == entry.key
+    fn is_same_key(&self, other: &Stored) -> bool {
+        let (entry, other) = (&self.stored.entry, &other.entry);
+        entry.token == other.token && entry.key == other.key
     }
 }
 
 impl Ord for Head {
     fn cmp(&self, other: &Self) -> Ordering {
-        let place = |head: &Head| head.entry.token;
-        place(other)
-            .cmp(&place(self))
-            .then_with(|| other.entry.key.cmp(&self.entry.key))
-            .then_with(|| self.entry.seqno.cmp(&other.entry.seqno))
+        let (a, b) = (&self.stored.entry, &other.stored.entry);
+        (b.token.cmp(&a.token))
+            .then_with(|| b.key.cmp(&a.key))
+            .then_with(|| a.seqno.cmp(&b.seqno))
             .then_with(|| other.source.cmp(&self.source))
     }
 }
@@ -138,12 +138,12 @@ impl<D: Disk, M: Iterator<Item = Entry>> Merge<D, M> {
 
     /// The newest record of the next key, or `None` when every source has ended. After an error
     /// the merge must not be used again.
-    pub async fn next(&mut self) -> Result<Option<Entry>, ReadError> {
+    pub async fn next(&mut self) -> Result<Option<Stored>, ReadError> {
         if !self.is_begun {
             self.is_begun = true;
             for source in 0..self.sources.len() {
-                if let Some(entry) = self.sources[source].next().await? {
-                    self.heads.push(Head { entry, source });
+                if let Some(stored) = self.sources[source].next().await? {
+                    self.heads.push(Head { stored, source });
                 }
             }
         }
@@ -167,7 +167,7 @@ impl<D: Disk, M: Iterator<Item = Entry>> Merge<D, M> {
     }
 
     /// Takes the first head out and puts its source's next record in.
-    async fn pop(&mut self) -> Result<Option<Entry>, ReadError> {
+    async fn pop(&mut self) -> Result<Option<Stored>, ReadError> {
         let Some(source) = self.heads.peek().map(|head| head.source) else {
             return Ok(None);
         };
@@ -176,8 +176,8 @@ impl<D: Disk, M: Iterator<Item = Entry>> Merge<D, M> {
             return Ok(None);
         };
         Ok(Some(match next {
-            Some(entry) => std::mem::replace(&mut first.entry, entry),
-            None => PeekMut::pop(first).entry,
+            Some(stored) => std::mem::replace(&mut first.stored, stored),
+            None => PeekMut::pop(first).stored,
         }))
     }
 }

@@ -66,6 +66,13 @@ pub struct Options {
     pub block_bytes: usize,
     /// Largest table. Default 64 MiB.
     pub table_bytes_max: u64,
+    /// Values of at least so many bytes go to blobs when they are flushed or merged; `None`: none does. Default
+    /// 8 KiB: two pages, from where on the second read that a separated value costs is no more than what
+    /// the value alone takes, and merging it again and again costs more than that.
+    pub separate_from: Option<usize>,
+    /// A blob is emptied when so many percent of what its values take are dead, 1 to 100. Default 50: at worst each
+    /// value is written once more for each that was overwritten.
+    pub blob_dead_percent: u8,
     /// How a tree is compacted whose strategy nobody has set; `None` leaves it alone until somebody
     /// has. Default hybrid.
     pub strategy: Option<Strategy>,
@@ -108,6 +115,8 @@ impl Options {
             value_bytes_max: 16 << 20,
             block_bytes: 8 << 10,
             table_bytes_max: 64 << 20,
+            separate_from: Some(8 << 10),
+            blob_dead_percent: 50,
             strategy: Some(Strategy::Hybrid),
             level0_runs: 4,
             level0_runs_max: 32,

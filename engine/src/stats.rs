@@ -27,22 +27,26 @@ pub struct Counts {
     pub memtable_hits: u64,
     /// Tables asked by point reads, each about one device read.
     pub table_reads: u64,
+    /// Values read from blobs, each one device read.
+    pub blob_reads: u64,
     /// Records returned by scans.
     pub scanned: u64,
     /// Parts of tables found damaged: blocks, and tables that cannot be opened. Each counts once.
     pub corrupt_blocks: u64,
-    /// Bytes of tables that scrubs have read through.
+    /// Bytes of tables and blobs that scrubs have read through.
     pub scrubbed_bytes: u64,
     /// Memtables turned into tables.
     pub flushes: u64,
-    /// Bytes of tables written by flushes.
+    /// Bytes of tables and blobs written by flushes.
     pub flushed_bytes: u64,
     /// Flushes that failed and are tried again.
     pub failed_flushes: u64,
     /// Compactions applied.
     pub compactions: u64,
-    /// Bytes of tables written by compactions.
+    /// Bytes of tables and blobs written by compactions.
     pub compacted_bytes: u64,
+    /// Bytes of blobs among what flushes and compactions wrote.
+    pub blob_bytes_written: u64,
     /// Tables that went as a whole because nothing in them was needed any more.
     pub dropped_tables: u64,
     /// Compactions that failed.
@@ -74,11 +78,17 @@ pub struct Stats {
     pub trees: usize,
     /// Open tables.
     pub tables: usize,
-    /// Memory of fences, filters and bounds of open tables.
+    /// Memory of fences, filters and bounds of open tables, and of open blobs.
     pub table_memory_bytes: usize,
     /// Size of all tables.
     pub table_bytes: u64,
-    /// What there would be without older versions of keys, at least: of each tree its largest run, or
+    /// Open blobs.
+    pub blobs: usize,
+    /// Size of all blobs.
+    pub blob_bytes: u64,
+    /// What values take of them to which no table refers any more.
+    pub blob_dead_bytes: u64,
+    /// What there would be without older versions of keys, at least: of each tree its largest run with its values, or
     /// all runs where each key is written once (FIFO, time window).
     pub base_bytes: u64,
     /// What of it still counts: the rest belongs to parts that a compaction has taken out.
@@ -104,7 +114,7 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Bytes of tables written for each byte that came out of memory, since the open. The log writes
+    /// Bytes of tables and blobs written for each byte that came out of memory, since the open. The log writes
     /// one more. 0 before the first flush.
     pub fn write_amplification(&self) -> f64 {
         let written = self.counts.flushed_bytes + self.counts.compacted_bytes;
@@ -117,10 +127,10 @@ impl Stats {
         ratio(self.counts.table_reads, self.cache.misses)
     }
 
-    /// Size of the table files over [`Stats::base_bytes`]: an upper bound, which counts each record
+    /// Size of tables and blobs over [`Stats::base_bytes`]: an upper bound, which counts each record
     /// outside the largest run as if it replaced one inside. 0 without tables.
     pub fn space_amplification(&self) -> f64 {
-        ratio(self.table_bytes, self.base_bytes)
+        ratio(self.table_bytes + self.blob_bytes, self.base_bytes)
     }
 }
 

@@ -463,7 +463,7 @@ impl<E: Env> Inner<E> {
         self.look_ahead();
         self.cache.clear();
         self.edit(&[Change::DropTree { tree, seqno }]).await?;
-        self.remove_tables(&files).await;
+        self.remove_files(&files).await;
         Ok(())
     }
 

@@ -12,12 +12,13 @@
 
 mod block;
 mod block_builder;
+pub(crate) mod body;
 mod checksums;
-mod chunk;
+pub(crate) mod chunk;
 mod elias_fano;
 mod fence;
 mod filter;
-mod format;
+pub(crate) mod format;
 #[cfg(test)]
 mod format_tests;
 #[cfg(test)]
@@ -31,12 +32,15 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use torc_env::{Token, TreeId};
 
+use crate::blob::{BlobRef, BlobUse};
 use crate::crypt::KeyId;
+use crate::record::Entry;
 
-pub(crate) use checksums::checksums_of;
+pub(crate) use checksums::{blob_checksums_of, checksums_of};
 pub use filter::FilterBits;
 pub use iter::{ReadAhead, TableIter};
 pub use reader::{Found, Table};
+pub(crate) use reader::{corrupt, read};
 pub use writer::{TableOptions, TableWriter};
 
 /// What is known of a finished table: its footer, and its bounds.
@@ -60,7 +64,8 @@ pub struct TableInfo {
     pub expiring: u64,
     /// Sum of the keys' lengths.
     pub key_bytes: u64,
-    /// Sum of the values' lengths, before compression.
+    /// Sum of the lengths of what stands for values in the table, before compression: the values, or
+    /// references to them.
     pub value_bytes: u64,
     /// Lowest and highest sequence number.
     pub seqnos: Bounds,
@@ -78,6 +83,54 @@ pub struct TableInfo {
     pub first_key: Bytes,
     /// Key of the last record.
     pub last_key: Bytes,
+    /// The blobs that it refers to, ascending by id.
+    pub blobs: Vec<BlobUse>,
+}
+
+impl TableInfo {
+    /// What it has of a blob.
+    pub(crate) fn blob(&self, file_id: u64) -> Option<&BlobUse> {
+        let at = self
+            .blobs
+            .binary_search_by_key(&file_id, |blob| blob.file.file_id);
+        self.blobs.get(at.ok()?)
+    }
+}
+
+/// A record as a table has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The record; without its value when that stands in a blob.
+    pub entry: Entry,
+    /// Where the value is, and in which table that is said; `None` when the record has it.
+    pub separate: Option<Separate>,
+}
+
+/// A value that stands in a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Separate {
+    /// The table that refers to it.
+    pub table: u64,
+    /// Where it is.
+    pub reference: BlobRef,
+}
+
+impl Stored {
+    /// A record that has its value.
+    pub fn whole(entry: Entry) -> Stored {
+        Stored {
+            entry,
+            separate: None,
+        }
+    }
+
+    /// Bytes of the value, wherever it is.
+    pub(crate) fn value_len(&self) -> usize {
+        match &self.separate {
+            Some(separate) => usize::try_from(separate.reference.raw_len).unwrap_or(usize::MAX),
+            None => self.entry.record.value.len(),
+        }
+    }
 }
 
 /// A closed interval of numbers.

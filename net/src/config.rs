@@ -29,6 +29,8 @@ pub struct ServerConfig {
     pub key_source: KeySource,
     /// `[memory]`
     pub memory: MemoryConfig,
+    /// How data lies on the disk.
+    pub storage: StorageConfig,
     /// `[disk]`: what the disk was measured to do.
     pub disk_rates: Option<DiskRates>,
     /// Client connections of one shard.
@@ -102,6 +104,13 @@ pub struct MemoryConfig {
     pub cache_bytes: usize,
 }
 
+/// `[storage]`
+#[derive(Clone, Copy, Debug)]
+pub struct StorageConfig {
+    /// Values of at least so many bytes go to blobs; `None`: none does.
+    pub separate_from: Option<usize>,
+}
+
 impl ServerConfig {
     /// A node on its own: one unpinned shard, ports that the system chooses on loopback.
     pub fn standalone(data_dir: impl Into<PathBuf>) -> Self {
@@ -140,6 +149,9 @@ impl ServerConfig {
             memory: MemoryConfig {
                 memtable_bytes: 64 << 20,
                 cache_bytes: 64 << 20,
+            },
+            storage: StorageConfig {
+                separate_from: Some(8 << 10),
             },
             disk_rates: None,
             connections_max: CONNECTIONS_MAX_DEFAULT,

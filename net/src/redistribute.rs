@@ -35,6 +35,7 @@ pub fn settle(config: &ServerConfig, boot: &mut Boot, shards: u16) -> Result<(),
         "redistributing the data over shards"
     );
     let (fsync, keys) = (config.fsync, config.keys.clone());
+    let separate_from = config.storage.separate_from;
     let runtime = RuntimeConfig {
         node: boot.identity.node,
         background: config.shards.background,
@@ -45,6 +46,7 @@ pub fn settle(config: &ServerConfig, boot: &mut Boot, shards: u16) -> Result<(),
         keys: keys.clone(),
         memtable_bytes: MEMTABLE_BYTES,
         cache_bytes: 0,
+        separate_from,
         file_id_first: layout.file_id_first(shard),
         ..Options::new(layout.dir(shard))
     };

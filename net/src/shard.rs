@@ -118,6 +118,7 @@ pub async fn assemble(handle: ShardHandle, plan: &Plan) -> Result<Running, Shard
         keys: config.keys.clone(),
         memtable_bytes: config.memory.memtable_bytes,
         cache_bytes: config.memory.cache_bytes,
+        separate_from: config.storage.separate_from,
         // The topology says how.
         strategy: None,
         file_id_first: plan.identity.layout().file_id_first(shard),

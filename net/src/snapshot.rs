@@ -42,7 +42,7 @@ const SNAPSHOTS_MAX: usize = 4;
 const HOLD_PATIENCE: Duration = Duration::from_secs(2);
 /// Most bytes of a file in one answer.
 pub const PIECE_BYTES_MAX: u64 = 1 << 20;
-/// Largest description that is read: 100,000 tables.
+/// Largest description that is read: 100,000 tables and blobs.
 const DESCRIPTION_BYTES_MAX: u64 = 16 << 20;
 
 /// Removes what crashes have left of unfinished snapshots, and returns when the oldest whole one was
@@ -217,7 +217,7 @@ pub async fn read(
     })
 }
 
-/// Brings all shards to one cut and links their tables.
+/// Brings all shards to one cut and links their tables and blobs.
 async fn take(
     service: &Rc<Service>,
     id: &str,
@@ -284,13 +284,18 @@ async fn describe_new(
         let store = layout.dir(shard);
         let entries = disk.list(&dir.join(&store)).await?;
         let files = entries.iter().filter(|entry| !entry.is_dir);
-        let tables = report.tables.iter();
+        let listed = |files: &[(u64, u64)]| {
+            let files = files.iter();
+            files
+                .map(|(id, bytes)| json!({"name": format!("{id:016x}"), "bytes": bytes}))
+                .collect::<Vec<_>>()
+        };
         stores.push(json!({
             "dir": store.display().to_string(),
             "files": files.map(|file| json!({"name": file.name, "bytes": file.len}))
                 .collect::<Vec<_>>(),
-            "tables": tables.map(|(id, bytes)| json!({"name": format!("{id:016x}"), "bytes": bytes}))
-                .collect::<Vec<_>>(),
+            "tables": listed(&report.tables),
+            "blobs": listed(&report.blobs),
         }));
     }
     let topology = match read_whole(disk, Path::new("node/topology")).await {

@@ -30,6 +30,8 @@ pub struct Config {
     pub disk: DiskSection,
     /// Memory budgets.
     pub memory: MemorySection,
+    /// How data lies on the disk.
+    pub storage: StorageSection,
     /// What is logged.
     pub log: LogSection,
 }
@@ -250,6 +252,21 @@ impl Default for MemorySection {
             memtable_mb: 64,
             cache_mb: 128,
         }
+    }
+}
+
+/// `[storage]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StorageSection {
+    /// Values of at least so many KiB are written once, to files of their own (blobs), instead of being
+    /// merged again and again; 0: none is. Takes effect for what is written from then on.
+    pub blob_from_kb: u64,
+}
+
+impl Default for StorageSection {
+    fn default() -> Self {
+        Self { blob_from_kb: 8 }
     }
 }
 
@@ -490,6 +507,10 @@ fn check(config: &Config) -> Result<(), ConfigError> {
             &config.memory.memtable_mb,
             "between 1 and 65536",
         );
+    }
+    if config.storage.blob_from_kb > 1 << 20 {
+        let value = &config.storage.blob_from_kb;
+        return fail("storage.blob_from_kb", value, "at most 1048576; 0 for none");
     }
     let encryption = &config.encryption;
     if !encryption.key_file.as_os_str().is_empty() && !encryption.key_command.is_empty() {

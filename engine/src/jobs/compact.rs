@@ -1,6 +1,8 @@
 //! Tables become fewer tables one level down: the newest record of each key, less what may be
-//! purged.
+//! purged. Values in blobs stay where they are, except for those in blobs that are to be emptied.
 
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::iter::Empty;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -9,14 +11,15 @@ use std::sync::Arc;
 use torc_env::{Disk, Job, Token, TokenRange, TreeId};
 
 use super::Pace;
-use super::output::{OutputSettings, Outputs};
+use super::output::{OutputSettings, Outputs, Written};
+use crate::blob::{Blob, BlobFile};
 use crate::compaction::Plan;
 use crate::crypt::{Keys, Sealing};
-use crate::error::JobError;
+use crate::error::{JobError, ReadError};
 use crate::merge::{Merge, RunIter, Source};
 use crate::purge::PurgeRule;
-use crate::record::{Entry, ScanFrom};
-use crate::table::{FilterBits, ReadAhead, Table, TableInfo};
+use crate::record::{self, ScanFrom};
+use crate::table::{FilterBits, ReadAhead, Separate, Stored, Table, TableInfo};
 
 /// Merges a piece of the ring out of several runs.
 pub struct CompactJob {
@@ -37,11 +40,15 @@ pub struct CompactJob {
     pub block_bytes: usize,
     /// Size at which a table ends.
     pub table_bytes: u64,
+    /// Bytes from which on a value goes to a blob; `None` when none does.
+    pub separate_from: Option<usize>,
+    /// Blobs that the outputs are not to refer to.
+    pub emptied: BTreeSet<u64>,
     /// How inputs are, and outputs will be, encrypted.
     pub sealing: Sealing,
     /// The piece of the ring that is merged; the records in it are spread evenly.
     pub range: TokenRange,
-    /// Bytes of the input, about.
+    /// Bytes of the input, about, and of the values that are moved.
     pub bytes: u64,
     /// How far it may go.
     pub pace: Arc<Pace>,
@@ -52,6 +59,8 @@ pub struct CompactJob {
 pub struct CompactOutput {
     /// The tables written, ascending. None when everything was purged.
     pub tables: Vec<TableInfo>,
+    /// The blobs written.
+    pub blobs: Vec<BlobFile>,
     /// Records that came out of the merge.
     pub merged: u64,
     /// Records dropped because a newer one of their key was among the inputs.
@@ -61,12 +70,14 @@ pub struct CompactOutput {
 }
 
 /// How a merge of runs alone is written: no source in memory.
-type RunMerge<D> = Merge<D, Empty<Entry>>;
+type RunMerge<D> = Merge<D, Empty<record::Entry>>;
 
 impl CompactJob {
-    /// Ids that `plan` takes at most with tables of `table_bytes`.
-    pub fn file_ids_needed(plan: &Plan, table_bytes: u64) -> u64 {
-        plan.bytes / table_bytes.max(1) + 2
+    /// Ids that `plan` takes at most with tables of `table_bytes`, when values of `moved_bytes` come out of blobs: a blob
+    /// for each table, and for as many bytes.
+    pub fn file_ids_needed(plan: &Plan, table_bytes: u64, moved_bytes: u64) -> u64 {
+        let (table_bytes, bytes) = (table_bytes.max(1), plan.bytes);
+        bytes / table_bytes + 2 + 2 * (bytes.saturating_add(moved_bytes) / table_bytes) + 4
     }
 
     /// Bytes of the input that lie before `token`, from the even spread of tokens.
@@ -84,23 +95,36 @@ impl CompactJob {
         disk: &D,
         outputs: &mut Outputs<D>,
     ) -> Result<CompactOutput, JobError> {
-        let mut merge: RunMerge<D> =
-            open(disk, &self.dir, &self.sources, self.sealing.keys()).await?;
+        let (mut merge, known) = open(disk, &self.dir, &self.sources, self.sealing.keys()).await?;
+        outputs.learn(known.values().copied());
+        let mut emptied = Emptied {
+            job: self,
+            disk,
+            known,
+            open: BTreeMap::new(),
+        };
         let mut merged = 0;
         let mut purged = 0;
-        while let Some(entry) = merge.next().await? {
-            let entry = entry.as_ref();
+        while let Some(mut stored) = merge.next().await? {
+            let entry = stored.entry.as_ref();
             merged += 1;
             self.pace.reach(self.bytes_before(entry.token)).await;
             if self.purge.may_purge(&entry) {
                 purged += 1;
                 disk.give_way().await;
             } else {
-                outputs.add(self.tree, &entry, 0).await?;
+                emptied.take_out(&mut stored).await?;
+                let reference = stored.separate.map(|separate| separate.reference);
+                let entry = stored.entry.as_ref();
+                outputs
+                    .add(self.tree, &entry, reference.as_ref(), 0)
+                    .await?;
             }
         }
+        let Written { tables, blobs } = outputs.finish().await?;
         Ok(CompactOutput {
-            tables: outputs.finish().await?,
+            tables,
+            blobs,
             merged,
             superseded: merge.superseded(),
             purged,
@@ -119,6 +143,7 @@ impl Job for CompactJob {
             block_bytes: self.block_bytes,
             table_bytes: self.table_bytes,
             sealing: self.sealing.clone(),
+            separate_from: self.separate_from,
         };
         let mut outputs = Outputs::new(disk.clone(), settings);
         match self.write(&disk, &mut outputs).await {
@@ -131,18 +156,56 @@ impl Job for CompactJob {
     }
 }
 
-/// Opens the tables of every run, without their filters, and begins the merge.
+/// Takes values out of blobs that are to be emptied.
+struct Emptied<'a, D: Disk> {
+    job: &'a CompactJob,
+    disk: &'a D,
+    known: BTreeMap<u64, BlobFile>,
+    open: BTreeMap<u64, Blob<D>>,
+}
+
+impl<D: Disk> Emptied<'_, D> {
+    /// Gives the record its value back if the blob where that is shall be emptied.
+    async fn take_out(&mut self, stored: &mut Stored) -> Result<(), ReadError> {
+        let Some(Separate { table, reference }) = stored.separate else {
+            return Ok(());
+        };
+        if !self.job.emptied.contains(&reference.file_id) {
+            return Ok(());
+        }
+        let blob = match self.open.entry(reference.file_id) {
+            Entry::Occupied(open) => open.into_mut(),
+            Entry::Vacant(none) => {
+                let file = self.known.get(&reference.file_id);
+                let file = file.expect("an input refers to blobs that it lists");
+                let (dir, keys) = (&self.job.dir, self.job.sealing.keys());
+                none.insert(Blob::open(self.disk, dir, file, keys).await?)
+            }
+        };
+        let value = blob.get(&reference).await;
+        let token = stored.entry.token;
+        stored.entry.record.value = value.map_err(|error| error.of_value(table, token))?;
+        stored.separate = None;
+        Ok(())
+    }
+}
+
+/// Opens the tables of every run, without their filters, and begins the merge. Returns with it the blobs to
+/// which they refer.
 async fn open<D: Disk>(
     disk: &D,
     dir: &Path,
     sources: &[Vec<(u64, TokenRange)>],
     keys: &Keys,
-) -> Result<RunMerge<D>, JobError> {
+) -> Result<(RunMerge<D>, BTreeMap<u64, BlobFile>), JobError> {
+    let mut blobs = BTreeMap::new();
     let mut runs = Vec::with_capacity(sources.len());
     for source in sources {
         let mut tables = Vec::with_capacity(source.len());
         for (file_id, range) in source {
             let table = Table::open_for_scan(disk, dir, *file_id, keys).await?;
+            let listed = table.info().blobs.iter().map(|blob| blob.file);
+            blobs.extend(listed.map(|blob| (blob.file_id, blob)));
             tables.push((table, *range));
         }
         let from = ScanFrom::Token(TokenRange::ALL.first);
@@ -152,5 +215,5 @@ async fn open<D: Disk>(
             ReadAhead::Background,
         )));
     }
-    Ok(Merge::new(runs))
+    Ok((Merge::new(runs), blobs))
 }

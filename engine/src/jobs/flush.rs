@@ -7,7 +7,8 @@ use std::sync::Arc;
 use torc_env::{Disk, Job, TreeId};
 
 use super::Pace;
-use super::output::{OutputSettings, Outputs};
+use super::output::{OutputSettings, Outputs, Written};
+use crate::blob::BlobFile;
 use crate::crypt::Sealing;
 use crate::error::JobError;
 use crate::le::len64;
@@ -27,6 +28,8 @@ pub struct FlushJob {
     pub block_bytes: usize,
     /// Size at which a table ends.
     pub table_bytes: u64,
+    /// Bytes from which on a value goes to a blob; `None` when none does.
+    pub separate_from: Option<usize>,
     /// How they are encrypted.
     pub sealing: Sealing,
     /// How far it may go.
@@ -34,21 +37,23 @@ pub struct FlushJob {
 }
 
 /// What a flush wrote.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct FlushOutput {
     /// The tables, ascending by (tree, token): the tables of one tree are one run of level 0.
     pub tables: Vec<TableInfo>,
+    /// The blobs to which they refer.
+    pub blobs: Vec<BlobFile>,
 }
 
 impl FlushJob {
-    /// Ids that a flush of `sealed` into tables of `table_bytes` takes at most.
+    /// Ids that a flush of `sealed` into tables of `table_bytes` takes at most: half of them for blobs.
     pub fn file_ids_needed(sealed: &Sealed, table_bytes: u64) -> u64 {
         let trees = len64(sealed.trees().count());
         let bytes = len64(sealed.memory_bytes());
-        trees + bytes / table_bytes.max(1)
+        2 * (trees + bytes / table_bytes.max(1))
     }
 
-    async fn write<D: Disk>(&self, outputs: &mut Outputs<D>) -> Result<Vec<TableInfo>, JobError> {
+    async fn write<D: Disk>(&self, outputs: &mut Outputs<D>) -> Result<Written, JobError> {
         let trees: Vec<TreeId> = self.sealed.trees().collect();
         let records = len64(self.sealed.as_memtable().len());
         let bytes = len64(self.sealed.memory_bytes());
@@ -56,7 +61,7 @@ impl FlushJob {
         for (index, tree) in trees.iter().copied().enumerate() {
             let reserved = len64(trees.len() - index - 1);
             for entry in self.sealed.entries(tree) {
-                outputs.add(tree, &entry, reserved).await?;
+                outputs.add(tree, &entry, None, reserved).await?;
                 written += 1;
                 self.pace.reach(mul_div(bytes, written, records)).await;
             }
@@ -77,10 +82,11 @@ impl Job for FlushJob {
             block_bytes: self.block_bytes,
             table_bytes: self.table_bytes,
             sealing: self.sealing.clone(),
+            separate_from: self.separate_from,
         };
         let mut outputs = Outputs::new(disk, settings);
         match self.write(&mut outputs).await {
-            Ok(tables) => Ok(FlushOutput { tables }),
+            Ok(Written { tables, blobs }) => Ok(FlushOutput { tables, blobs }),
             Err(error) => {
                 outputs.discard().await;
                 Err(error)
@@ -141,6 +147,7 @@ mod tests {
             file_ids,
             block_bytes: 8192,
             table_bytes,
+            separate_from: None,
             sealing: Sealing::default(),
             pace: Arc::default(),
         }
@@ -155,7 +162,8 @@ mod tests {
                 .unwrap();
             let from = ScanFrom::Token(Token(0));
             let mut iter = table.iter(&from, TokenRange::ALL, ReadAhead::Background);
-            while let Some(entry) = iter.next().await.unwrap() {
+            while let Some(stored) = iter.next().await.unwrap() {
+                let entry = stored.entry;
                 assert_eq!(entry.record.value.len(), 320);
                 found.push((info.tree, entry.key));
             }

@@ -10,7 +10,9 @@ use torc_env::{Disk, Env, Instant, JobClass, Token, TreeId, WallTime};
 use super::Inner;
 use super::pacing::Kind;
 use super::tables::changes_of;
-use crate::compaction::{Plan, pick, pick_dead, pick_full, pick_purge, pick_stale};
+use crate::compaction::{
+    Emptied, Plan, emptied, pick, pick_dead, pick_full, pick_purge, pick_stale, pick_worn,
+};
 use crate::error::{JobError, WriteError};
 use crate::jobs::{CompactJob, CompactOutput, Pace};
 use crate::purge::PurgeRule;
@@ -117,7 +119,7 @@ impl<E: Env> Inner<E> {
 
     /// The most urgent compaction of the next tree that needs one, in turn, so that a busy tree does
     /// not keep the others from theirs. Before them, tables of which nothing is needed any more; when there is
-    /// nothing else, one that forgets what may be purged. A tree with known damage waits until that is
+    /// nothing else, one that forgets what may be purged, or that empties blobs. A tree with known damage waits until that is
     /// cut out.
     fn pick_compaction(&self) -> Option<(TreeId, Plan)> {
         let tables = self.tables.borrow();
@@ -143,9 +145,17 @@ impl<E: Env> Inner<E> {
             let floors = tables.purge_floors(tree);
             pick_purge(&tables.tree(tree)?.levels, &settings, &floors, now_ms)
         };
+        let worn = |tree| {
+            let worn = tables.worn(&self.options, tree, None);
+            pick_worn(&tables.tree(tree)?.levels, &worn, true)
+        };
+        // On a full disk, what makes room comes first: there may not be enough for anything else.
+        let is_full = self.health.disk_full.get();
         first(&dead)
+            .or_else(|| is_full.then(|| first(&worn)).flatten())
             .or_else(|| first(&due))
             .or_else(|| first(&purge))
+            .or_else(|| first(&worn))
     }
 
     /// See [`super::Store::compact`].
@@ -173,11 +183,12 @@ impl<E: Env> Inner<E> {
                 }
             }
             self.rewrite_stale(tree).await?;
+            self.empty_worn(tree).await?;
         }
         Ok(())
     }
 
-    /// Writes the tables of a tree again that are not encrypted with the active key.
+    /// Writes the tables of a tree again that are not encrypted with the active key, or refer to blobs that are not.
     async fn rewrite_stale(&self, tree: TreeId) -> Result<(), WriteError> {
         loop {
             let _turn = self.compacting.take().await;
@@ -191,11 +202,30 @@ impl<E: Env> Inner<E> {
         }
     }
 
+    /// Takes what is left out of every blob that is worth emptying.
+    async fn empty_worn(&self, tree: TreeId) -> Result<(), WriteError> {
+        loop {
+            let _turn = self.compacting.take().await;
+            self.check_open()?;
+            let plan = {
+                let tables = self.tables.borrow();
+                let worn = tables.worn(&self.options, tree, None);
+                let tree = tables.tree(tree);
+                tree.and_then(|tree| pick_worn(&tree.levels, &worn, false))
+            };
+            match plan {
+                Some(plan) => self.compact_piece(tree, &plan).await?,
+                None => return Ok(()),
+            }
+        }
+    }
+
     async fn compact_piece(&self, tree: TreeId, plan: &Plan) -> Result<(), Failure> {
-        if !plan.is_drop && !self.has_room_for(plan).await {
+        let emptied = self.emptied_by(tree, plan);
+        if !plan.is_drop && !self.has_room_for(plan, &emptied).await {
             return Err(Failure::NoSpace);
         }
-        let output = match self.merge_tables(tree, plan).await {
+        let output = match self.merge_tables(tree, plan, emptied).await {
             Ok(output) => output,
             Err(error) => {
                 self.count(|counts| counts.failed_compactions += 1);
@@ -205,11 +235,13 @@ impl<E: Env> Inner<E> {
                 return Err(Failure::Job(error));
             }
         };
-        let opened = match self.open_tables(&output.tables).await {
+        let (tables, blobs) = (&output.tables, &output.blobs);
+        let opened = match self.open_files(tree, tables).await {
             Ok(opened) => opened,
             Err(error) => {
-                self.discard(&output.tables).await.map_err(Failure::Final)?;
-                return Err(Failure::Job(error));
+                let discarded = self.discard(tables, blobs).await;
+                discarded.map_err(Failure::Final)?;
+                return Err(Failure::Job(error.into()));
             }
         };
         let edit = plan.edit(&output.tables);
@@ -224,40 +256,65 @@ impl<E: Env> Inner<E> {
         .map_err(Failure::Final)?;
         if !self.still_has(tree, plan) {
             // The tree was dropped meanwhile, before or after the edit.
-            return self.discard(&output.tables).await.map_err(Failure::Final);
+            return self.discard(tables, blobs).await.map_err(Failure::Final);
         }
         let gone = self.tables.borrow_mut().apply(tree, &edit, opened);
         self.count(|counts| {
             counts.compactions += 1;
             counts.dropped_tables += u64::from(plan.is_drop);
             counts.purged += output.purged;
-            counts.compacted_bytes += output.tables.iter().map(|info| info.bytes).sum::<u64>();
+            let moved = blobs.iter().map(|file| file.bytes).sum::<u64>();
+            counts.compacted_bytes += tables.iter().map(|info| info.bytes).sum::<u64>() + moved;
+            counts.blob_bytes_written += moved;
         });
         self.look_ahead();
         self.compaction.ring();
-        self.remove_tables(&gone).await;
+        self.remove_files(&gone).await;
         Ok(())
     }
 
-    async fn merge_tables(&self, tree: TreeId, plan: &Plan) -> Result<CompactOutput, JobError> {
+    async fn merge_tables(
+        &self,
+        tree: TreeId,
+        plan: &Plan,
+        emptied: Emptied,
+    ) -> Result<CompactOutput, JobError> {
         if plan.is_drop {
             let tables = plan.inputs.iter().flat_map(|input| &input.tables);
             return Ok(CompactOutput {
                 tables: Vec::new(),
+                blobs: Vec::new(),
                 merged: 0,
                 superseded: 0,
                 purged: tables.map(|table| table.info.entries).sum(),
             });
         }
         let pace = Arc::new(Pace::default());
-        let job = self.merge_job(tree, plan, Arc::clone(&pace));
+        let job = self.merge_job(tree, plan, emptied, Arc::clone(&pace));
         let running = self.env.background(JobClass::Compaction, job);
         self.guide(Kind::Compaction, &pace, running).await
     }
 
-    fn merge_job(&self, tree: TreeId, plan: &Plan, pace: Arc<Pace>) -> CompactJob {
+    /// The blobs that a compaction takes values out of: those with little left in them, and those that are not
+    /// encrypted with the active key.
+    fn emptied_by(&self, tree: TreeId, plan: &Plan) -> Emptied {
+        let key = Some(self.active_key());
+        let worn = self.tables.borrow().worn(&self.options, tree, key);
+        // What is taken out needs room until its blob goes.
+        let free = self.health.free_bytes.get();
+        let room = free.saturating_sub(self.options.reserve_bytes) / 2;
+        emptied(plan, &worn, self.options.compaction_bytes_max.min(room))
+    }
+
+    fn merge_job(
+        &self,
+        tree: TreeId,
+        plan: &Plan,
+        emptied: Emptied,
+        pace: Arc<Pace>,
+    ) -> CompactJob {
         let table_bytes = self.options.table_bytes_max;
-        let needed = CompactJob::file_ids_needed(plan, table_bytes);
+        let needed = CompactJob::file_ids_needed(plan, table_bytes, emptied.bytes);
         let mut tables = self.tables.borrow_mut();
         CompactJob {
             tree,
@@ -272,9 +329,11 @@ impl<E: Env> Inner<E> {
             filter: plan.filter(),
             block_bytes: self.options.block_bytes,
             table_bytes,
+            separate_from: self.options.separate_from,
+            emptied: emptied.blobs,
             sealing: self.sealing(),
             range: plan.range,
-            bytes: plan.bytes,
+            bytes: plan.bytes.saturating_add(emptied.bytes),
             pace,
         }
     }
@@ -285,10 +344,11 @@ impl<E: Env> Inner<E> {
     }
 
     /// Whether the outputs fit without touching what flush, log and manifest need.
-    async fn has_room_for(&self, plan: &Plan) -> bool {
+    async fn has_room_for(&self, plan: &Plan, emptied: &Emptied) -> bool {
         let Ok(space) = self.env.disk().space().await else {
             return true;
         };
-        space.free_bytes >= plan.bytes.saturating_add(self.options.reserve_bytes / 2)
+        let outputs = plan.bytes.saturating_add(emptied.bytes);
+        space.free_bytes >= outputs.saturating_add(self.options.reserve_bytes / 2)
     }
 }

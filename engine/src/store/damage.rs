@@ -6,6 +6,8 @@
 //! absent, so it is for a caller that then asks replicas for them: the manifest says *suspect* in the
 //! same edit, until [`super::Store::forget_amnesia`].
 //!
+//! A value that cannot be read from its blob is damage of the table that refers to it, at its token alone.
+//!
 //! A file of which nothing is used any more stays on the disk under another name, for whoever wants to
 //! look at it.
 
@@ -14,11 +16,11 @@ use std::cell::RefCell;
 use torc_env::{Disk, Env, TokenRange, TreeId};
 
 use super::Inner;
-use super::tables::changes_of;
+use super::tables::{DataFile, Opened, changes_of};
 use crate::error::{ReadError, WriteError};
 use crate::levels::Levels;
 use crate::manifest::Change;
-use crate::table::{table_id, table_path};
+use crate::table::table_id;
 
 /// A part of a table that cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,25 +76,39 @@ impl<E: Env> Inner<E> {
 
     /// Notes what a corrupt read says of a table, once.
     pub(super) fn note_corrupt(&self, error: &ReadError) {
-        let ReadError::Corrupt { path, offset, .. } = error else {
+        let Some(damage) = self.damage_of(error) else {
             return;
-        };
-        let name = path.file_name().and_then(|name| name.to_str());
-        let Some(file_id) = name.and_then(table_id) else {
-            return;
-        };
-        // A table that was compacted away meanwhile is nobody's trouble any more.
-        let Some((tree, range)) = self.tables.borrow().damaged_range(file_id, *offset) else {
-            return;
-        };
-        let damage = Damage {
-            tree,
-            file_id,
-            range,
         };
         if self.damages.note(damage) {
             tracing::error!(%error, "a table is damaged");
             self.count(|counts| counts.corrupt_blocks += 1);
+        }
+    }
+
+    /// What cannot be told any more; `None` when it is in no table that is in use: one that was compacted away
+    /// meanwhile is nobody's trouble any more.
+    fn damage_of(&self, error: &ReadError) -> Option<Damage> {
+        let tables = self.tables.borrow();
+        match error {
+            ReadError::Corrupt { path, offset, .. } => {
+                let name = path.file_name().and_then(|name| name.to_str());
+                let file_id = name.and_then(table_id)?;
+                let (tree, range) = tables.damaged_range(file_id, *offset)?;
+                Some(Damage {
+                    tree,
+                    file_id,
+                    range,
+                })
+            }
+            ReadError::CorruptValue { table, token, .. } => Some(Damage {
+                tree: tables.tree_of(*table)?,
+                file_id: *table,
+                range: TokenRange {
+                    first: *token,
+                    last: *token,
+                },
+            }),
+            _ => None,
         }
     }
 
@@ -125,7 +141,7 @@ impl<E: Env> Inner<E> {
             if self.tables.borrow().tree(tree).is_some()
                 && let Some(edit) = planned
             {
-                let gone = self.tables.borrow_mut().apply(tree, &edit, []);
+                let gone = self.tables.borrow_mut().apply(tree, &edit, Opened::none());
                 self.tables.borrow_mut().begin_generation();
                 self.cache.clear();
                 self.set_aside(&gone).await;
@@ -137,13 +153,13 @@ impl<E: Env> Inner<E> {
     }
 
     /// Takes files out of use for good, and keeps them.
-    pub(super) async fn set_aside(&self, file_ids: &[u64]) {
+    pub(super) async fn set_aside(&self, files: &[DataFile]) {
         let disk = self.env.disk();
-        for file_id in file_ids {
-            let path = table_path(&self.tables_dir, *file_id);
+        for file in files {
+            let path = file.path(&self.tables_dir);
             let aside = path.with_extension("damaged");
             if let Err(error) = disk.rename(&path, &aside).await {
-                tracing::warn!(%error, path = %path.display(), "a damaged table is not set aside");
+                tracing::warn!(%error, path = %path.display(), "a damaged file is not set aside");
             }
         }
     }

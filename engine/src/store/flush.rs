@@ -1,20 +1,22 @@
 //! Memtables become tables.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use torc_env::{Class, Env, JobClass, mutation};
+use torc_env::{Class, Env, JobClass, TreeId, mutation};
 
 use super::memory::SealedSlot;
 use super::pacing::Kind;
-use super::tables::changes_of;
+use super::tables::{DataFile, Opened, changes_of};
 use super::{FileOf, Inner};
+use crate::blob::BlobFile;
 use crate::error::{JobError, WriteError};
-use crate::jobs::{FlushJob, Pace};
+use crate::jobs::{FlushJob, FlushOutput, Pace};
 use crate::levels::{Edit, Levels};
 use crate::manifest::Change;
-use crate::table::{Table, TableInfo};
+use crate::table::TableInfo;
 use crate::wal::Log;
 
 /// How long a failed flush waits before it is tried again.
@@ -93,11 +95,13 @@ impl<E: Env> Inner<E> {
 
     /// Returns the memtable that went.
     async fn flush_one(&self, slot: &SealedSlot) -> Result<SealedSlot, Failure> {
-        let infos = self.write_tables(slot).await.map_err(Failure::Job)?;
-        let opened = match self.open_tables(&infos).await {
+        let written = self.write_tables(slot).await.map_err(Failure::Job)?;
+        let infos = &written.tables;
+        let mut opened = match self.open_by_tree(infos).await {
             Ok(opened) => opened,
             Err(error) => {
-                self.remove_tables(&file_ids(&infos)).await;
+                let files = DataFile::of(infos, &written.blobs);
+                self.remove_files(&files).await;
                 return Err(Failure::Job(error));
             }
         };
@@ -108,7 +112,7 @@ impl<E: Env> Inner<E> {
             self.remove_segments(&ids).await;
         }
         let edit = self.edit_with(|_| {
-            let mut changes: Vec<Change> = edits_by_tree(&self.without_dropped(&infos))
+            let mut changes: Vec<Change> = edits_by_tree(&self.without_dropped(infos))
                 .iter()
                 .flat_map(|(tree, edit)| changes_of(*tree, edit))
                 .collect();
@@ -122,11 +126,11 @@ impl<E: Env> Inner<E> {
         // No waiting from here to the end of the block: a reader finds each record either in the
         // memtable or in a table.
         let (flushed, kept, dropped) = {
-            let kept = self.without_dropped(&infos);
+            let kept = self.without_dropped(infos);
             let mut tables = self.tables.borrow_mut();
             for (tree, edit) in edits_by_tree(&kept) {
-                let of_tree = opened.iter().filter(|table| table.info().tree == tree);
-                let nothing_removed = tables.apply(tree, &edit, of_tree.cloned());
+                let of_tree = opened.remove(&tree).unwrap_or_else(Opened::none);
+                let nothing_removed = tables.apply(tree, &edit, of_tree);
                 assert!(nothing_removed.is_empty(), "a flush only adds");
             }
             tables.note_run_bytes(&kept);
@@ -143,7 +147,8 @@ impl<E: Env> Inner<E> {
         };
         self.count(|counts| {
             counts.flushes += 1;
-            counts.flushed_bytes += kept.iter().map(|info| info.bytes).sum::<u64>();
+            counts.flushed_bytes += kept.iter().map(bytes_with_values).sum::<u64>();
+            counts.blob_bytes_written += kept.iter().map(value_bytes).sum::<u64>();
         });
         let table_bytes = kept.iter().map(|info| info.bytes).sum();
         self.note_flush(flushed.memtable.memory_bytes(), table_bytes);
@@ -152,7 +157,11 @@ impl<E: Env> Inner<E> {
             signal.ring();
         }
         self.remove_segments(&surplus).await;
-        self.discard(&dropped).await.map_err(|_| Failure::Final)?;
+        // A flush's tables refer to blobs of their own alone.
+        let blobs = dropped.iter().flat_map(|info| &info.blobs);
+        let blobs: Vec<BlobFile> = blobs.map(|used| used.file).collect();
+        let discarded = self.discard(&dropped, &blobs).await;
+        discarded.map_err(|_| Failure::Final)?;
         Ok(flushed)
     }
 
@@ -168,9 +177,9 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    async fn write_tables(&self, slot: &SealedSlot) -> Result<Vec<TableInfo>, JobError> {
+    async fn write_tables(&self, slot: &SealedSlot) -> Result<FlushOutput, JobError> {
         if slot.memtable.as_memtable().is_empty() {
-            return Ok(Vec::new());
+            return Ok(FlushOutput::default());
         }
         let table_bytes = self.options.table_bytes_max;
         let needed = FlushJob::file_ids_needed(&slot.memtable, table_bytes);
@@ -180,25 +189,23 @@ impl<E: Env> Inner<E> {
             dir: self.tables_dir.clone(),
             file_ids: self.tables.borrow_mut().reserve_file_ids(needed),
             block_bytes: self.options.block_bytes,
+            separate_from: self.options.separate_from,
             table_bytes,
             sealing: self.sealing(),
             pace: Arc::clone(&pace),
         };
         let running = self.env.background(JobClass::Flush, job);
-        let output = self.guide(Kind::Flush, &pace, running).await?;
-        Ok(output.tables)
+        self.guide(Kind::Flush, &pace, running).await
     }
 
-    pub(super) async fn open_tables(
+    async fn open_by_tree(
         &self,
         infos: &[TableInfo],
-    ) -> Result<Vec<Table<E::Disk>>, JobError> {
-        let mut opened = Vec::with_capacity(infos.len());
-        let keys = self.keys.borrow().clone();
-        for info in infos {
-            let disk = self.env.disk();
-            let table = Table::open(disk, &self.tables_dir, info.file_id, &keys).await?;
-            opened.push(table);
+    ) -> Result<BTreeMap<TreeId, Opened<E::Disk>>, JobError> {
+        let mut opened = BTreeMap::new();
+        for of_tree in infos.chunk_by(|a, b| a.tree == b.tree) {
+            let tree = of_tree[0].tree;
+            opened.insert(tree, self.open_files(tree, of_tree).await?);
         }
         Ok(opened)
     }
@@ -211,8 +218,12 @@ impl<E: Env> Inner<E> {
     }
 
     /// Takes tables that turned out to be useless out of the manifest, should they be in it, and
-    /// removes their files.
-    pub(super) async fn discard(&self, infos: &[TableInfo]) -> Result<(), WriteError> {
+    /// removes their files, and blobs that were written with them.
+    pub(super) async fn discard(
+        &self,
+        infos: &[TableInfo],
+        blobs: &[BlobFile],
+    ) -> Result<(), WriteError> {
         if infos.is_empty() {
             return Ok(());
         }
@@ -223,7 +234,7 @@ impl<E: Env> Inner<E> {
             useless.copied().map(Change::RemoveTable).collect()
         })
         .await?;
-        self.remove_tables(&ids).await;
+        self.remove_files(&DataFile::of(infos, blobs)).await;
         Ok(())
     }
 
@@ -258,8 +269,17 @@ fn file_ids(infos: &[TableInfo]) -> Vec<u64> {
     infos.iter().map(|info| info.file_id).collect()
 }
 
+/// What a flush or compaction has written to blobs for a table of its own.
+fn value_bytes(info: &TableInfo) -> u64 {
+    info.blobs.iter().map(|used| used.file.bytes).sum()
+}
+
+fn bytes_with_values(info: &TableInfo) -> u64 {
+    info.bytes + value_bytes(info)
+}
+
 /// The edit of each tree that adds its tables as the newest run.
-fn edits_by_tree(infos: &[TableInfo]) -> Vec<(torc_env::TreeId, Edit)> {
+fn edits_by_tree(infos: &[TableInfo]) -> Vec<(TreeId, Edit)> {
     infos
         .chunk_by(|a, b| a.tree == b.tree)
         .map(|tables| (tables[0].tree, Levels::flush_edit(tables)))

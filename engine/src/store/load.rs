@@ -1,6 +1,7 @@
 //! Opening the tables that the manifest lists, and doing without those that are damaged.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -8,7 +9,8 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use torc_env::{Disk, TokenRange, TreeId};
 
 use super::damage::{Damage, without};
-use super::tables::{Tables, changes_of};
+use super::tables::{Opened, Tables, changes_of};
+use crate::blob::{Blob, BlobFile};
 use crate::crypt::Keys;
 use crate::error::{OpenError, ReadError};
 use crate::levels::{Levels, TableRef};
@@ -104,9 +106,43 @@ pub(super) async fn load_tables<D: Disk>(
         let edit = Levels::new().edit_to(&left);
         let in_use: BTreeSet<u64> = left.tables().map(|table| table.info.file_id).collect();
         let of_tree = in_use.iter().filter_map(|file_id| by_id.get(file_id));
-        tables.apply(tree, &edit, of_tree.map(|(_, table)| table.clone()));
+        let of_tree: Vec<Table<D>> = of_tree.map(|(_, table)| table.clone()).collect();
+        let opened = Opened {
+            blobs: open_blobs(disk, dir, &of_tree, keys).await?,
+            tables: of_tree,
+        };
+        tables.apply(tree, &edit, opened);
     }
     Ok(loaded)
+}
+
+/// Opens every blob to which a table refers. One that is missing, or has another length, fails the open, as a missing
+/// table does: somebody has removed it.
+async fn open_blobs<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    of_tree: &[Table<D>],
+    keys: &Keys,
+) -> Result<Vec<Blob<D>>, OpenError> {
+    let used = of_tree.iter().flat_map(|table| &table.info().blobs);
+    let files: BTreeMap<u64, BlobFile> = used.map(|used| (used.file.file_id, used.file)).collect();
+    stream::iter(files.into_values())
+        .map(|file| async move {
+            let opened = Blob::open(disk, dir, &file, keys).await;
+            opened.map_err(|error| match error {
+                ReadError::Io { path, source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                    OpenError::Corrupt {
+                        path,
+                        offset: 0,
+                        detail: "a table refers to this blob, but it is missing".to_owned(),
+                    }
+                }
+                error => OpenError::from(error),
+            })
+        })
+        .buffered(OPENING_MAX)
+        .try_collect()
+        .await
 }
 
 /// What stands for a table that cannot be opened until it is cut out.

@@ -14,8 +14,9 @@ use super::memory::Memory;
 use super::pacing::Pacing;
 use super::snapshot::Hold;
 use super::supply::{Live, Retired, Supply};
-use super::tables::Tables;
+use super::tables::{DataFile, Tables};
 use super::{Health, Inner, Store};
+use crate::blob::blob_id;
 use crate::cache::RecordCache;
 use crate::error::OpenError;
 use crate::frame::Mark;
@@ -72,7 +73,8 @@ pub(super) async fn open<E: Env>(
     let state = manifest.state().clone();
     files.check_listed(&state, &wal_dir, &tables_dir)?;
 
-    let next_file_id = files.tables.keys().map(|id| id + 1).max().unwrap_or(1);
+    let file_ids = files.tables.keys().chain(files.blobs.keys());
+    let next_file_id = file_ids.map(|id| id + 1).max().unwrap_or(1);
     let mut tables = Tables::new(
         next_file_id
             .max(state.file_id_floor)
@@ -165,8 +167,14 @@ pub(super) async fn open<E: Env>(
     store.count(|counts| {
         counts.corrupt_blocks = len64(loaded.damaged.len());
     });
-    store.set_aside(&loaded.damaged).await;
-    remove_orphans(&store, &files, &state).await;
+    let damaged: Vec<DataFile> = loaded
+        .damaged
+        .iter()
+        .copied()
+        .map(DataFile::Table)
+        .collect();
+    store.set_aside(&damaged).await;
+    remove_orphans(&store, &files, &state, !damaged.is_empty()).await;
     store.look_at_space().await;
     start(&store, last, recovery.damaged_from.is_some());
     Ok((Store(store), recovery))
@@ -200,6 +208,7 @@ fn start<E: Env>(store: &Rc<Inner<E>>, last: Mark, is_damaged: bool) {
 struct Files {
     segments: BTreeMap<SegmentId, u64>,
     tables: BTreeMap<u64, u64>,
+    blobs: BTreeMap<u64, u64>,
 }
 
 impl Files {
@@ -217,14 +226,17 @@ impl Files {
             segments: list(wal)
                 .filter_map(|entry| Some((SegmentId::from_name(&entry.name)?, entry.len)))
                 .collect(),
-            tables: list(tables)
+            tables: list(tables.clone())
                 .filter_map(|entry| Some((table_id(&entry.name)?, entry.len)))
+                .collect(),
+            blobs: list(tables)
+                .filter_map(|entry| Some((blob_id(&entry.name)?, entry.len)))
                 .collect(),
         })
     }
 
     fn are_none(&self) -> bool {
-        self.segments.is_empty() && self.tables.is_empty()
+        self.segments.is_empty() && self.tables.is_empty() && self.blobs.is_empty()
     }
 
     /// Everything that the manifest lists must be there, tables at their full length. Checked
@@ -346,16 +358,21 @@ async fn settle<E: Env>(
     Ok(Supply::new(live, retired))
 }
 
-/// Removes what neither the manifest lists nor recycling needs. Everything listed was found before.
-async fn remove_orphans<E: Env>(store: &Inner<E>, files: &Files, state: &State) {
+/// Removes what neither the manifest lists nor recycling needs. Everything listed was found before. Blobs are set
+/// aside when a table is damaged (`keep_blobs`): it may be the one that refers to them.
+async fn remove_orphans<E: Env>(store: &Inner<E>, files: &Files, state: &State, keep_blobs: bool) {
     let listed: BTreeSet<u64> = state.tables.values().map(|table| table.file_id).collect();
-    let orphans: Vec<u64> = files
-        .tables
-        .keys()
-        .filter(|file_id| !listed.contains(file_id))
-        .copied()
-        .collect();
-    store.remove_tables(&orphans).await;
+    let unlisted = files.tables.keys().filter(|id| !listed.contains(id));
+    let orphans: Vec<DataFile> = unlisted.copied().map(DataFile::Table).collect();
+    store.remove_files(&orphans).await;
+    let used = store.tables.borrow().blob_ids();
+    let unused = files.blobs.keys().filter(|id| !used.contains(id));
+    let orphans: Vec<DataFile> = unused.copied().map(DataFile::Blob).collect();
+    if keep_blobs {
+        store.set_aside(&orphans).await;
+    } else {
+        store.remove_files(&orphans).await;
+    }
     store.supply.borrow_mut().retire(&[], store.active_key());
     let unneeded: Vec<SegmentId> = {
         let supply = store.supply.borrow();

@@ -1,14 +1,19 @@
 //! Reads: memtables, then tables, newest first.
 
 use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use torc_env::{Env, Token, TokenRange, TreeId};
 
 use super::Inner;
+use super::tables::Tree;
 use crate::cache::Lookup;
 use crate::error::ReadError;
 use crate::merge::{Merge, RunIter, Source};
 use crate::record::{Entry, Record, ScanFrom};
-use crate::table::ReadAhead;
+use crate::table::{ReadAhead, Separate, Stored};
+
+/// Values of a page that are read from blobs at the same time.
+const VALUES_AT_ONCE: usize = 8;
 
 /// Bounds of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,11 +80,51 @@ impl<E: Env> Inner<E> {
             self.count(|counts| counts.table_reads += 1);
             // Boxed: every request's future has room for a read, few come to the device.
             let found = Box::pin(table.get(token, key)).await;
-            if let Some(found) = self.count_corrupt(found)? {
-                return Ok((Some(found.record), reads));
+            let Some(mut found) = self.count_corrupt(found)? else {
+                continue;
+            };
+            if let Some(reference) = found.reference {
+                let table = candidate.info.file_id;
+                let separate = Separate { table, reference };
+                found.record.value = Box::pin(self.value(&tables, token, &separate)).await?;
             }
+            return Ok((Some(found.record), reads));
         }
         Ok((None, reads))
+    }
+
+    /// A record's value, out of the blob where it is. One device read.
+    pub(super) async fn value(
+        &self,
+        tables: &Tree<E::Disk>,
+        token: Token,
+        separate: &Separate,
+    ) -> Result<Bytes, ReadError> {
+        self.count(|counts| counts.blob_reads += 1);
+        let reference = &separate.reference;
+        let blob = tables.blob(reference.file_id);
+        let blob = blob.expect("a tree has every blob open to which its tables refer");
+        let value = blob.get(reference).await;
+        self.count_corrupt(value.map_err(|error| error.of_value(separate.table, token)))
+    }
+
+    /// Gives the records of a page their values, in order, several reads at a time.
+    async fn with_values(
+        &self,
+        tables: Option<&Tree<E::Disk>>,
+        page: Vec<Stored>,
+    ) -> Result<Vec<Entry>, ReadError> {
+        stream::iter(page)
+            .map(|stored| async move {
+                let mut entry = stored.entry;
+                if let (Some(separate), Some(tables)) = (stored.separate, tables) {
+                    entry.record.value = self.value(tables, entry.token, &separate).await?;
+                }
+                Ok(entry)
+            })
+            .buffered(VALUES_AT_ONCE)
+            .try_collect()
+            .await
     }
 
     pub(super) async fn scan(
@@ -89,10 +134,8 @@ impl<E: Env> Inner<E> {
         last: Token,
         limits: ScanLimits,
     ) -> Result<ScanPage, ReadError> {
-        let mut page = ScanPage {
-            entries: Vec::new(),
-            next: None,
-        };
+        let mut page: Vec<Stored> = Vec::new();
+        let mut next = None;
         let records = limits.records.max(1);
         // Any of the first `records` results from memory is among the first `records` there; one
         // more tells whether the page is the last.
@@ -120,25 +163,27 @@ impl<E: Env> Inner<E> {
         }
         let mut merge = Merge::new(sources);
         let mut bytes = 0;
-        while let Some(entry) = self.count_corrupt(merge.next().await)? {
+        while let Some(stored) = self.count_corrupt(merge.next().await)? {
+            let entry = &stored.entry;
             if entry.token > last {
                 break;
             }
-            let entry_bytes = entry.key.len() + entry.record.value.len();
-            let is_full = page.entries.len() == records
-                || !page.entries.is_empty() && bytes + entry_bytes > limits.bytes;
+            let entry_bytes = entry.key.len() + stored.value_len();
+            let is_full =
+                page.len() == records || !page.is_empty() && bytes + entry_bytes > limits.bytes;
             if is_full {
-                page.next = page.entries.last().map(after);
+                next = page.last().map(|stored| after(&stored.entry));
                 break;
             }
             bytes += entry_bytes;
-            page.entries.push(entry);
+            page.push(stored);
         }
+        drop(merge);
+        let entries = self.with_values(tables.as_deref(), page).await?;
         self.count(|counts| {
-            counts.scanned +=
-                u64::try_from(page.entries.len()).expect("a count in memory fits 64 bits")
+            counts.scanned += u64::try_from(entries.len()).expect("a count in memory fits 64 bits")
         });
-        Ok(page)
+        Ok(ScanPage { entries, next })
     }
 }
 

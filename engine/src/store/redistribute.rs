@@ -1,7 +1,7 @@
 //! The stores of another number of shards, made of those that there are.
 //!
 //! Runs at a start, before anything is served. Everything in the old stores' logs becomes tables; then each new
-//! store gets hard links of the tables that hold any of its tokens, listed with the part of the ring
+//! store gets hard links of the tables that hold any of its tokens, and of their blobs, listed with the part of the ring
 //! that is its own. No record of a keyspace is copied; compaction later writes what is left of a table
 //! that several stores share.
 //!
@@ -17,7 +17,8 @@ use std::path::PathBuf;
 use torc_env::{Env, ShardId, TokenRange, TreeId};
 
 use super::Store;
-use super::snapshot::{SnapshotError, failed, link_tables, remove_all};
+use super::snapshot::{SnapshotError, failed, link_files, remove_all};
+use super::tables::DataFile;
 use crate::error::{OpenError, ReadError, WriteError};
 use crate::layout::Layout;
 use crate::manifest::{Listed, Manifest, State};
@@ -78,6 +79,7 @@ pub async fn redistribute<E: Env>(
             range: TokenRange::of_shard(shard, from.shards),
             state: store.0.manifest.state().clone(),
             seqno: store.0.memory.borrow().seqno(),
+            blobs: blobs_by_table(&store),
         });
         old.push(store);
     }
@@ -88,8 +90,8 @@ pub async fn redistribute<E: Env>(
         let range = TokenRange::of_shard(shard, to.shards);
         let part = part_of(&sources, &runs, range, &is_divided);
         let files = part.files.iter();
-        let files = files.map(|(id, source)| (&*sources[*source].tables_dir, *id));
-        link_tables(disk, files, &options.dir).await?;
+        let files = files.map(|(file, source)| (&*sources[*source].tables_dir, *file));
+        link_files(disk, files, &options.dir).await?;
         let state = State {
             tables: part.tables,
             suspect: part.suspect,
@@ -132,6 +134,19 @@ struct Source {
     range: TokenRange,
     state: State,
     seqno: u64,
+    blobs: BTreeMap<u64, Vec<u64>>,
+}
+
+/// The blobs to which each table refers.
+fn blobs_by_table<E: Env>(store: &Store<E>) -> BTreeMap<u64, Vec<u64>> {
+    let tables = store.0.tables.borrow();
+    let state = store.0.manifest.state();
+    let ids = state.tables.values().map(|table| table.file_id);
+    let blobs_of = |id| {
+        let blobs = tables.blobs_of(id).unwrap_or_default();
+        blobs.iter().map(|file| file.file_id).collect()
+    };
+    ids.map(|id| (id, blobs_of(id))).collect()
 }
 
 /// What a new store begins with.
@@ -139,7 +154,7 @@ struct Source {
 struct Part {
     tables: BTreeMap<crate::levels::TableKey, Listed>,
     /// Index of the source that has each file.
-    files: BTreeMap<u64, usize>,
+    files: BTreeMap<DataFile, usize>,
     suspect: bool,
     seqno: u64,
 }
@@ -169,7 +184,10 @@ fn part_of(
                 ..*table
             };
             part.tables.insert(listed.key(), listed);
-            part.files.insert(table.file_id, index);
+            part.files.insert(DataFile::Table(table.file_id), index);
+            let blobs = source.blobs.get(&table.file_id).into_iter().flatten();
+            part.files
+                .extend(blobs.map(|blob| (DataFile::Blob(*blob), index)));
         }
     }
     part

@@ -1,10 +1,10 @@
 //! Snapshots: a directory that is a store of its own, as of one moment.
 //!
-//! Not on a request's path. A snapshot consists of hard links of the tables and a manifest of its own; it
+//! Not on a request's path. A snapshot consists of hard links of the tables and blobs and a manifest of its own; it
 //! has no log, so what is in memory at the cut is flushed first. Updates wait while the stores of
 //! a node are brought to one cut, which takes as long as the log writes in flight.
 //!
-//! Invariants: between a hold and the end of its snapshot no table file loses its name; what a snapshot's
+//! Invariants: between a hold and the end of its snapshot no table or blob loses its name; what a snapshot's
 //! manifest lists is there, durably, before that manifest is.
 
 use std::cell::{Cell, RefCell};
@@ -17,11 +17,12 @@ use std::time::Duration;
 use torc_env::{Class, Disk, Env, Instant};
 
 use super::Inner;
-use crate::error::{OpenError, WriteError};
+use super::tables::DataFile;
+use crate::error::{OpenError, ReadError, WriteError};
 use crate::frame::Mark;
 use crate::manifest::{Manifest, State};
 use crate::signal::Signal;
-use crate::table::table_path;
+use crate::table::Table;
 
 /// How often a held store looks whether what was in flight is durable.
 const SETTLE_INTERVAL: Duration = Duration::from_micros(500);
@@ -37,6 +38,8 @@ pub struct Cut {
 pub struct SnapshotReport {
     /// Its tables, ascending: file id and bytes.
     pub tables: Vec<(u64, u64)>,
+    /// Its blobs, likewise.
+    pub blobs: Vec<(u64, u64)>,
 }
 
 /// Why there is no snapshot.
@@ -61,6 +64,9 @@ pub enum SnapshotError {
         /// What the device said.
         source: io::Error,
     },
+    /// A table cannot be asked for what belongs to it.
+    #[error(transparent)]
+    Read(ReadError),
     /// Its manifest cannot be written.
     #[error("cannot write the snapshot's manifest")]
     Manifest(#[source] OpenError),
@@ -77,8 +83,8 @@ pub(super) struct Hold {
     awaited: Cell<Option<Cut>>,
     /// What the manifest said when they were: later flushes bring what was decided after the cut.
     captured: RefCell<Option<(Cut, State)>>,
-    /// Tables that are not needed any more except for it.
-    deferred: RefCell<Vec<u64>>,
+    /// Tables and blobs that are not needed any more except for it.
+    deferred: RefCell<Vec<DataFile>>,
 }
 
 impl Hold {
@@ -97,11 +103,11 @@ impl Hold {
     }
 
     /// The files that may be removed now; `None` when they are kept for the time being.
-    pub(super) fn defer<'a>(&self, file_ids: &'a [u64]) -> Option<&'a [u64]> {
+    pub(super) fn defer<'a>(&self, files: &'a [DataFile]) -> Option<&'a [DataFile]> {
         if !self.is_pinned.get() {
-            return Some(file_ids);
+            return Some(files);
         }
-        self.deferred.borrow_mut().extend_from_slice(file_ids);
+        self.deferred.borrow_mut().extend_from_slice(files);
         None
     }
 
@@ -150,7 +156,7 @@ impl<E: Env> Inner<E> {
         self.hold.awaited.set(None);
         self.hold.captured.replace(None);
         let deferred = std::mem::take(&mut *self.hold.deferred.borrow_mut());
-        self.remove_tables(&deferred).await;
+        self.remove_files(&deferred).await;
     }
 
     pub(super) fn cut(&self) -> Result<Cut, SnapshotError> {
@@ -207,8 +213,11 @@ impl<E: Env> Inner<E> {
         let seqno = self.memory.borrow().seqno();
         let listed = state.tables.values();
         let tables: BTreeMap<u64, u64> = listed.map(|table| (table.file_id, table.bytes)).collect();
-        let files = tables.keys().map(|id| (&*self.tables_dir, *id));
-        link_tables(self.env.disk(), files, dir).await?;
+        let blobs = self.blobs_of(tables.keys().copied()).await?;
+        let files = tables.keys().copied().map(DataFile::Table);
+        let files = files.chain(blobs.keys().copied().map(DataFile::Blob));
+        let files = files.map(|file| (&*self.tables_dir, file));
+        link_files(self.env.disk(), files, dir).await?;
         let state = State {
             segments: Vec::new(),
             flushed: Mark::default(),
@@ -223,20 +232,45 @@ impl<E: Env> Inner<E> {
             .map_err(SnapshotError::Manifest)?;
         Ok(SnapshotReport {
             tables: tables.into_iter().collect(),
+            blobs: blobs.into_iter().collect(),
         })
+    }
+
+    /// The blobs to which tables refer, by id with their bytes. A table that has been compacted away since the cut
+    /// is asked on the disk, where it is kept.
+    async fn blobs_of(
+        &self,
+        tables: impl Iterator<Item = u64>,
+    ) -> Result<BTreeMap<u64, u64>, SnapshotError> {
+        let keys = self.keys.borrow().clone();
+        let mut blobs = BTreeMap::new();
+        for file_id in tables {
+            let in_use = self.tables.borrow().blobs_of(file_id);
+            let files = match in_use {
+                Some(files) => files,
+                None => {
+                    let (disk, dir) = (self.env.disk(), &self.tables_dir);
+                    let table = Table::open_for_scan(disk, dir, file_id, &keys).await;
+                    let table = table.map_err(SnapshotError::Read)?;
+                    table.info().blobs.iter().map(|used| used.file).collect()
+                }
+            };
+            blobs.extend(files.iter().map(|file| (file.file_id, file.bytes)));
+        }
+        Ok(blobs)
     }
 }
 
-/// Gives table files, each of the directory beside it, a name in `dir/tables`. Durable on return.
-pub(super) async fn link_tables<'a, D: Disk>(
+/// Gives tables and blobs, each of the directory beside it, a name in `dir/tables`. Durable on return.
+pub(super) async fn link_files<'a, D: Disk>(
     disk: &D,
-    files: impl IntoIterator<Item = (&'a Path, u64)>,
+    files: impl IntoIterator<Item = (&'a Path, DataFile)>,
     dir: &Path,
 ) -> Result<(), SnapshotError> {
     let to = dir.join("tables");
     disk.create_dir(&to).await.map_err(failed("create", &to))?;
-    for (from, file_id) in files {
-        let (old, new) = (table_path(from, file_id), table_path(&to, file_id));
+    for (from, file) in files {
+        let (old, new) = (file.path(from), file.path(&to));
         disk.hard_link(&old, &new)
             .await
             .map_err(failed("link", &new))?;

@@ -1,15 +1,19 @@
 //! The store's view of its tables: per tree the levels, and an open handle for each file.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use torc_env::{Disk, TokenRange, TreeId};
+use torc_env::{Disk, TokenRange, TreeId, mutation};
 
 use super::Inner;
-use crate::compaction::{Outlook, Settings, Strategy, debt_bytes, outlook};
+use crate::blob::{Blob, BlobFile, blob_path};
+use crate::compaction::{Outlook, Settings, Strategy, Worn, debt_bytes, outlook};
 use crate::crypt::KeyId;
-use crate::levels::{Edit, Levels, TableRef};
+use crate::error::ReadError;
+use crate::levels::{Edit, Levels, Run, TableRef};
 use crate::manifest::{Change, Listed};
 use crate::options::Options;
 use crate::purge::PurgeFloors;
@@ -20,6 +24,69 @@ use crate::table::{Table, TableInfo, table_path};
 pub(super) struct Tree<D: Disk> {
     pub(super) levels: Levels,
     open: BTreeMap<u64, Table<D>>,
+    /// Every blob to which an open table refers.
+    blobs: BTreeMap<u64, InUse<D>>,
+}
+
+/// A blob, and what tables have of it.
+struct InUse<D: Disk> {
+    blob: Blob<D>,
+    tables: usize,
+    bytes: u64,
+}
+
+impl<D: Disk> Clone for InUse<D> {
+    fn clone(&self) -> Self {
+        Self {
+            blob: self.blob.clone(),
+            ..*self
+        }
+    }
+}
+
+impl<D: Disk> InUse<D> {
+    /// Bytes of values to which no table refers any more.
+    fn dead(&self) -> u64 {
+        self.blob.file().value_bytes.saturating_sub(self.bytes)
+    }
+}
+
+/// A file in the directory of tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum DataFile {
+    Table(u64),
+    Blob(u64),
+}
+
+impl DataFile {
+    /// The files that a job wrote.
+    pub(super) fn of(tables: &[TableInfo], blobs: &[BlobFile]) -> Vec<DataFile> {
+        let tables = tables.iter().map(|info| DataFile::Table(info.file_id));
+        let blobs = blobs.iter().map(|file| DataFile::Blob(file.file_id));
+        tables.chain(blobs).collect()
+    }
+
+    pub(super) fn path(self, dir: &Path) -> PathBuf {
+        match self {
+            DataFile::Table(id) => table_path(dir, id),
+            DataFile::Blob(id) => blob_path(dir, id),
+        }
+    }
+}
+
+/// What was opened to be put into a tree.
+pub(super) struct Opened<D: Disk> {
+    pub(super) tables: Vec<Table<D>>,
+    pub(super) blobs: Vec<Blob<D>>,
+}
+
+impl<D: Disk> Opened<D> {
+    pub(super) fn none() -> Self {
+        Self {
+            tables: Vec::new(),
+            blobs: Vec::new(),
+        }
+    }
 }
 
 impl<D: Disk> Tree<D> {
@@ -28,6 +95,17 @@ impl<D: Disk> Tree<D> {
         self.open
             .get(&table.info.file_id)
             .expect("levels refer to open tables")
+    }
+
+    /// The blob of this id, when an open table refers to it.
+    pub(super) fn blob(&self, file_id: u64) -> Option<&Blob<D>> {
+        self.blobs.get(&file_id).map(|in_use| &in_use.blob)
+    }
+
+    /// All blobs in use.
+    pub(super) fn blob_files(&self) -> Vec<BlobFile> {
+        let blobs = self.blobs.values();
+        blobs.map(|in_use| *in_use.blob.file()).collect()
     }
 }
 
@@ -42,6 +120,8 @@ pub(super) struct Tables<D: Disk> {
     /// no longer be the newest.
     generation: u64,
     next_file_id: u64,
+    /// Blobs in which a scrub has met damage: they are emptied of what can be read.
+    unsound: BTreeSet<u64>,
 }
 
 impl<D: Disk> Tables<D> {
@@ -53,6 +133,7 @@ impl<D: Disk> Tables<D> {
             run_bytes: BTreeMap::new(),
             generation: 0,
             next_file_id,
+            unsound: BTreeSet::new(),
         }
     }
 
@@ -85,6 +166,59 @@ impl<D: Disk> Tables<D> {
         })
     }
 
+    /// The tree of a table in use.
+    pub(super) fn tree_of(&self, file_id: u64) -> Option<TreeId> {
+        let mut trees = self.trees.iter();
+        trees.find_map(|(id, tree)| tree.open.contains_key(&file_id).then_some(*id))
+    }
+
+    /// The blobs to which a table in use refers.
+    pub(super) fn blobs_of(&self, file_id: u64) -> Option<Vec<BlobFile>> {
+        let mut trees = self.trees.values();
+        let table = trees.find_map(|tree| tree.open.get(&file_id))?;
+        let blobs = table.info().blobs.iter();
+        Some(blobs.map(|used| used.file).collect())
+    }
+
+    /// All blobs in use.
+    pub(super) fn blob_ids(&self) -> BTreeSet<u64> {
+        let trees = self.trees.values();
+        trees.flat_map(|tree| tree.blobs.keys().copied()).collect()
+    }
+
+    /// A blob is to be emptied whatever is left in it.
+    pub(super) fn distrust(&mut self, blob: u64) {
+        self.unsound.insert(blob);
+    }
+
+    /// The blobs of a tree that are worth emptying; with a `key`, also those that are not encrypted with it.
+    pub(super) fn worn(
+        &self,
+        options: &Options,
+        tree: TreeId,
+        key: Option<Option<KeyId>>,
+    ) -> BTreeMap<u64, Worn> {
+        let Some(tree) = self.trees.get(&tree) else {
+            return BTreeMap::new();
+        };
+        let percent = u64::from(options.blob_dead_percent.clamp(1, 100));
+        let worn = tree.blobs.iter().filter_map(|(id, in_use)| {
+            let file = in_use.blob.file();
+            let (live, dead) = (in_use.bytes, in_use.dead());
+            let is_urgent = self.unsound.contains(id);
+            let is_worn =
+                u128::from(dead) * 100 >= u128::from(file.value_bytes.max(1)) * u128::from(percent);
+            let is_stale = key.is_some_and(|key| file.key() != key);
+            let worn = Worn {
+                live,
+                dead,
+                is_urgent,
+            };
+            (is_worn || is_stale || is_urgent).then_some((*id, worn))
+        });
+        worn.collect()
+    }
+
     /// Ids for the files of one job.
     pub(super) fn reserve_file_ids(&mut self, count: u64) -> Range<u64> {
         let first = self.next_file_id;
@@ -92,56 +226,83 @@ impl<D: Disk> Tables<D> {
         first..self.next_file_id
     }
 
-    /// Applies an edit to a tree. `opened` holds every added table that was not there before.
+    /// Applies an edit to a tree. `opened` holds every added table, and every blob to which one refers, that was not there
+    /// before.
     /// Returns the files that are no longer part of the tree.
-    pub(super) fn apply(
-        &mut self,
-        tree: TreeId,
-        edit: &Edit,
-        opened: impl IntoIterator<Item = Table<D>>,
-    ) -> Vec<u64> {
-        let (mut levels, mut open) = match self.trees.get(&tree) {
-            Some(old) => (old.levels.clone(), old.open.clone()),
-            None => (Levels::new(), BTreeMap::new()),
+    pub(super) fn apply(&mut self, tree: TreeId, edit: &Edit, opened: Opened<D>) -> Vec<DataFile> {
+        let (mut levels, mut open, mut blobs) = match self.trees.get(&tree) {
+            Some(old) => (old.levels.clone(), old.open.clone(), old.blobs.clone()),
+            None => (Levels::new(), BTreeMap::new(), BTreeMap::new()),
         };
         levels.apply(edit);
-        open.extend(
-            opened
-                .into_iter()
-                .map(|table| (table.info().file_id, table)),
-        );
+        for blob in opened.blobs {
+            let entry = blobs.entry(blob.file().file_id);
+            entry.or_insert(InUse {
+                blob,
+                tables: 0,
+                bytes: 0,
+            });
+        }
+        for table in opened.tables {
+            for used in &table.info().blobs {
+                let in_use = blobs.get_mut(&used.file.file_id);
+                let in_use = in_use.expect("blobs are opened with the tables that refer to them");
+                in_use.tables += 1;
+                in_use.bytes += used.bytes;
+            }
+            open.insert(table.info().file_id, table);
+        }
         let removed: BTreeSet<u64> = edit.removed.iter().map(|key| key.file_id).collect();
-        let gone: Vec<u64> = removed
-            .into_iter()
-            .filter(|file_id| !levels.holds_file(*file_id))
-            .collect();
-        for file_id in &gone {
-            open.remove(file_id);
+        let mut gone = Vec::new();
+        for file_id in removed {
+            if levels.holds_file(file_id) {
+                continue;
+            }
+            gone.push(DataFile::Table(file_id));
+            if let Some(table) = open.remove(&file_id) {
+                gone.extend(no_longer_used(&mut blobs, table.info()));
+            }
+        }
+        for file in &gone {
+            if let DataFile::Blob(file_id) = file {
+                self.unsound.remove(file_id);
+            }
         }
         if open.is_empty() {
             self.trees.remove(&tree);
         } else {
-            self.trees.insert(tree, Rc::new(Tree { levels, open }));
+            let tree_now = Tree {
+                levels,
+                open,
+                blobs,
+            };
+            self.trees.insert(tree, Rc::new(tree_now));
         }
         gone
     }
 
     /// Forgets a tree; returns its files.
-    pub(super) fn drop_tree(&mut self, tree: TreeId) -> Vec<u64> {
+    pub(super) fn drop_tree(&mut self, tree: TreeId) -> Vec<DataFile> {
         self.floors.remove(&tree);
         self.strategies.remove(&tree);
         self.run_bytes.remove(&tree);
         self.generation += 1;
         match self.trees.remove(&tree) {
-            Some(tree) => tree.open.keys().copied().collect(),
+            Some(tree) => {
+                let tables = tree.open.keys().copied().map(DataFile::Table);
+                let blobs = tree.blobs.keys().copied().map(DataFile::Blob);
+                tables.chain(blobs).collect()
+            }
             None => Vec::new(),
         }
     }
 
-    /// The master key of each table file.
+    /// The master key of each table and blob.
     pub(super) fn keys(&self) -> impl Iterator<Item = Option<KeyId>> {
         let tables = self.trees.values().flat_map(|tree| tree.open.values());
-        tables.map(|table| table.info().key)
+        let blobs = self.trees.values().flat_map(|tree| tree.blobs.values());
+        let blobs = blobs.map(|in_use| in_use.blob.file().key());
+        tables.map(|table| table.info().key).chain(blobs)
     }
 
     pub(super) fn set_purge_floors(&mut self, tree: TreeId, floors: PurgeFloors) {
@@ -201,6 +362,12 @@ impl<D: Disk> Tables<D> {
                 stats.table_memory_bytes += table.memory_bytes();
                 stats.table_bytes += table.info().bytes;
             }
+            stats.blobs += tree.blobs.len();
+            for in_use in tree.blobs.values() {
+                stats.table_memory_bytes += in_use.blob.memory_bytes();
+                stats.blob_bytes += in_use.blob.file().bytes;
+                stats.blob_dead_bytes += in_use.dead();
+            }
             let settings = self.settings(options, *id);
             if let Some(settings) = &settings {
                 stats.compaction_debt_bytes += debt_bytes(&tree.levels, settings);
@@ -216,14 +383,43 @@ impl<D: Disk> Tables<D> {
 
 /// See [`Stats::base_bytes`].
 fn base_bytes(levels: &Levels, settings: Option<Settings>) -> u64 {
-    let runs = levels
-        .runs()
-        .iter()
-        .map(|run| run.bytes_in(&TokenRange::ALL));
+    let runs = levels.runs().iter().map(bytes_with_values);
     match settings.map(|settings| settings.strategy) {
         Some(Strategy::Fifo | Strategy::TimeWindow { .. }) => runs.sum(),
         _ => runs.max().unwrap_or(0),
     }
+}
+
+/// Bytes of a run's tables, and of the values in blobs to which they refer.
+fn bytes_with_values(run: &Run) -> u64 {
+    let tables = run.tables.iter();
+    let values = tables.flat_map(|table| &table.info.blobs);
+    run.bytes_in(&TokenRange::ALL) + values.map(|used| used.bytes).sum::<u64>()
+}
+
+/// Takes what `table` has of blobs out of the account; returns the blobs to which no other table refers.
+fn no_longer_used<D: Disk>(
+    blobs: &mut BTreeMap<u64, InUse<D>>,
+    table: &TableInfo,
+) -> Vec<DataFile> {
+    let mut gone = Vec::new();
+    for used in &table.blobs {
+        let file_id = used.file.file_id;
+        let Entry::Occupied(mut entry) = blobs.entry(file_id) else {
+            continue;
+        };
+        let in_use = entry.get_mut();
+        in_use.tables -= 1;
+        in_use.bytes -= used.bytes;
+        if in_use.tables == 0 {
+            entry.remove();
+            gone.push(DataFile::Blob(file_id));
+        } else if mutation::on("remove_shared_blob") {
+            // Whoever has it open reads on; the next open misses it.
+            gone.push(DataFile::Blob(file_id));
+        }
+    }
+    gone
 }
 
 /// The manifest's changes for an edit of a tree.
@@ -243,17 +439,47 @@ pub(super) fn changes_of(tree: TreeId, edit: &Edit) -> Vec<Change> {
 }
 
 impl<E: torc_env::Env> Inner<E> {
-    /// Removes table files that no manifest lists. Best effort: the next open collects what stays.
-    /// A snapshot that is being taken keeps them until it has its links.
-    pub(super) async fn remove_tables(&self, file_ids: &[u64]) {
-        let Some(file_ids) = self.hold.defer(file_ids) else {
+    /// Removes tables that no manifest lists, and blobs to which none of the listed refers. Best effort: the next
+    /// open collects what stays. A snapshot that is being taken keeps them until it has its links.
+    pub(super) async fn remove_files(&self, files: &[DataFile]) {
+        let Some(files) = self.hold.defer(files) else {
             return;
         };
-        for file_id in file_ids {
-            let path = table_path(&self.tables_dir, *file_id);
+        for file in files {
+            let path = file.path(&self.tables_dir);
             if let Err(error) = self.env.disk().remove(&path).await {
-                tracing::warn!(%error, path = %path.display(), "an old table stays for now");
+                tracing::warn!(%error, path = %path.display(), "an old file stays for now");
             }
         }
+    }
+
+    /// Opens what a job has written for `tree`, and the blobs to which it refers and which the tree has not open.
+    pub(super) async fn open_files<'a>(
+        &self,
+        tree: TreeId,
+        infos: impl IntoIterator<Item = &'a TableInfo>,
+    ) -> Result<Opened<E::Disk>, ReadError> {
+        let mut opened = Opened::none();
+        let keys = self.keys.borrow().clone();
+        let (disk, dir) = (self.env.disk(), &self.tables_dir);
+        let before = self.tables.borrow().tree(tree);
+        let mut known = BTreeSet::new();
+        for info in infos {
+            opened
+                .tables
+                .push(Table::open(disk, dir, info.file_id, &keys).await?);
+            for used in &info.blobs {
+                let file_id = used.file.file_id;
+                let has = before
+                    .as_ref()
+                    .is_some_and(|tree| tree.blob(file_id).is_some());
+                if !has && known.insert(file_id) {
+                    opened
+                        .blobs
+                        .push(Blob::open(disk, dir, &used.file, &keys).await?);
+                }
+            }
+        }
+        Ok(opened)
     }
 }

@@ -15,18 +15,17 @@
 //! discriminators and, in nearly every case, one key. Tokens are recomputed from the keys, unless
 //! one of them is not its key's hash: then the block stores them all.
 //!
-//! The checksum covers header and stored body, and is bound to the file id and the block's offset. In a
-//! sealed table the stored body is encrypted, with its tag behind it.
+//! Header and stored body are [`super::body`].
 
 use std::cmp::Ordering;
 
 use bytes::Bytes;
 use torc_env::{Token, TreeId};
 
-use super::format::{
-    self, BLOCK_HEADER_BYTES, BLOCK_RAW_BYTES_MAX, CODEC_LZ4, CODEC_RAW, Mismatch,
-};
-use crate::crypt::{DataKey, TAG_BYTES};
+use super::body;
+use super::format::Mismatch;
+use crate::blob::BlobRef;
+use crate::crypt::DataKey;
 use crate::le;
 use crate::record::{Entry, Kind, Record, ScanFrom};
 
@@ -36,6 +35,15 @@ pub(crate) const BODY_HEADER_BYTES: usize = 48;
 pub(crate) const FLAG_WIDE: u8 = 1;
 /// The block stores its tokens.
 pub(crate) const FLAG_TOKENS: u8 = 2;
+
+/// A record that has its value.
+pub(crate) const KIND_VALUE: u64 = 0;
+/// A tombstone.
+pub(crate) const KIND_TOMBSTONE: u64 = 1;
+/// A record whose value is in a blob.
+pub(crate) const KIND_SEPARATE_VALUE: u64 = 2;
+/// A tombstone with a large value, which is in a blob.
+pub(crate) const KIND_SEPARATE_TOMBSTONE: u64 = 3;
 
 /// Neighbours looked at one by one around the interpolated place before the search turns binary.
 const WALK: usize = 8;
@@ -72,41 +80,6 @@ struct Column {
     base: u64,
 }
 
-/// Finishes a block of the file `file_id` that will lie at `offset`: encrypts `stored`, its body, if there
-/// is a `key`, and returns the header.
-pub(crate) fn finish(
-    (file_id, offset): (u64, u64),
-    codec: u8,
-    stored: &mut Vec<u8>,
-    raw_len: usize,
-    count: usize,
-    key: Option<&DataKey>,
-) -> [u8; BLOCK_HEADER_BYTES] {
-    let mut header = [0; BLOCK_HEADER_BYTES];
-    let len32 = |len: usize| u32::try_from(len).expect("bounded by BLOCK_RAW_BYTES_MAX");
-    let tag_bytes = key.map_or(0, |_| TAG_BYTES);
-    header[4] = codec;
-    header[8..12].copy_from_slice(&len32(stored.len() + tag_bytes).to_le_bytes());
-    header[12..16].copy_from_slice(&len32(raw_len).to_le_bytes());
-    header[16..20].copy_from_slice(&len32(count).to_le_bytes());
-    if let Some(key) = key {
-        let tag = key.seal(offset, &context(file_id, offset, &header), stored);
-        stored.extend_from_slice(&tag);
-    }
-    let checksum = format::checksum(file_id, offset, &[&header[4..], stored]);
-    header[..4].copy_from_slice(&checksum.to_le_bytes());
-    header
-}
-
-/// What is authenticated with a block's body: where it lies, and its header behind the checksum.
-fn context(file_id: u64, offset: u64, header: &[u8]) -> [u8; 16 + BLOCK_HEADER_BYTES - 4] {
-    let mut context = [0; 16 + BLOCK_HEADER_BYTES - 4];
-    context[..8].copy_from_slice(&file_id.to_le_bytes());
-    context[8..16].copy_from_slice(&offset.to_le_bytes());
-    context[16..].copy_from_slice(&header[4..BLOCK_HEADER_BYTES]);
-    context
-}
-
 /// The 32 bits of a token behind its first `bits`.
 pub(crate) fn discriminator(token: Token, bits: u32) -> u32 {
     let top = token.0.checked_shl(bits).unwrap_or(0) >> 96;
@@ -122,49 +95,7 @@ impl Block {
         tree: TreeId,
         key: Option<&DataKey>,
     ) -> Result<Block, Mismatch> {
-        if bytes.len() < BLOCK_HEADER_BYTES {
-            return Err(Mismatch::new(
-                "a block's header",
-                format!("{} bytes", bytes.len()),
-            ));
-        }
-        let len = |at: usize| usize::try_from(le::u32_at(bytes, at)).expect("32 bits fit usize");
-        let (stored_len, raw_len, count) = (len(8), len(12), len(16));
-        let Some(stored) = bytes[BLOCK_HEADER_BYTES..].get(..stored_len) else {
-            let found = format!("{stored_len} in a block of {}", bytes.len());
-            return Err(Mismatch::new("a stored length inside the block", found));
-        };
-        let expected = le::u32_at(bytes, 0);
-        let header = &bytes[4..BLOCK_HEADER_BYTES];
-        let found = format::checksum(file_id, offset, &[header, stored]);
-        if expected != found {
-            return Err(Mismatch::checksum(expected, found));
-        }
-        if raw_len > BLOCK_RAW_BYTES_MAX {
-            return Err(Mismatch::new(
-                "a body below 1 GiB",
-                format!("{raw_len} bytes"),
-            ));
-        }
-        let opened = match key {
-            Some(key) => {
-                let context = context(file_id, offset, &bytes[..BLOCK_HEADER_BYTES]);
-                let opened = key.open_copy(offset, &context, stored);
-                Bytes::from(opened.map_err(|_| Mismatch::forged())?)
-            }
-            None => bytes.slice(BLOCK_HEADER_BYTES..BLOCK_HEADER_BYTES + stored_len),
-        };
-        let body = match bytes[4] {
-            CODEC_RAW => opened,
-            CODEC_LZ4 => lz4_flex::block::decompress(&opened, raw_len)
-                .map_err(|error| Mismatch::new("an LZ4 block", error.to_string()))?
-                .into(),
-            codec => return Err(Mismatch::new("codec 0 or 1", format!("codec {codec}"))),
-        };
-        if body.len() != raw_len {
-            let expected = format!("a body of {raw_len} bytes");
-            return Err(Mismatch::new(expected, format!("{} bytes", body.len())));
-        }
+        let (body, count) = body::open(bytes, (file_id, offset), key)?;
         Block::from_body(body, count, tree)
             .ok_or_else(|| Mismatch::new("columns that fit the body", "others"))
     }
@@ -278,13 +209,15 @@ impl Block {
 
     /// The record at `index`, which must be below [`Block::len`]. The value shares the block's
     /// memory, and so does the key unless the block's keys share a prefix.
-    pub(crate) fn entry(&self, index: usize) -> Result<Entry, Mismatch> {
-        Ok(Entry {
+    pub(crate) fn entry(&self, index: usize) -> Result<(Entry, Option<BlobRef>), Mismatch> {
+        let (record, reference) = self.record(index)?;
+        let entry = Entry {
             token: self.token_at(index)?,
             key: self.key_bytes(index)?,
             seqno: self.seqno(index),
-            record: self.record(index)?,
-        })
+            record,
+        };
+        Ok((entry, reference))
     }
 
     /// The sequence number at `index`.
@@ -292,24 +225,34 @@ impl Block {
         self.number(self.seqnos, index)
     }
 
-    /// What is stored at `index`; the value shares the block's memory.
-    pub(crate) fn record(&self, index: usize) -> Result<Record, Mismatch> {
-        let kind = match self.number(self.kinds, index) {
-            0 => Kind::Value,
-            1 => Kind::Tombstone,
-            kind => return Err(Mismatch::new("kind 0 or 1", format!("kind {kind}"))),
+    /// What is stored at `index`; the value shares the block's memory, or is empty and in a blob.
+    pub(crate) fn record(&self, index: usize) -> Result<(Record, Option<BlobRef>), Mismatch> {
+        let (kind, is_separate) = match self.number(self.kinds, index) {
+            KIND_VALUE => (Kind::Value, false),
+            KIND_TOMBSTONE => (Kind::Tombstone, false),
+            KIND_SEPARATE_VALUE => (Kind::Value, true),
+            KIND_SEPARATE_TOMBSTONE => (Kind::Tombstone, true),
+            kind => return Err(Mismatch::new("kind 0 to 3", format!("kind {kind}"))),
         };
         let (start, end) = self.span(self.value_ends, index);
         let (start, end) = (self.values + start, self.values + end);
         if start > end || end > self.body.len() {
             return Err(misplaced("value"));
         }
-        Ok(Record {
+        let record = |value| Record {
             kind,
             stamp: self.number(self.stamps, index),
             expires_at_ms: self.number(self.expiries, index),
-            value: self.body.slice(start..end),
-        })
+            value,
+        };
+        if !is_separate {
+            return Ok((record(self.body.slice(start..end)), None));
+        }
+        let Some(reference) = BlobRef::decode(&self.body[start..end]) else {
+            let found = format!("{} bytes", end - start);
+            return Err(Mismatch::new("a reference of 24 bytes", found));
+        };
+        Ok((record(Bytes::new()), Some(reference)))
     }
 
     /// How `token` stands to the block's tokens by the leading bits that these share.

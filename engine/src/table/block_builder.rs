@@ -3,7 +3,10 @@
 
 use torc_env::{Token, TreeId};
 
-use super::block::{BODY_HEADER_BYTES, FLAG_TOKENS, FLAG_WIDE};
+use super::block::{
+    BODY_HEADER_BYTES, FLAG_TOKENS, FLAG_WIDE, KIND_SEPARATE_TOMBSTONE, KIND_SEPARATE_VALUE,
+    KIND_TOMBSTONE, KIND_VALUE,
+};
 use super::fence::bits_to_separate;
 use crate::le;
 use crate::record::{EntryRef, Kind};
@@ -21,6 +24,18 @@ struct Row {
     stamp: u64,
     expires_at_ms: u64,
     kind: Kind,
+    is_separate: bool,
+}
+
+impl Row {
+    fn kind_number(&self) -> u64 {
+        match (self.kind, self.is_separate) {
+            (Kind::Value, false) => KIND_VALUE,
+            (Kind::Tombstone, false) => KIND_TOMBSTONE,
+            (Kind::Value, true) => KIND_SEPARATE_VALUE,
+            (Kind::Tombstone, true) => KIND_SEPARATE_TOMBSTONE,
+        }
+    }
 }
 
 /// Records waiting for their block, in order.
@@ -60,7 +75,8 @@ impl BlockBuilder {
             + entry.value.len()
     }
 
-    pub(crate) fn push(&mut self, entry: &EntryRef<'_>) {
+    /// Takes a record; `is_separate`: its value is a reference to a blob.
+    pub(crate) fn push(&mut self, entry: &EntryRef<'_>, is_separate: bool) {
         self.keys.extend_from_slice(entry.key);
         self.values.extend_from_slice(entry.value);
         self.rows.push(Row {
@@ -71,6 +87,7 @@ impl BlockBuilder {
             stamp: entry.stamp,
             expires_at_ms: entry.expires_at_ms,
             kind: entry.kind,
+            is_separate,
         });
     }
 
@@ -116,7 +133,7 @@ impl BlockBuilder {
         if !derived {
             flags |= FLAG_TOKENS;
         }
-        let kinds = Column::of(rows, |row| u64::from(row.kind == Kind::Tombstone), 0);
+        let kinds = Column::of(rows, Row::kind_number, 0);
         let seqnos = Column::of(rows, |row| row.seqno, first.seqno);
         let stamps = Column::of(rows, |row| row.stamp, first.stamp);
         let expiries = Column::of(rows, |row| row.expires_at_ms, first.expires_at_ms);

@@ -1,10 +1,12 @@
 //! Verifies the checksums of a table without the key that it is sealed with, and without decoding it.
 //!
 //! For backups and inspection on a host that has no key. Fences are encrypted, so blocks are found by
-//! walking: each says how long it is. Behind a damaged one nothing more is found.
+//! walking: each says how long it is. Behind a damaged one nothing more is found. Blobs are walked over in the
+//! same way.
 
 use std::path::Path;
 
+use bytes::Bytes;
 use torc_env::{AlignedBuf, Disk, File, OpenMode, SECTOR_BYTES};
 
 use super::format::{
@@ -13,6 +15,7 @@ use super::format::{
 };
 use super::reader::{corrupt, read};
 use super::table_path;
+use crate::blob::{BlobOutline, blob_path};
 use crate::error::ReadError;
 use crate::le;
 
@@ -30,29 +33,10 @@ pub(crate) async fn checksums_of<D: Disk>(
     file_id: u64,
 ) -> Result<u64, ReadError> {
     let path = table_path(dir, file_id);
-    let io_error = |source| ReadError::Io {
-        path: path.clone(),
-        offset: 0,
-        source,
-    };
-    let file = disk.open(&path, OpenMode::Read).await.map_err(io_error)?;
-    let file_bytes = file.len().await.map_err(io_error)?;
-    let sector = le::len64(SECTOR_BYTES);
-    if file_bytes == 0 || !file_bytes.is_multiple_of(sector) {
-        let found = Mismatch::new("a file of whole sectors", format!("{file_bytes} bytes"));
-        return Err(corrupt(&path, file_bytes, found));
-    }
-    let footer_at = footer_offset(file_bytes);
-    let footer = read(&file, &path, footer_at, FOOTER_BYTES).await?;
-    let outline = Outline::decode(&footer, file_id, file_bytes)
-        .map_err(|mismatch| corrupt(&path, footer_at, mismatch))?;
-    let mut walk = Walk {
-        file: &file,
-        path: &path,
-        window: AlignedBuf::default(),
-        start: 0,
-        end: footer_at,
-    };
+    let opened = Opened::open(disk, &path).await?;
+    let outline = Outline::decode(&opened.footer, file_id, opened.bytes)
+        .map_err(|mismatch| corrupt(&path, opened.footer_at, mismatch))?;
+    let mut walk = Walk::new(&opened, &path);
     for section in [outline.filters, outline.fences, outline.bounds] {
         let bytes = walk.bytes(section.offset, section.len).await?;
         let found = checksum(file_id, section.offset, &[bytes]);
@@ -61,20 +45,57 @@ pub(crate) async fn checksums_of<D: Disk>(
             return Err(corrupt(&path, section.offset, mismatch));
         }
     }
-    walk.end = outline.data_end;
-    let mut blocks = 0;
-    let mut at = 0;
-    while at < outline.data_end {
-        match walk.block(file_id, at).await? {
-            Some(end) => {
-                blocks += 1;
-                at = end.next_multiple_of(BLOCK_ALIGN);
-            }
-            None => at = (at + 1).next_multiple_of(PAGE_BYTES),
+    walk.bodies(disk, file_id, outline.data_end).await
+}
+
+/// Reads the blob `file_id` of `dir` through; returns its values.
+///
+/// # Errors
+/// At the first damage.
+pub(crate) async fn blob_checksums_of<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    file_id: u64,
+) -> Result<u64, ReadError> {
+    let path = blob_path(dir, file_id);
+    let opened = Opened::open(disk, &path).await?;
+    let outline = BlobOutline::decode(&opened.footer, file_id, opened.bytes)
+        .map_err(|mismatch| corrupt(&path, opened.footer_at, mismatch))?;
+    let mut walk = Walk::new(&opened, &path);
+    walk.bodies(disk, file_id, outline.data_end).await
+}
+
+/// A file with a footer.
+struct Opened<F> {
+    file: F,
+    bytes: u64,
+    footer_at: u64,
+    footer: Bytes,
+}
+
+impl<F: File> Opened<F> {
+    async fn open<D: Disk<File = F>>(disk: &D, path: &Path) -> Result<Self, ReadError> {
+        let io_error = |source| ReadError::Io {
+            path: path.to_owned(),
+            offset: 0,
+            source,
+        };
+        let file = disk.open(path, OpenMode::Read).await.map_err(io_error)?;
+        let file_bytes = file.len().await.map_err(io_error)?;
+        let sector = le::len64(SECTOR_BYTES);
+        if file_bytes == 0 || !file_bytes.is_multiple_of(sector) {
+            let found = Mismatch::new("a file of whole sectors", format!("{file_bytes} bytes"));
+            return Err(corrupt(path, file_bytes, found));
         }
-        disk.give_way().await;
+        let footer_at = footer_offset(file_bytes);
+        let footer = read(&file, path, footer_at, FOOTER_BYTES).await?;
+        Ok(Self {
+            bytes: file_bytes,
+            footer_at,
+            footer,
+            file,
+        })
     }
-    Ok(blocks)
 }
 
 /// A file read through a window.
@@ -87,7 +108,40 @@ struct Walk<'a, F> {
     end: u64,
 }
 
-impl<F: File> Walk<'_, F> {
+impl<'a, F: File> Walk<'a, F> {
+    fn new(opened: &'a Opened<F>, path: &'a Path) -> Self {
+        Walk {
+            file: &opened.file,
+            path,
+            window: AlignedBuf::default(),
+            start: 0,
+            end: opened.footer_at,
+        }
+    }
+
+    /// Verifies all bodies before `data_end`; returns how many there are.
+    async fn bodies<D: Disk>(
+        &mut self,
+        disk: &D,
+        file_id: u64,
+        data_end: u64,
+    ) -> Result<u64, ReadError> {
+        self.end = data_end;
+        let mut count = 0;
+        let mut at = 0;
+        while at < data_end {
+            match self.block(file_id, at).await? {
+                Some(end) => {
+                    count += 1;
+                    at = end.next_multiple_of(BLOCK_ALIGN);
+                }
+                None => at = (at + 1).next_multiple_of(PAGE_BYTES),
+            }
+            disk.give_way().await;
+        }
+        Ok(count)
+    }
+
     /// Where the block at `at` ends; `None` for padding.
     async fn block(&mut self, file_id: u64, at: u64) -> Result<Option<u64>, ReadError> {
         let header_len = le::len64(BLOCK_HEADER_BYTES);

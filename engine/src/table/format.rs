@@ -15,10 +15,14 @@ use crate::le;
 const MAGIC: [u8; 8] = *b"torc.tbl";
 /// The version of a table in the clear.
 pub(crate) const VERSION: u16 = 1;
-/// The version of a sealed table, and the newest that this program reads.
+/// The version of a sealed table.
 pub(crate) const SEALED_VERSION: u16 = 2;
+/// The version of a table with references, and the newest that this program reads.
+pub(crate) const BLOBS_VERSION: u16 = 3;
 /// Feature: blocks, sections, and the footer's counts are encrypted.
 const FEATURE_SEALED: u16 = 1;
+/// Feature: records may refer to blobs, which are listed in the bounds.
+const FEATURE_BLOBS: u16 = 2;
 /// Blocks begin at multiples of this: half of it is lost a block, and it takes six bits off every
 /// offset in the fences.
 pub(crate) const BLOCK_ALIGN: u64 = 64;
@@ -70,8 +74,10 @@ pub(crate) struct Section {
 /// What the last sector of a table says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Footer {
-    /// All but the keys, which stand in the bounds section.
+    /// All but the keys and the blobs, which stand in the bounds section.
     pub(crate) info: TableInfo,
+    /// Whether the bounds section lists blobs.
+    pub(crate) has_blobs: bool,
     /// End of the last block's padding; the filter section begins here.
     pub(crate) data_end: u64,
     pub(crate) filters: Section,
@@ -118,6 +124,8 @@ pub(crate) struct Outline {
     pub(crate) bounds: Section,
     /// The key that it is sealed with.
     pub(crate) key: Option<KeyRef>,
+    /// Whether it lists blobs.
+    pub(crate) has_blobs: bool,
 }
 
 /// Why a footer cannot be read.
@@ -125,6 +133,17 @@ pub(crate) struct Outline {
 pub(crate) enum Unreadable {
     Mismatch(Mismatch),
     Key(MissingKey),
+}
+
+impl std::fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Unreadable::Mismatch(Mismatch { expected, found }) => {
+                write!(f, "expected {expected}, found {found}")
+            }
+            Unreadable::Key(missing) => missing.fmt(f),
+        }
+    }
 }
 
 impl From<Mismatch> for Unreadable {
@@ -151,9 +170,11 @@ impl Footer {
         let mut out = Vec::with_capacity(FOOTER_BYTES);
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&[0; 4]);
-        let (version, features) = match key {
-            Some(_) => (SEALED_VERSION, FEATURE_SEALED),
-            None => (VERSION, 0),
+        let sealed = key.map_or(0, |_| FEATURE_SEALED);
+        let (version, features) = match (info.blobs.is_empty(), sealed) {
+            (true, 0) => (VERSION, 0),
+            (true, _) => (SEALED_VERSION, sealed),
+            (false, _) => (BLOBS_VERSION, sealed | FEATURE_BLOBS),
         };
         out.extend_from_slice(&version.to_le_bytes());
         out.extend_from_slice(&features.to_le_bytes());
@@ -241,13 +262,18 @@ impl Outline {
             return Err(Mismatch::new("a table's footer", format!("{found:?}")));
         }
         let version = le::u16_at(bytes, 12);
-        if version != VERSION && version != SEALED_VERSION {
-            let expected = format!("table format version up to {SEALED_VERSION}");
-            return Err(Mismatch::new(expected, format!("version {version}")));
-        }
-        let is_sealed = version == SEALED_VERSION;
         let features = le::u16_at(bytes, 14);
-        if features != if is_sealed { FEATURE_SEALED } else { 0 } {
+        let known = match version {
+            VERSION => features == 0,
+            SEALED_VERSION => features == FEATURE_SEALED,
+            BLOBS_VERSION => features & !FEATURE_SEALED == FEATURE_BLOBS,
+            _ => {
+                let expected = format!("table format version up to {BLOBS_VERSION}");
+                return Err(Mismatch::new(expected, format!("version {version}")));
+            }
+        };
+        let is_sealed = features & FEATURE_SEALED != 0;
+        if !known {
             let found = format!("features {features:04x}");
             return Err(Mismatch::new("a table without further features", found));
         }
@@ -281,6 +307,7 @@ impl Outline {
             key: is_sealed
                 .then(|| KeyRef::decode(&bytes[KEY_REF_AT..]))
                 .flatten(),
+            has_blobs: features & FEATURE_BLOBS != 0,
         };
         outline.check_layout(le::u64_at(bytes, 32), file_bytes)?;
         Ok(outline)
@@ -343,7 +370,9 @@ impl Footer {
                 last_token: Token(le::u128_at(bytes, TOKENS_AT + 16)),
                 first_key: Bytes::new(),
                 last_key: Bytes::new(),
+                blobs: Vec::new(),
             },
+            has_blobs: outline.has_blobs,
             data_end: outline.data_end,
             filters: outline.filters,
             fences: outline.fences,

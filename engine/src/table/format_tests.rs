@@ -6,7 +6,9 @@ use bytes::Bytes;
 use torc_env::{AlignedBuf, Disk, Env, File, OpenMode, Token, TokenRange, TreeId};
 use torc_sim::SimEnv;
 
-use super::{FilterBits, ReadAhead, Table, TableOptions, TableWriter, table_id, table_path};
+use super::{
+    FilterBits, ReadAhead, Stored, Table, TableOptions, TableWriter, table_id, table_path,
+};
 use crate::crypt::{Keys, Sealing, WriterSalt, test_keys};
 use crate::dump::assert_on_page;
 use crate::record::{Entry, Kind, Record, ScanFrom};
@@ -93,7 +95,7 @@ async fn read_with(env: &SimEnv, keys: &Keys) {
     let from = ScanFrom::Token(Token(0));
     let mut iter = table.iter(&from, TokenRange::ALL, ReadAhead::Background);
     for entry in entries() {
-        assert_eq!(iter.next().await.unwrap(), Some(entry));
+        assert_eq!(iter.next().await.unwrap(), Some(Stored::whole(entry)));
     }
     assert_eq!(iter.next().await.unwrap(), None);
 }

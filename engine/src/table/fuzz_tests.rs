@@ -4,8 +4,9 @@ use bytes::Bytes;
 use torc_env::{Token, TreeId};
 use torc_sim::fuzz::fuzz;
 
-use super::block::{self, Block};
+use super::block::Block;
 use super::block_builder::BlockBuilder;
+use super::body;
 use super::elias_fano::EliasFano;
 use super::fence::{FenceBuilder, Fences};
 use super::filter::{FilterBits, FilterBuilder, Filters};
@@ -36,19 +37,22 @@ fn bodies() -> Vec<Vec<u8>> {
             } else {
                 Token::of(TREE, key.as_bytes())
             };
-            builder.push(&EntryRef {
-                token,
-                key: key.as_bytes(),
-                seqno: number * stamps,
-                kind: if number % 5 == 4 {
-                    Kind::Tombstone
-                } else {
-                    Kind::Value
+            builder.push(
+                &EntryRef {
+                    token,
+                    key: key.as_bytes(),
+                    seqno: number * stamps,
+                    kind: if number % 5 == 4 {
+                        Kind::Tombstone
+                    } else {
+                        Kind::Value
+                    },
+                    stamp: number * stamps,
+                    expires_at_ms: expiry,
+                    value: if number % 5 == 4 { b"" } else { b"some value" },
                 },
-                stamp: number * stamps,
-                expires_at_ms: expiry,
-                value: if number % 5 == 4 { b"" } else { b"some value" },
-            });
+                false,
+            );
             if !stored_tokens {
                 break;
             }
@@ -78,7 +82,7 @@ fn no_bytes_make_a_block_panic() {
         let count = usize::try_from(count).expect("32 bits");
         for (codec, raw_len) in [(0, body.len()), (1, body.len() * 3), (2, 1)] {
             let mut stored = body.to_vec();
-            let header = block::finish((FILE, 64), codec, &mut stored, raw_len, count, None);
+            let header = body::finish((FILE, 64), codec, &mut stored, raw_len, count, None);
             let bytes = Bytes::from([&header[..], body].concat());
             assert!(bytes.len() >= BLOCK_HEADER_BYTES);
             let Ok(block) = Block::decode(&bytes, (FILE, 64), TREE, None) else {
@@ -86,7 +90,7 @@ fn no_bytes_make_a_block_panic() {
             };
             for index in [0, block.len() / 2, block.len().saturating_sub(1)] {
                 if index < block.len() {
-                    let entry = block.entry(index);
+                    let entry = block.entry(index).map(|(entry, _)| entry);
                     let from = entry.map(|entry| ScanFrom::After(entry.token, entry.key));
                     if let Ok(from) = from {
                         drop(block.seek(&from));

@@ -5,9 +5,10 @@ use torc_env::{Disk, TokenRange};
 
 use super::block::Block;
 use super::reader::Table;
+use super::{Separate, Stored};
 use crate::error::ReadError;
 use crate::le;
-use crate::record::{Entry, ScanFrom};
+use crate::record::ScanFrom;
 
 /// How much is read at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,20 +89,24 @@ impl<D: Disk> TableIter<D> {
 
     /// The next record, or `None` at the end of the range. Waits for the device once for each
     /// window.
-    pub async fn next(&mut self) -> Result<Option<Entry>, ReadError> {
+    pub async fn next(&mut self) -> Result<Option<Stored>, ReadError> {
         loop {
             if let Some(current) = &mut self.current {
                 if current.at < current.block.len() {
-                    let entry = current
-                        .block
-                        .entry(current.at)
-                        .map_err(|mismatch| self.table.corrupt_block(current.index, mismatch))?;
+                    let corrupt = |mismatch| self.table.corrupt_block(current.index, mismatch);
+                    let (entry, reference) = current.block.entry(current.at).map_err(corrupt)?;
+                    let checked = self.table.check_reference(reference.as_ref());
+                    checked.map_err(corrupt)?;
                     current.at += 1;
                     if entry.token > self.range.last {
                         self.end();
                         return Ok(None);
                     }
-                    return Ok(Some(entry));
+                    let table = self.table.info().file_id;
+                    return Ok(Some(Stored {
+                        entry,
+                        separate: reference.map(|reference| Separate { table, reference }),
+                    }));
                 }
                 self.current = None;
             }

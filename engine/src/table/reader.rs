@@ -16,6 +16,7 @@ use super::format::{
 };
 use super::iter::{ReadAhead, TableIter};
 use super::{TableInfo, table_path};
+use crate::blob::{BLOB_USE_BYTES, BlobRef, BlobUse};
 use crate::crypt::{DataKey, Keys};
 use crate::error::ReadError;
 use crate::le;
@@ -39,8 +40,10 @@ struct Inner<F> {
 pub struct Found {
     /// Order of writing; see [`crate::Entry::seqno`].
     pub seqno: u64,
-    /// What is stored.
+    /// What is stored; without its value when that stands in a blob.
     pub record: Record,
+    /// Where the value is; `None` when the record has it.
+    pub reference: Option<BlobRef>,
 }
 
 impl<D: Disk> Clone for Table<D> {
@@ -150,8 +153,10 @@ impl<D: Disk> Table<D> {
         let fences = Fences::decode(&section(footer.fences)?, blocks, footer.data_end)
             .map_err(|expected| malformed(footer.fences, expected))?;
         let mut info = footer.info;
-        (info.first_key, info.last_key) = decode_bounds(&section(footer.bounds)?)
-            .ok_or_else(|| malformed(footer.bounds, "two keys with their lengths"))?;
+        let bounds = section(footer.bounds)?;
+        let expected = "two keys with their lengths, and the blobs";
+        (info.first_key, info.last_key, info.blobs) = decode_bounds(&bounds, footer.has_blobs)
+            .ok_or_else(|| malformed(footer.bounds, expected))?;
         Ok(Table(Rc::new(Inner {
             file,
             path,
@@ -179,6 +184,7 @@ impl<D: Disk> Table<D> {
             + inner.fences.memory_bytes()
             + inner.filters.as_ref().map_or(0, Filters::memory_bytes)
             + inner.key.as_ref().map_or(0, |_| size_of::<DataKey>())
+            + inner.info.blobs.len() * size_of::<BlobUse>()
             + inner.info.first_key.len()
             + inner.info.last_key.len()
     }
@@ -211,14 +217,28 @@ impl<D: Disk> Table<D> {
         let Some(at) = block.find(token, key).map_err(corrupt)? else {
             return Ok(None);
         };
-        let mut record = block.record(at).map_err(corrupt)?;
+        let (mut record, reference) = block.record(at).map_err(corrupt)?;
+        self.check_reference(reference.as_ref()).map_err(corrupt)?;
         if record.value.len() < block.body_bytes() / 2 {
             record.value = Bytes::copy_from_slice(&record.value);
         }
         Ok(Some(Found {
             seqno: block.seqno(at),
             record,
+            reference,
         }))
+    }
+
+    /// A record refers to nothing but what the table lists.
+    pub(super) fn check_reference(&self, reference: Option<&BlobRef>) -> Result<(), Mismatch> {
+        let Some(reference) = reference else {
+            return Ok(());
+        };
+        if self.0.info.blob(reference.file_id).is_none() {
+            let found = format!("one to {:016x}", reference.file_id);
+            return Err(Mismatch::new("a reference to a blob of the table", found));
+        }
+        Ok(())
     }
 
     /// The tokens that cannot be told when what lies at `offset` is damaged: those of the block that
@@ -294,7 +314,7 @@ impl<D: Disk> Table<D> {
 }
 
 /// Reads `len` bytes, whole sectors, or fails.
-pub(super) async fn read<F: File>(
+pub(crate) async fn read<F: File>(
     file: &F,
     path: &Path,
     offset: u64,
@@ -315,7 +335,7 @@ pub(super) async fn read<F: File>(
     }
 }
 
-pub(super) fn corrupt(path: &Path, offset: u64, mismatch: Mismatch) -> ReadError {
+pub(crate) fn corrupt(path: &Path, offset: u64, mismatch: Mismatch) -> ReadError {
     ReadError::Corrupt {
         path: path.to_owned(),
         offset,
@@ -323,11 +343,18 @@ pub(super) fn corrupt(path: &Path, offset: u64, mismatch: Mismatch) -> ReadError
     }
 }
 
-/// The bounds section: two lengths, two keys.
-fn decode_bounds(bytes: &[u8]) -> Option<(Bytes, Bytes)> {
-    let keys = bytes.get(16..)?;
+/// The bounds section: two lengths, two keys, and the blobs if there are any.
+pub(super) fn decode_bounds(bytes: &[u8], has_blobs: bool) -> Option<(Bytes, Bytes, Vec<BlobUse>)> {
+    let rest = bytes.get(16..)?;
     let first_len = usize::try_from(le::u64_at(bytes, 0)).ok()?;
     let last_len = usize::try_from(le::u64_at(bytes, 8)).ok()?;
-    let (first, last) = keys.split_at_checked(first_len)?;
-    (last.len() == last_len).then(|| (Bytes::copy_from_slice(first), Bytes::copy_from_slice(last)))
+    let (first, rest) = rest.split_at_checked(first_len)?;
+    let (last, blobs) = rest.split_at_checked(last_len)?;
+    let blobs_fit = has_blobs == (blobs.len() >= BLOB_USE_BYTES);
+    let blobs = BlobUse::decode_all(blobs).filter(|_| blobs_fit)?;
+    Some((
+        Bytes::copy_from_slice(first),
+        Bytes::copy_from_slice(last),
+        blobs,
+    ))
 }

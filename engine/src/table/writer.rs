@@ -5,31 +5,28 @@
 //! other, and a block only begins at the next page when that loses at most 1/16 of it. Nothing of
 //! the file counts before [`TableWriter::finish`] has synced it and its name.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
 use torc_env::{Disk, OpenMode, SECTOR_BYTES, Token, TreeId};
 
 use super::TableInfo;
-use super::block;
 use super::block_builder::BlockBuilder;
+use super::body::{self, Compressor};
 use super::chunk::ChunkWriter;
 use super::fence::FenceBuilder;
 use super::filter::{FilterBits, FilterBuilder};
 use super::format::{
-    BLOCK_ALIGN, BLOCK_HEADER_BYTES, BLOCK_RAW_BYTES_MAX, CODEC_LZ4, CODEC_RAW, FOOTER_BYTES,
-    Footer, PAGE_BYTES, Section, checksum, seal_section,
+    BLOCK_ALIGN, BLOCK_HEADER_BYTES, BLOCK_RAW_BYTES_MAX, CODEC_LZ4, FOOTER_BYTES, Footer,
+    PAGE_BYTES, Section, checksum, seal_section,
 };
+use crate::blob::{BlobFile, BlobRef, BlobUse};
 use crate::crypt::{DataKey, Sealing, TAG_BYTES};
 use crate::error::JobError;
 use crate::le;
 use crate::record::{EntryRef, Kind};
-
-/// Larger bodies are stored as they are: compressing one in a single piece would hold up the shard,
-/// and so would decompressing it at every read.
-const COMPRESS_BYTES_MAX: usize = 256 << 10;
 
 /// The compression ratio is kept in 1/256.
 const RATIO_ONE: u64 = 256;
@@ -66,8 +63,10 @@ pub struct TableWriter<D: Disk> {
     last_key: Vec<u8>,
     ratio: u64,
     body: Vec<u8>,
-    compressed: Vec<u8>,
-    compress_table: CompressTable,
+    compressor: Compressor,
+    /// What it refers to: values of each blob, and what they take.
+    references: BTreeMap<u64, (u64, u64)>,
+    blobs: BTreeMap<u64, BlobFile>,
 }
 
 impl<D: Disk> TableWriter<D> {
@@ -104,13 +103,45 @@ impl<D: Disk> TableWriter<D> {
             last_key: Vec::new(),
             ratio: RATIO_ONE,
             body: Vec::new(),
-            compressed: Vec::new(),
-            compress_table: CompressTable::default(),
+            compressor: Compressor::default(),
+            references: BTreeMap::new(),
+            blobs: BTreeMap::new(),
         })
     }
 
     /// Adds a record, which must lie behind the one before it. One copy; gives way after a block.
     pub async fn add(&mut self, entry: &EntryRef<'_>) -> Result<(), JobError> {
+        self.push(entry, false).await
+    }
+
+    /// As [`TableWriter::add`], of a record whose value is in a blob: that of `entry` does not count. What the
+    /// blob is must be said ([`TableWriter::learn`]) before the table is finished.
+    pub async fn add_separate(
+        &mut self,
+        entry: &EntryRef<'_>,
+        reference: &BlobRef,
+    ) -> Result<(), JobError> {
+        let (values, bytes) = self.references.entry(reference.file_id).or_default();
+        *values += 1;
+        *bytes += reference.footprint();
+        let entry = EntryRef {
+            value: &reference.encode(),
+            ..*entry
+        };
+        self.push(&entry, true).await
+    }
+
+    /// The blobs to which it refers so far.
+    pub fn referred(&self) -> Vec<u64> {
+        self.references.keys().copied().collect()
+    }
+
+    /// Says what a blob is to which the table may refer. It is durable.
+    pub fn learn(&mut self, file: BlobFile) {
+        self.blobs.insert(file.file_id, file);
+    }
+
+    async fn push(&mut self, entry: &EntryRef<'_>, is_separate: bool) -> Result<(), JobError> {
         let place = (entry.token, entry.key);
         let is_first = self.info.entries == 0 && self.pending.is_empty();
         assert!(
@@ -131,7 +162,7 @@ impl<D: Disk> TableWriter<D> {
         self.info.last_token = entry.token;
         self.last_key.clear();
         self.last_key.extend_from_slice(entry.key);
-        self.pending.push(entry);
+        self.pending.push(entry, is_separate);
         Ok(())
     }
 
@@ -148,9 +179,18 @@ impl<D: Disk> TableWriter<D> {
     /// Writes filters, fences, bounds and footer. On return the table and its name are durable.
     ///
     /// # Panics
-    /// When no record was added.
+    /// When no record was added, or it refers to a blob that nothing is known of.
     pub async fn finish(mut self) -> Result<TableInfo, JobError> {
         assert!(!self.pending.is_empty(), "a table has at least one record");
+        let uses = self.references.iter().map(|(file_id, (values, bytes))| {
+            let file = self.blobs.get(file_id);
+            BlobUse {
+                file: *file.expect("a table refers to finished blobs"),
+                values: *values,
+                bytes: *bytes,
+            }
+        });
+        self.info.blobs = uses.collect();
         self.write_block(self.pending.len()).await?;
         let result = self.write_tail().await;
         let (info, out) = match result {
@@ -207,11 +247,11 @@ impl<D: Disk> TableWriter<D> {
             let source = io::Error::other("records of one token beyond the size of a block");
             return Err(write_error(&self.path, source));
         }
-        let codec = self.compress();
+        let codec = self.compressor.compress(&self.body);
         let raw_len = self.body.len();
         let tag_bytes = self.tag_bytes();
         let stored = if codec == CODEC_LZ4 {
-            &mut self.compressed
+            &mut self.compressor.compressed
         } else {
             &mut self.body
         };
@@ -225,7 +265,7 @@ impl<D: Disk> TableWriter<D> {
             }
             let offset = self.out.offset();
             let place = (self.file_id, offset);
-            let header = block::finish(place, codec, stored, raw_len, count, self.key.as_ref());
+            let header = body::finish(place, codec, stored, raw_len, count, self.key.as_ref());
             self.out.append(&header).await?;
             self.out.append(stored).await?;
             let align = usize::try_from(BLOCK_ALIGN).expect("a small constant");
@@ -238,24 +278,6 @@ impl<D: Disk> TableWriter<D> {
         self.account(count, offset);
         self.disk.give_way().await;
         Ok(())
-    }
-
-    /// Compresses the body if that helps, and says with which codec it is to be stored.
-    fn compress(&mut self) -> u8 {
-        if self.body.len() > COMPRESS_BYTES_MAX {
-            return CODEC_RAW;
-        }
-        self.compressed
-            .resize(get_maximum_output_size(self.body.len()), 0);
-        let result =
-            compress_into_with_table(&self.body, &mut self.compressed, &mut self.compress_table);
-        match result {
-            Ok(len) if len <= self.body.len() - self.body.len() / 16 => {
-                self.compressed.truncate(len);
-                CODEC_LZ4
-            }
-            _ => CODEC_RAW,
-        }
     }
 
     /// Takes the first `count` pending records, now at `offset`, into fences, filters and
@@ -312,11 +334,15 @@ impl<D: Disk> TableWriter<D> {
         }
         bounds.extend_from_slice(&self.info.first_key);
         bounds.extend_from_slice(&self.info.last_key);
+        for blob in &self.info.blobs {
+            blob.encode(&mut bounds);
+        }
         let bounds = self.append_section(bounds).await?;
         self.out.pad_to(SECTOR_BYTES).await?;
         self.info.bytes = self.out.offset() + le::len64(FOOTER_BYTES);
         let footer = Footer {
             info: self.info.clone(),
+            has_blobs: !self.info.blobs.is_empty(),
             data_end,
             filters,
             fences,

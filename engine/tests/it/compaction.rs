@@ -85,6 +85,7 @@ impl World {
             last_token: Token(last),
             first_key: Bytes::new(),
             last_key: Bytes::new(),
+            blobs: Vec::new(),
         }
     }
 

@@ -32,6 +32,8 @@ fn job(sources: Vec<Vec<(u64, TokenRange)>>, reach: Reach) -> CompactJob {
         filter: FilterBits::Eight,
         block_bytes: 8192,
         table_bytes: 16 << 10,
+        separate_from: None,
+        emptied: Default::default(),
         sealing: Sealing::default(),
         range: TokenRange::ALL,
         bytes: 1 << 20,
@@ -57,8 +59,8 @@ async fn read(env: &SimEnv, output: &CompactOutput) -> Vec<Entry> {
         assert_eq!(table.info(), info);
         let from = ScanFrom::Token(Token(0));
         let mut iter = table.iter(&from, TokenRange::ALL, ReadAhead::Background);
-        while let Some(entry) = iter.next().await.unwrap() {
-            found.push(entry);
+        while let Some(stored) = iter.next().await.unwrap() {
+            found.push(stored.entry);
         }
     }
     found

@@ -100,7 +100,8 @@ async fn check(shapes: Vec<Shape>, tokens: Tokens, picks: Vec<u8>, tables: usize
         .count();
     let mut merge = Merge::new(sources);
     let mut expected = model.values();
-    while let Some(entry) = merge.next().await.unwrap() {
+    while let Some(stored) = merge.next().await.unwrap() {
+        let entry = stored.entry;
         let wanted = expected.next().unwrap();
         // Two sources may hold the same record; which of them it comes from does not matter.
         assert_eq!(

@@ -67,9 +67,15 @@ fn any_options() -> impl Strategy<Value = Options> {
         prop::sample::select(vec![64 << 10, 1 << 20, 256 << 20]),
     );
     let keys = prop::sample::select(vec![Keys::default(), keys(&[1])]);
-    (memory, tables, levels, 0..EVERY_STRATEGY.len(), keys).prop_map(
-        |(memory, tables, levels, strategy, keys)| Options {
+    let blobs = (
+        prop::sample::select(vec![None, Some(1), Some(100), Some(8 << 10)]),
+        1..=100u8,
+    );
+    (memory, tables, levels, 0..EVERY_STRATEGY.len(), keys, blobs).prop_map(
+        |(memory, tables, levels, strategy, keys, blobs)| Options {
             keys,
+            separate_from: blobs.0,
+            blob_dead_percent: blobs.1,
             memtable_bytes: memory.0,
             cache_bytes: memory.1,
             block_bytes: tables.0,

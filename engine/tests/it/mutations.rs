@@ -80,6 +80,14 @@ fn newer_runs_that_sink_below_older_ones_are_found() {
 }
 
 #[test]
+fn a_blob_that_goes_while_a_table_refers_to_it_is_found() {
+    must_find(
+        "remove_shared_blob",
+        crate::blobs::a_blob_goes_with_the_last_table_that_refers_to_it_and_not_before,
+    );
+}
+
+#[test]
 fn updates_that_never_wait_for_a_slow_background_are_found() {
     must_find(
         "never_wait",

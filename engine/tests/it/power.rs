@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use torc_engine::{Fsync, Kind, Options, PurgeFloors, Record, Store};
-use torc_env::{Class, Env};
+use torc_env::{Class, Disk, Env};
 use torc_sim::{Cuts, SimEnv, at_every_power_cut};
 
 use crate::support::{TREE, keys, options, scan_all, submit, tombstone, value};
@@ -182,6 +182,10 @@ async fn check(env: SimEnv, mut options: Options, promised: Shared) {
     store.flush().await.unwrap();
     store.compact().await.unwrap();
     assert_eq!(contents(&store).await, expected);
+    let tables = env.disk().list(&options.dir.join("tables")).await.unwrap();
+    let is_blob = |name: &str| name.ends_with(".blob");
+    let blobs = tables.iter().filter(|entry| is_blob(&entry.name)).count();
+    assert_eq!(blobs, store.stats().blobs, "nothing is left behind");
 }
 
 fn cut_everywhere(fsync: Fsync, cuts: &Cuts) -> u64 {
@@ -230,6 +234,26 @@ fn a_recovery_that_is_cut_short_is_repeated() {
     };
     let images = cut_everywhere(Fsync::Group, &cuts);
     assert!(images > 400, "{images} images");
+}
+
+/// Nearly every value is in a blob, and blobs are emptied of the rest as soon as one is dead.
+#[test]
+fn nothing_acknowledged_is_lost_whenever_power_is_cut_with_values_in_blobs() {
+    let separated = Options {
+        separate_from: Some(100),
+        blob_dead_percent: 1,
+        ..options()
+    };
+    for cut_recovery in [false, true] {
+        let cuts = Cuts {
+            seed: 4,
+            stride: if cut_recovery { 7 } else { 1 },
+            cut_recovery,
+            ..Cuts::default()
+        };
+        let images = cut_with(separated.clone(), &cuts);
+        assert!(images > 400, "{images} images");
+    }
 }
 
 /// The key changes on the way, too.

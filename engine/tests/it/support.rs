@@ -8,12 +8,13 @@ use torc_env::{Env, Token, TreeId};
 
 pub const TREE: TreeId = TreeId(1);
 
-/// Small memtables and segments, so that flushes and switches happen.
+/// Small memtables and segments, so that flushes and switches happen, and blobs that small values go to.
 pub fn options() -> Options {
     Options {
         memtable_bytes: 1 << 20,
         wal_segment_bytes: 1 << 20,
         cache_bytes: 64 << 10,
+        separate_from: Some(2000),
         ..Options::new("shard-00")
     }
 }

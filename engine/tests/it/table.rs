@@ -15,8 +15,8 @@ use crate::table_support::{
 async fn collect<D: Disk>(table: &Table<D>, from: ScanFrom, range: TokenRange) -> Vec<Entry> {
     let mut iter = table.iter(&from, range, ReadAhead::Foreground);
     let mut found = vec![];
-    while let Some(entry) = iter.next().await.unwrap() {
-        found.push(entry);
+    while let Some(stored) = iter.next().await.unwrap() {
+        found.push(stored.entry);
     }
     found
 }

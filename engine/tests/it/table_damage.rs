@@ -74,7 +74,8 @@ async fn read_all(disk: &MemoryDisk, keys: &Keys, expected: &[Entry]) -> Result<
     let from = ScanFrom::Token(Token(0));
     let mut iter = table.iter(&from, TokenRange::ALL, ReadAhead::Background);
     for entry in expected {
-        assert_eq!(iter.next().await?.as_ref(), Some(entry));
+        let found = iter.next().await?;
+        assert_eq!(found.map(|stored| stored.entry).as_ref(), Some(entry));
     }
     assert_eq!(iter.next().await?, None);
     damage.map_or(Ok(()), Err)

@@ -225,31 +225,41 @@ async fn compact(service: Rc<Service>) -> Result<Value, Problem> {
             .await
             .map_err(|error| error.to_string())?;
         let stats = service.store.stats();
-        Ok::<_, String>((stats.tables as u64, stats.table_bytes))
+        let files = [stats.tables as u64, stats.blobs as u64];
+        Ok::<_, String>((files, [stats.table_bytes, stats.blob_bytes]))
     });
-    let (mut tables, mut bytes) = (0, 0);
-    for (shard_tables, shard_bytes) in of_all(outcomes.await, "compaction")? {
-        tables += shard_tables;
-        bytes += shard_bytes;
+    let (mut tables, mut table_bytes, mut blobs, mut blob_bytes) = (0, 0, 0, 0);
+    for (files, bytes) in of_all(outcomes.await, "compaction")? {
+        tables += files[0];
+        blobs += files[1];
+        table_bytes += bytes[0];
+        blob_bytes += bytes[1];
     }
-    Ok(json!({ "tables": tables, "table_bytes": bytes }))
+    Ok(json!({
+        "tables": tables,
+        "table_bytes": table_bytes,
+        "blobs": blobs,
+        "blob_bytes": blob_bytes,
+    }))
 }
 
-/// Reads every table of this node through. What is damaged is then fetched from the replicas.
+/// Reads every table and blob of this node through; `table_bytes` are of both. What is damaged is then fetched from the replicas.
 async fn scrub(service: Rc<Service>) -> Result<Value, Problem> {
     let outcomes = on_every_shard(&service.handle, |service: Rc<Service>| async move {
         let report = service.store.scrub(SCRUB_BYTES_PER_S).await;
         report.map_err(|error| error.to_string())
     });
-    let (mut tables, mut records, mut bytes, mut damaged) = (0, 0, 0, 0);
+    let (mut tables, mut blobs, mut records, mut bytes, mut damaged) = (0, 0, 0, 0, 0);
     for report in of_all(outcomes.await, "scrub")? {
         tables += report.tables;
+        blobs += report.blobs;
         records += report.records;
         bytes += report.bytes;
         damaged += report.damaged;
     }
     Ok(json!({
         "tables": tables,
+        "blobs": blobs,
         "records": records,
         "table_bytes": bytes,
         "damaged": damaged,

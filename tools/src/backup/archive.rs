@@ -10,8 +10,10 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::failure::Failure;
 
-/// Version of the format that this build reads and writes.
-pub const VERSION: u64 = 1;
+/// Newest version of the format that this build reads and writes.
+pub const VERSION: u64 = 2;
+/// What is written when there are no blobs, so that older builds read it.
+const VERSION_WITHOUT_BLOBS: u64 = 1;
 const FORMAT: &str = "torc-backup";
 const MANIFEST: &str = "backup.json";
 /// Before the checksum in a manifest's last line.
@@ -46,7 +48,7 @@ pub struct Manifest {
     pub shards: u16,
     /// Layout of its data.
     pub layout: u16,
-    /// Lineage of its data; table ids are unique in it.
+    /// Lineage of its data; ids of tables and blobs are unique in it.
     pub lineage: String,
     /// The file `node/topology`, base64; none before the node was in a cluster.
     pub topology: Option<String>,
@@ -63,12 +65,43 @@ pub struct StoreFiles {
     pub files: Vec<Item>,
     /// Tables, shared with other backups.
     pub tables: Vec<Item>,
+    /// Blobs, shared likewise. Since version 2.
+    #[serde(default)]
+    pub blobs: Vec<Item>,
+}
+
+/// A kind of file that backups share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A table.
+    Table,
+    /// A blob.
+    Blob,
+}
+
+impl Kind {
+    /// What the names of such files end in.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Kind::Table => "table",
+            Kind::Blob => "blob",
+        }
+    }
+}
+
+impl StoreFiles {
+    /// All files that are shared with other backups.
+    pub fn shared(&self) -> impl Iterator<Item = (Kind, &Item)> {
+        let tables = self.tables.iter().map(|item| (Kind::Table, item));
+        let blobs = self.blobs.iter().map(|item| (Kind::Blob, item));
+        tables.chain(blobs)
+    }
 }
 
 /// One file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Item {
-    /// File name, or the id of a table.
+    /// File name, or the id of a table or blob.
     pub name: String,
     /// Length.
     pub bytes: u64,
@@ -95,12 +128,12 @@ impl Archive {
         &self.dir
     }
 
-    /// Where the tables of a lineage lie.
+    /// Where the tables and blobs of a lineage lie.
     pub fn tables(&self, lineage: &str) -> PathBuf {
         self.dir.join("tables").join(lineage)
     }
 
-    /// Where tables lie that are being copied.
+    /// Where tables and blobs lie that are being copied.
     pub fn incoming(&self) -> PathBuf {
         self.dir.join("incoming")
     }
@@ -115,18 +148,22 @@ impl Archive {
         self.dir.join("unfinished")
     }
 
-    /// A table of a backup.
-    pub fn table(&self, lineage: &str, table: &Item) -> PathBuf {
-        let name = format!("{}-{}.table", table.name, table.xxh3);
+    /// A table or blob of a backup.
+    pub fn shared(&self, lineage: &str, kind: Kind, item: &Item) -> PathBuf {
+        let name = format!("{}-{}.{}", item.name, item.xxh3, kind.extension());
         self.tables(lineage).join(name)
     }
 
-    /// The tables of a lineage that were copied before: by id, the checksum that the name promises.
+    /// The tables and blobs of a lineage that were copied before: by id (tables and blobs have none in common), the
+    /// checksum that the name promises.
     pub fn copied(&self, lineage: &str) -> BTreeMap<String, String> {
         let entries = fs::read_dir(self.tables(lineage)).into_iter().flatten();
         let named = entries.flatten().filter_map(|entry| {
             let name = entry.file_name();
-            let (id, xxh3) = name.to_str()?.strip_suffix(".table")?.split_once('-')?;
+            let (stem, extension) = name.to_str()?.split_once('.')?;
+            let (id, xxh3) = stem.split_once('-')?;
+            let kinds = [Kind::Table, Kind::Blob];
+            kinds.iter().find(|kind| kind.extension() == extension)?;
             Some((id.to_owned(), xxh3.to_owned()))
         });
         named.collect()
@@ -161,11 +198,20 @@ impl Archive {
         let path = self.backup(&manifest.id).join(MANIFEST);
         let manifest = Manifest {
             format: FORMAT.to_owned(),
-            version: VERSION,
+            version: version_of(manifest),
             ..manifest.clone()
         };
         let text = format(&manifest).map_err(|error| Failure::new(error.to_string()))?;
         replace(&path, text.as_bytes()).map_err(|error| failed(&path, &error))
+    }
+}
+
+/// The oldest version that says all of it.
+fn version_of(manifest: &Manifest) -> u64 {
+    if manifest.stores.iter().all(|store| store.blobs.is_empty()) {
+        VERSION_WITHOUT_BLOBS
+    } else {
+        VERSION
     }
 }
 
@@ -198,9 +244,9 @@ fn parse(text: &str) -> Result<Manifest, String> {
     if head.get("format").and_then(serde_json::Value::as_str) != Some(FORMAT) {
         return Err("it is no manifest of a backup".into());
     }
-    if version != Some(VERSION) {
+    if !version.is_some_and(|version| (VERSION_WITHOUT_BLOBS..=VERSION).contains(&version)) {
         return Err(format!(
-            "it has version {version:?}, this build reads {VERSION}"
+            "it has version {version:?}, this build reads up to {VERSION}"
         ));
     }
     serde_json::from_value(head).map_err(|error| error.to_string())
@@ -271,6 +317,7 @@ mod tests {
                     bytes: 4096,
                     xxh3: "00".into(),
                 }],
+                blobs: Vec::new(),
             }],
             ..Manifest::default()
         }
@@ -294,10 +341,18 @@ mod tests {
     #[test]
     fn another_version_is_refused_by_name() {
         let later = Manifest {
-            version: 2,
+            version: VERSION + 1,
             ..manifest()
         };
         let reason = parse(&format(&later).unwrap()).unwrap_err();
-        assert!(reason.contains("version Some(2)"), "{reason}");
+        assert!(reason.contains("version Some(3)"), "{reason}");
+    }
+
+    #[test]
+    fn a_backup_with_blobs_has_a_version_that_older_builds_refuse() {
+        let mut manifest = manifest();
+        assert_eq!(version_of(&manifest), 1);
+        manifest.stores[0].blobs = vec![Item::default()];
+        assert_eq!(version_of(&manifest), 2);
     }
 }

@@ -14,7 +14,7 @@ use torc_engine::inspect::View;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::archive::{
-    Archive, Item, Manifest, PIECE_BYTES, failed, feed, hash_file, hex, replace, sync_dir,
+    Archive, Item, Kind, Manifest, PIECE_BYTES, failed, feed, hash_file, hex, replace, sync_dir,
 };
 use crate::commands::inspect;
 use crate::endpoint::{Answer, Endpoint, Request};
@@ -30,16 +30,43 @@ pub struct Report {
     pub id: String,
     /// Whether an earlier run had begun it.
     pub resumed: bool,
-    /// Tables in it.
-    pub tables: u64,
-    /// Tables that had to be copied.
-    pub copied_tables: u64,
-    /// Tables of earlier backups that were found damaged, and were copied again.
-    pub replaced_tables: u64,
+    /// Its tables.
+    pub tables: Tally,
+    /// Its blobs.
+    pub blobs: Tally,
     /// All its bytes.
     pub bytes: u64,
     /// Bytes that had to be copied.
     pub copied_bytes: u64,
+}
+
+/// Files of a kind.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    /// How many there are.
+    pub all: u64,
+    /// How many had to be copied.
+    pub copied: u64,
+    /// How many of earlier backups were found damaged, and were copied again.
+    pub replaced: u64,
+}
+
+impl Report {
+    fn of(&mut self, kind: Kind) -> &mut Tally {
+        match kind {
+            Kind::Table => &mut self.tables,
+            Kind::Blob => &mut self.blobs,
+        }
+    }
+}
+
+/// Where a store's files come from.
+struct Source<'a> {
+    /// The snapshot.
+    id: &'a str,
+    lineage: &'a str,
+    /// The store's directory.
+    store: &'a str,
 }
 
 /// A run.
@@ -78,10 +105,11 @@ pub fn run(
     })?;
     let (mut manifest, resumed) = snapshot(endpoint, archive)?;
     check_node(archive, &manifest)?;
-    let all = manifest
-        .stores
-        .iter()
-        .flat_map(|store| store.files.iter().chain(&store.tables));
+    let all = manifest.stores.iter().flat_map(|store| {
+        [&store.files, &store.tables, &store.blobs]
+            .into_iter()
+            .flatten()
+    });
     let now = Instant::now();
     let mut copy = Copy {
         archive,
@@ -167,8 +195,16 @@ impl Copy<'_> {
         let tables = self.archive.tables(&manifest.lineage);
         fs::create_dir_all(&tables).map_err(|error| failed(&tables, &error))?;
         for store in &mut manifest.stores {
+            let source = Source {
+                id: &manifest.id,
+                lineage: &manifest.lineage,
+                store: &store.dir,
+            };
             for table in &mut store.tables {
-                self.table(&manifest.id, &manifest.lineage, &store.dir, table)?;
+                self.shared(&source, Kind::Table, table)?;
+            }
+            for blob in &mut store.blobs {
+                self.shared(&source, Kind::Blob, blob)?;
             }
             let dir = self.archive.backup(&manifest.id).join(&store.dir);
             fs::create_dir_all(&dir).map_err(|error| failed(&dir, &error))?;
@@ -187,37 +223,33 @@ impl Copy<'_> {
         Ok(())
     }
 
-    fn table(
-        &mut self,
-        id: &str,
-        lineage: &str,
-        store: &str,
-        table: &mut Item,
-    ) -> Result<(), Failure> {
-        self.report.tables += 1;
-        if let Some(xxh3) = self.copied.remove(&table.name) {
-            table.xxh3 = xxh3;
-            let path = self.archive.table(lineage, table);
-            if self.is_whole(&path, &table.xxh3, table.bytes)? {
-                self.done(table.bytes, false);
+    /// Copies a table or blob that other backups may have already.
+    fn shared(&mut self, source: &Source<'_>, kind: Kind, item: &mut Item) -> Result<(), Failure> {
+        let lineage = source.lineage;
+        self.report.of(kind).all += 1;
+        if let Some(xxh3) = self.copied.remove(&item.name) {
+            item.xxh3 = xxh3;
+            let path = self.archive.shared(lineage, kind, item);
+            if self.is_whole(&path, &item.xxh3, item.bytes)? {
+                self.done(item.bytes, false);
                 return Ok(());
             }
-            self.report.replaced_tables += 1;
+            self.report.of(kind).replaced += 1;
             fs::remove_file(&path).map_err(|error| failed(&path, &error))?;
         }
-        let name = format!("{}.table", table.name);
+        let name = format!("{}.{}", item.name, kind.extension());
         let incoming = self.archive.incoming().join(&name);
-        let source = format!("{store}/tables/{name}");
-        table.xxh3 = self.fetch(id, &source, table.bytes, &incoming)?;
+        let path = format!("{}/tables/{name}", source.store);
+        item.xxh3 = self.fetch(source.id, &path, item.bytes, &incoming)?;
         if let Err(failure) = read_through(&incoming) {
             // The next run must not go on with it, nor with this snapshot.
             fs::remove_file(&incoming).map_err(|error| failed(&incoming, &error))?;
-            remove_snapshot(self.endpoint, id)?;
+            remove_snapshot(self.endpoint, source.id)?;
             return Err(failure);
         }
-        let target = self.archive.table(lineage, table);
+        let target = self.archive.shared(lineage, kind, item);
         fs::rename(&incoming, &target).map_err(|error| failed(&target, &error))?;
-        self.report.copied_tables += 1;
+        self.report.of(kind).copied += 1;
         Ok(())
     }
 
@@ -300,14 +332,15 @@ impl Copy<'_> {
     }
 }
 
-/// Verifies every block of a table; of an encrypted one, the checksums: no key is needed here.
+/// Verifies every block of a table, or every value of a blob; of an encrypted one, the checksums: no key is needed
+/// here.
 fn read_through(path: &Path) -> Result<(), Failure> {
     if inspect::one(path, &View::default(), |_| {})? == 0 {
         return Ok(());
     }
     Err(failed(
         path,
-        &"this table is damaged on the node: `torc scrub` fetches what is lost from the replicas; then \
+        &"this file is damaged on the node: `torc scrub` fetches what is lost from the replicas; then \
           back up again",
     ))
 }

@@ -36,9 +36,10 @@ pub fn run(
         let dir = data_dir.join(&store.dir);
         let tables = dir.join("tables");
         make_dir(&tables)?;
-        for table in &store.tables {
-            let target = tables.join(format!("{}.table", table.name));
-            bytes += copy(&archive.table(&manifest.lineage, table), &target, table)?;
+        for (kind, item) in store.shared() {
+            let target = tables.join(format!("{}.{}", item.name, kind.extension()));
+            let source = archive.shared(&manifest.lineage, kind, item);
+            bytes += copy(&source, &target, item)?;
         }
         for file in &store.files {
             let source = archive

@@ -117,9 +117,12 @@ fn make(args: &Backup, to: &std::path::Path) -> Result<(), Failure> {
             json!({
                 "id": done.id,
                 "resumed": done.resumed,
-                "tables": done.tables,
-                "copied_tables": done.copied_tables,
-                "replaced_tables": done.replaced_tables,
+                "tables": done.tables.all,
+                "copied_tables": done.tables.copied,
+                "replaced_tables": done.tables.replaced,
+                "blobs": done.blobs.all,
+                "copied_blobs": done.blobs.copied,
+                "replaced_blobs": done.blobs.replaced,
                 "bytes": done.bytes,
                 "copied_bytes": done.copied_bytes,
             })
@@ -127,14 +130,18 @@ fn make(args: &Backup, to: &std::path::Path) -> Result<(), Failure> {
         return Ok(());
     }
     println!(
-        "backup {}: {} tables, {} copied; {} bytes, {} copied",
-        done.id, done.tables, done.copied_tables, done.bytes, done.copied_bytes
+        "backup {}: {} tables, {} copied; {} blobs, {} copied; {} bytes, {} copied",
+        done.id,
+        done.tables.all,
+        done.tables.copied,
+        done.blobs.all,
+        done.blobs.copied,
+        done.bytes,
+        done.copied_bytes
     );
-    if done.replaced_tables > 0 {
-        println!(
-            "{} tables of earlier backups were damaged and are replaced",
-            done.replaced_tables
-        );
+    let replaced = done.tables.replaced + done.blobs.replaced;
+    if replaced > 0 {
+        println!("{replaced} files of earlier backups were damaged and are replaced");
     }
     Ok(())
 }
@@ -159,7 +166,7 @@ fn verify(dir: &std::path::Path, backup: Option<&str>, as_json: bool) -> Result<
             }
         };
         for (path, item) in files(&archive, &manifest) {
-            // Backups share most tables.
+            // Backups share most tables and blobs.
             let found = known
                 .entry(path.clone())
                 .or_insert_with(|| hash_file(&path));
@@ -200,8 +207,9 @@ fn files<'a>(
         let dir = archive.backup(&manifest.id).join(&store.dir);
         let files = store.files.iter();
         let files = files.map(move |file| (dir.join(&file.name), file));
-        let tables = store.tables.iter();
-        files.chain(tables.map(|table| (archive.table(&manifest.lineage, table), table)))
+        let shared = store.shared();
+        let lineage = &manifest.lineage;
+        files.chain(shared.map(move |(kind, item)| (archive.shared(lineage, kind, item), item)))
     })
 }
 

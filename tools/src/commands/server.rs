@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use torc_net::config::{
     ClusterConfig, ListenConfig, MemoryConfig, NodeConfig, ServerConfig, ShardsConfig,
+    StorageConfig,
 };
 use torc_net::keys::KeySource;
 use torc_net::server::Server as Node;
@@ -210,6 +211,12 @@ fn server_config(config: &Config, disk_rates: Option<DiskRates>) -> Result<Serve
         memory: MemoryConfig {
             memtable_bytes: mebibytes(config.memory.memtable_mb),
             cache_bytes: mebibytes(config.memory.cache_mb),
+        },
+        storage: StorageConfig {
+            separate_from: match config.storage.blob_from_kb {
+                0 => None,
+                kib => Some(usize::try_from(kib << 10).unwrap_or(usize::MAX)),
+            },
         },
         disk_rates,
         connections_max: torc_net::limits::CONNECTIONS_MAX_DEFAULT,

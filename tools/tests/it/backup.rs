@@ -101,7 +101,13 @@ fn what_was_acknowledged_before_a_backup_under_load_is_there_after_wipe_and_rest
     let endpoint = cluster.endpoint(0);
     let to = cluster.dir.path().join("backups");
     let key = |number: usize| format!("key-{number}");
-    let value = |number: usize| noise(number as u64, 2000);
+    // Every fifth goes to a blob.
+    let value = |number: usize| {
+        noise(
+            number as u64,
+            if number.is_multiple_of(5) { 9000 } else { 2000 },
+        )
+    };
     let (acknowledged, stop) = (
         Arc::new(AtomicUsize::new(0)),
         Arc::new(AtomicBool::new(false)),
@@ -128,6 +134,8 @@ fn what_was_acknowledged_before_a_backup_under_load_is_there_after_wipe_and_rest
     reached(200);
     let first = report(&backup(&cluster, 0, &to, &[]).output().unwrap());
     assert_eq!(first["tables"], first["copied_tables"]);
+    assert_eq!(first["blobs"], first["copied_blobs"]);
+    assert!(first["blobs"].as_u64().unwrap() >= 2, "{first}");
     let before = reached(acknowledged.load(Ordering::Acquire) + 100);
     let second = report(&backup(&cluster, 0, &to, &[]).output().unwrap());
     stop.store(true, Ordering::Release);
@@ -137,6 +145,11 @@ fn what_was_acknowledged_before_a_backup_under_load_is_there_after_wipe_and_rest
     assert!(
         count(&second, "copied_tables") < count(&second, "tables"),
         "tables of the first backup are copied again: {second}"
+    );
+    assert!(count(&second, "copied_blobs") >= 1);
+    assert!(
+        count(&second, "copied_blobs") < count(&second, "blobs"),
+        "blobs of the first backup are copied again: {second}"
     );
     assert_eq!(count(&second, "replaced_tables"), 0);
     let list = cluster.torc(&["backup", "snapshots"]);
@@ -210,29 +223,43 @@ fn a_damaged_file_is_found_by_verify_refused_by_restore_and_replaced_by_the_next
     put(&cluster.endpoint(0), "key", &noise(1, 100_000));
     report(&backup(&cluster, 0, &to, &[]).output().unwrap());
     assert!(verify(&to).status.success());
-    let table = tables(&to).pop().unwrap();
-    let mut bytes = std::fs::read(&table).unwrap();
+    let blob = tables(&to)
+        .into_iter()
+        .find(|path| path.extension().is_some_and(|found| found == "blob"));
+    let table = tables(&to)
+        .into_iter()
+        .find(|path| path.extension().is_some_and(|found| found == "table"));
+    let blob = blob.expect("100,000 bytes go to a blob");
+    for path in [&blob, &table.expect("and a table refers to it")] {
+        damage(&cluster, &to, path);
+    }
+}
+
+/// Damages a file of the backups in `to`: everybody notices, and the next backup makes up for it.
+fn damage(cluster: &Cluster, to: &Path, file: &Path) {
+    let mut bytes = std::fs::read(file).unwrap();
     bytes[1000] ^= 1;
-    std::fs::write(&table, &bytes).unwrap();
-    let found = verify(&to);
+    std::fs::write(file, &bytes).unwrap();
+    let found = verify(to);
     assert!(!found.status.success());
-    let name = table.file_name().unwrap().to_str().unwrap();
+    let name = file.file_name().unwrap().to_str().unwrap();
     assert!(
         text(&found.stdout).contains(name),
         "{}",
         text(&found.stdout)
     );
     let elsewhere = format!("node.data_dir={:?}", cluster.dir.path().join("elsewhere"));
-    let refused = restore(&cluster, 0, &to, &["--set", &elsewhere]);
+    let refused = restore(cluster, 0, to, &["--set", &elsewhere]);
     assert!(!refused.status.success());
     assert!(
         text(&refused.stderr).contains("checksum"),
         "{}",
         text(&refused.stderr)
     );
-    let next = report(&backup(&cluster, 0, &to, &[]).output().unwrap());
-    assert_eq!(next["replaced_tables"], 1);
-    assert!(verify(&to).status.success());
+    let next = report(&backup(cluster, 0, to, &[]).output().unwrap());
+    let replaced = ["replaced_tables", "replaced_blobs"].map(|kind| next[kind].as_u64().unwrap());
+    assert_eq!(replaced.iter().sum::<u64>(), 1, "{next}");
+    assert!(verify(to).status.success());
 }
 
 #[test]
