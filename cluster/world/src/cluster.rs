@@ -194,6 +194,8 @@ impl Cluster {
             cache_bytes: stores.cache_bytes,
             wal_segment_bytes: stores.wal_segment_bytes,
             block_bytes: stores.block_bytes,
+            separate_from: stores.blobs.separate_from,
+            blob_dead_percent: stores.blobs.dead_percent,
             // The node says how.
             strategy: None,
             ..StoreOptions::new(format!("shard-{:02}", shard.0))

@@ -150,12 +150,34 @@ pub struct Stores {
     pub cache_bytes: usize,
     /// Size of a WAL segment.
     pub wal_segment_bytes: u64,
+    /// How large values are kept.
+    pub blobs: Blobs,
 }
 
-impl Stores {
+/// What goes to blobs, and when it leaves them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blobs {
+    /// From which size on values go to blobs.
+    pub separate_from: Option<usize>,
+    /// How many percent of a blob are dead when it is emptied.
+    pub dead_percent: u8,
+}
+
+impl Blobs {
     fn draw(rng: &mut Rng) -> Self {
         let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         Self {
+            separate_from: rng.chance(0.7).then(|| size(rng.log_within(16..=8 << 10))),
+            dead_percent: *rng.pick(&[1, 20, 50, 100]),
+        }
+    }
+}
+
+impl Stores {
+    fn draw(rng: &mut Rng, blobs: Blobs) -> Self {
+        let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        Self {
+            blobs,
             always_sync: rng.chance(0.3),
             memtable_bytes: size(rng.log_within(16 << 10..=1 << 20)),
             block_bytes: size(rng.log_within(512..=16 << 10)),
@@ -271,7 +293,7 @@ impl Config {
             n,
             vnodes: *rng.pick(&[4, 8, 16]),
             load: Load::draw(rng),
-            stores: Stores::draw(rng),
+            stores: Stores::draw(rng, Blobs::draw(&mut Rng::stream(seed, "blobs"))),
             repair: Repair::draw(rng),
             faults,
             fault_every_ms: rng.log_within(50..=2_000),
