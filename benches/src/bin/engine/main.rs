@@ -59,6 +59,7 @@ fn main() {
     let settings = Settings {
         keys: 100_000,
         value_bytes: 1000,
+        separate_from: Some(8 << 10),
         cache_bytes: 32 << 20,
         memtable_bytes: 16 << 20,
         duration: Duration::from_secs_f64(seconds),

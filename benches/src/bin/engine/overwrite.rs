@@ -2,6 +2,7 @@
 //! times the memory, with a light reader beside them.
 //!
 //! `cargo run --release -p torc-benches --bin engine -- overwrite [--seconds 600] [--half-seconds 60] [--warm-seconds 20] [--keys 1000000]
+//! [--value-bytes 1000] [--blob-from 8192]
 //! [--clients 64] [--reads 500] [--directory DIR] [--csv FILE] [--plot FILE.svg] [--beside FILE.csv]`
 //!
 //! 1. All keys are written once and merged into one run. Then phase 2 is run for `--warm-seconds`, uncounted: filling
@@ -68,6 +69,7 @@ impl Arguments {
             settings: Settings {
                 keys: 1_000_000,
                 value_bytes: 1000,
+                separate_from: Some(8 << 10),
                 cache_bytes: 32 << 20,
                 memtable_bytes: 16 << 20,
                 duration: Duration::ZERO,
@@ -83,6 +85,13 @@ impl Arguments {
                 "--half-seconds" => arguments.half_seconds = number().into(),
                 "--warm-seconds" => arguments.warm_seconds = number().into(),
                 "--keys" => arguments.settings.keys = number(),
+                "--value-bytes" => {
+                    arguments.settings.value_bytes = usize::try_from(number()).expect("64 bits");
+                }
+                "--blob-from" => {
+                    let from = usize::try_from(number()).expect("64 bits");
+                    arguments.settings.separate_from = (from > 0).then_some(from);
+                }
                 "--clients" => arguments.clients = usize::try_from(number()).expect("64 bits"),
                 "--reads" => arguments.reads_per_s = number().max(1),
                 "--directory" => arguments.directory = value.into(),
@@ -136,6 +145,13 @@ async fn measure(arguments: &Arguments, env: RealEnv) -> Series {
         let half = Load::run(arguments, &env, &store, arguments.half_seconds, Some(rate)).await;
         half.print_reads("at half speed");
     }
+    let stats = store.stats();
+    println!(
+        "on the disk: tables {} MiB, blobs {} MiB, {} MiB of them dead",
+        stats.table_bytes >> 20,
+        stats.blob_bytes >> 20,
+        stats.blob_dead_bytes >> 20
+    );
     store.close().await.expect("a clean end");
     full
 }

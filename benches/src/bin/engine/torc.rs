@@ -49,6 +49,7 @@ pub async fn open(settings: &Settings, env: &RealEnv, keys: Keys) -> Store<RealE
         keys,
         cache_bytes: settings.cache_bytes,
         memtable_bytes: settings.memtable_bytes * 2,
+        separate_from: settings.separate_from,
         ..Options::new("shard-00")
     };
     let (store, _) = Store::open(env.clone(), options)

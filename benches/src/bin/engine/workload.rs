@@ -9,6 +9,8 @@ use hdrhistogram::Histogram;
 pub struct Settings {
     pub keys: u32,
     pub value_bytes: usize,
+    /// Bytes from which on Torc puts a value into a blob.
+    pub separate_from: Option<usize>,
     /// Memory for cached records or blocks.
     pub cache_bytes: usize,
     /// Memory of a memtable; each engine may have two.
