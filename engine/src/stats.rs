@@ -97,6 +97,8 @@ pub struct Stats {
     pub runs_max: usize,
     /// Runs on level 0 of the tree that has most.
     pub level0_runs: usize,
+    /// Levels below level 0 that hold tables, of the tree that has most.
+    pub levels_max: usize,
     /// Bytes to be merged until every level is in shape.
     pub compaction_debt_bytes: u64,
     /// Trees whose purge floors are known.

@@ -13,7 +13,7 @@ use crate::blob::{Blob, BlobFile, blob_path};
 use crate::compaction::{Outlook, Settings, Strategy, Worn, debt_bytes, outlook};
 use crate::crypt::KeyId;
 use crate::error::ReadError;
-use crate::levels::{Edit, Levels, Run, TableRef};
+use crate::levels::{BOTTOM, Edit, Levels, Run, TableRef};
 use crate::manifest::{Change, Listed};
 use crate::options::Options;
 use crate::purge::PurgeFloors;
@@ -374,6 +374,8 @@ impl<D: Disk> Tables<D> {
             }
             stats.base_bytes += base_bytes(&tree.levels, settings);
             stats.runs_max = stats.runs_max.max(tree.levels.runs().len());
+            let in_use = (1..=BOTTOM).filter(|level| !tree.levels.level(*level).is_empty());
+            stats.levels_max = stats.levels_max.max(in_use.count());
             stats.live_bytes += tree.levels.tables().map(TableRef::bytes).sum::<u64>();
         }
         stats.level0_runs = self.level0_runs();

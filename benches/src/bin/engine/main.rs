@@ -14,11 +14,13 @@
 //! "rocksdb (buf)". CPU is that of the whole process, background threads included.
 //!
 //! `… --bin engine -- overwrite` is another benchmark: whether the rate of overwrites holds for minutes, and
-//! what reads cost meanwhile ([`overwrite`]).
+//! what reads cost meanwhile ([`overwrite`]). `… --bin engine -- amplification` counts what each strategy of
+//! compaction writes, reads and keeps, beside the bounds of the design ([`amplification`]).
 //!
 //! The directory must lie on a disk, not in memory: syncs are what is measured. A store of ours is one
 //! thread; the others get a thread for each client.
 
+mod amplification;
 #[cfg(feature = "fjall")]
 mod fjall;
 mod overwrite;
@@ -45,6 +47,9 @@ fn main() {
     let mut arguments = std::env::args().skip(1).peekable();
     if arguments.next_if_eq("overwrite").is_some() {
         return overwrite::main(arguments);
+    }
+    if arguments.next_if_eq("amplification").is_some() {
+        return amplification::main(arguments);
     }
     let seconds = arguments
         .next()

@@ -300,8 +300,8 @@ fn written(before: &Stats, after: &Stats) -> series::Written {
     }
 }
 
-/// Overwrites a key; durable on return. Tries again when the store is overloaded.
-async fn put(
+/// Writes a key; on return it is as durable as the store's policy says. Tries again when the store is overloaded.
+pub async fn put(
     env: &RealEnv,
     store: &Store<RealEnv>,
     key: &[u8],
