@@ -214,8 +214,8 @@ fn why_late(health: &Health, limit: Nanos) -> String {
     }
     if health.delayed() > DELAYED_MAX {
         causes.push(format!(
-            "other programs had its threads' CPUs for {:.1} % of the time (--cpus and --realtime \
-             keep them off)",
+            "other programs had its threads' CPUs for {:.1} % of the time (with --cpus and --realtime \
+             only the kernel's own threads can)",
             health.delayed() * 100.0
         ));
     }

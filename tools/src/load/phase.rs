@@ -15,7 +15,7 @@ use super::recorder::{Operation, Recorder};
 use super::schedule::{Arrivals, Gaps, Rows, Schedule, Sessions};
 use super::trace::Trace;
 use super::worker::{Settings, Shared, Worker};
-use super::world::{Nanos, Polls, Sockets};
+use super::world::{Nanos, Sockets};
 
 /// The lowest priority of a thread.
 const NICE_LOWEST: i32 = 19;
@@ -229,14 +229,7 @@ fn work(
         rng: Xoshiro256PlusPlus::seed_from_u64(phase.seed.wrapping_add(number)),
     };
     let recorder = Recorder::touched(&phase.operations, shared.targets.names.len());
-    // A real-time thread that never sleeps keeps the kernel's own threads off its CPU too, which the
-    // servers' disks may wait for.
-    let keeps_awake = phase.place.has_a_cpu_for_each(workers) && !phase.place.realtime;
-    let polls = match phase.spin {
-        false => Polls::Never,
-        true if keeps_awake => Polls::Always,
-        true => Polls::LastStretch,
-    };
+    let polls = phase.place.polls(phase.spin, workers);
     let realtime = match phase.place.realtime {
         true => RealTime::of_this_machine(),
         false => None,

@@ -9,7 +9,7 @@ use rustix::thread::{CpuSet as Mask, sched_getaffinity, sched_setaffinity};
 use torc_tuning::cpuset::CpuSet;
 use torc_tuning::probe;
 
-use super::world::Nanos;
+use super::world::{Nanos, Polls};
 
 /// The highest priority of an ordinary thread.
 const NICE_HIGHEST: i32 = -20;
@@ -78,6 +78,17 @@ impl Place {
     /// Whether each of so many threads has a CPU for itself.
     pub fn has_a_cpu_for_each(&self, threads: usize) -> bool {
         self.cpus.as_ref().is_some_and(|cpus| cpus.len() >= threads)
+    }
+
+    /// How each of so many threads waits until an operation is due, where polling was asked for or not.
+    pub fn polls(&self, spin: bool, threads: usize) -> Polls {
+        // A real-time thread that never sleeps keeps the kernel's own threads off its CPU too, which
+        // the servers' disks may wait for.
+        match spin {
+            false => Polls::Never,
+            true if self.has_a_cpu_for_each(threads) && !self.realtime => Polls::Always,
+            true => Polls::LastStretch,
+        }
     }
 
     /// CPUs that the program may use and these threads do not, in order.
@@ -195,6 +206,22 @@ mod tests {
         });
         let expected = [false, false, true, true, false, true];
         assert_eq!(seen.join().unwrap(), expected);
+    }
+
+    #[test]
+    fn a_thread_with_a_cpu_of_its_own_never_sleeps_unless_it_runs_before_all_else() {
+        let polls = |cpus: &str, realtime| {
+            let place = Place {
+                cpus: Some(parse_cpus(cpus).unwrap()),
+                realtime,
+            };
+            place.polls(true, 2)
+        };
+        assert_eq!(polls("0-1", false), Polls::Always);
+        assert_eq!(polls("0-1", true), Polls::LastStretch);
+        assert_eq!(polls("0", false), Polls::LastStretch);
+        assert_eq!(Place::default().polls(true, 1), Polls::LastStretch);
+        assert_eq!(Place::default().polls(false, 1), Polls::Never);
     }
 
     #[test]
