@@ -262,6 +262,12 @@ pub(crate) fn token_of_key(record_key: &[u8]) -> Option<Token> {
     Some(Token::of(TreeId(u32::from_be_bytes(*tree)), key))
 }
 
+/// The state that a hint keeps; `None` when it is malformed.
+pub(crate) fn state_of<'a>(record_key: &[u8], value: &'a [u8]) -> Option<&'a [u8]> {
+    let is_known = record_key.len() >= KEY_HEADER_BYTES && value.first() == Some(&VERSION);
+    value.get(HEADER_BYTES..).filter(|_| is_known)
+}
+
 /// Two hints of one key for one target as one; `None` when one of them cannot be read.
 pub(crate) fn joined(record_key: &Bytes, one: &Record, other: &Record) -> Option<Record> {
     let one = Stored::read(record_key, &one.value)?;

@@ -26,6 +26,7 @@ pub mod node;
 pub mod quorum;
 pub mod redistribute;
 mod replica;
+pub mod restore;
 pub mod ring;
 mod run;
 mod serve;

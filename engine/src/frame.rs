@@ -210,9 +210,11 @@ pub(crate) fn frame_bytes(payload_len: usize) -> usize {
 
 /// A point of a log: its last frame's sequence and hash. What comes next must continue it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Mark {
-    pub(crate) sequence: u64,
-    pub(crate) hash: u64,
+pub struct Mark {
+    /// Counts the frames of a log from 1; 0 before the first.
+    pub sequence: u64,
+    /// xxh3-64 of the frame's header.
+    pub hash: u64,
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(missing_docs))]
 
+pub mod archive;
 pub mod blob;
 pub mod cache;
 mod codec;
@@ -39,13 +40,14 @@ mod wal;
 
 pub use crypt::{KeyFileError, KeyId, Keys, MissingKey};
 pub use error::{JobError, OpenError, ReadError, WriteError};
+pub use frame::Mark;
 pub use layout::Layout;
 pub use memtable::Sealed;
-pub use options::{Fsync, Options};
+pub use options::{ArchiveOptions, Fsync, Options};
 pub use purge::PurgeFloors;
 pub use record::{Entry, EntryRef, Kind, Record, ScanFrom};
 pub use stats::{Counts, Stats};
 pub use store::{
-    Cut, Damage, Decision, Recovery, RedistributeError, Redistribution, ScanLimits, ScanPage,
-    ScrubReport, SnapshotError, SnapshotReport, Store, Ticket, redistribute, remove_all,
+    ArchiveError, Cut, Damage, Decision, Recovery, RedistributeError, Redistribution, ScanLimits,
+    ScanPage, ScrubReport, SnapshotError, SnapshotReport, Store, Ticket, redistribute, remove_all,
 };

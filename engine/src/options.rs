@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::archive::trailer::Origin;
 use crate::compaction::Strategy;
 use crate::crypt::Keys;
 
@@ -26,6 +27,32 @@ impl Fsync {
     /// Whether an acknowledgement means durable.
     pub fn is_synced(self) -> bool {
         matches!(self, Fsync::Always | Fsync::Group)
+    }
+}
+
+/// Where and how full segments of the log are archived.
+#[derive(Clone, Debug)]
+pub struct ArchiveOptions {
+    /// Directory of this store's segments below the data directory. Made when it is missing.
+    pub dir: PathBuf,
+    /// What each archived segment says of its origin.
+    pub origin: Origin,
+    /// Segments that are kept only because they are not archived yet, in bytes; beyond it the oldest is given up.
+    /// Default 1 GiB.
+    pub held_bytes_max: u64,
+    /// The segment that is written is archived at least this often, full or not, used or not. Default: only full ones.
+    pub interval: Option<Duration>,
+}
+
+impl ArchiveOptions {
+    /// Defaults, for segments in `dir`.
+    pub fn new(dir: impl Into<PathBuf>, origin: Origin) -> Self {
+        Self {
+            dir: dir.into(),
+            origin,
+            held_bytes_max: 1 << 30,
+            interval: None,
+        }
     }
 }
 
@@ -90,6 +117,8 @@ pub struct Options {
     /// Free space below which values are refused, in bytes; raised at open to what one flush of
     /// every shard needs. Default 0 (only what is needed).
     pub reserve_bytes: u64,
+    /// Where full segments of the log are archived. Default: nowhere, they are recycled.
+    pub archive: Option<ArchiveOptions>,
 }
 
 /// Smallest WAL segment, in bytes.
@@ -124,12 +153,14 @@ impl Options {
             compaction_bytes_max: 256 << 20,
             wait_max: Duration::from_millis(500),
             reserve_bytes: 0,
+            archive: None,
         }
     }
 
     /// These settings made to fit a volume of `total_bytes` shared by `shard_count` stores: a
     /// segment takes at most 1/64 of a shard's part and the memtables 1/32 (a flush needs as much
-    /// again), and the reserve covers a new segment and a flush of every shard.
+    /// again), the reserve covers a new segment and a flush of every shard, and what waits for the archive alone
+    /// takes at most 1/16.
     pub fn clamped(mut self, total_bytes: u64, shard_count: u16) -> Self {
         let share = total_bytes / u64::from(shard_count.max(1));
         self.wal_segment_bytes = self
@@ -146,6 +177,9 @@ impl Options {
             .saturating_add(flush_bytes)
             .saturating_mul(u64::from(shard_count.max(1)));
         self.reserve_bytes = self.reserve_bytes.max(needed.min(total_bytes / 4));
+        if let Some(archive) = &mut self.archive {
+            archive.held_bytes_max = archive.held_bytes_max.min(share / 16);
+        }
         self
     }
 }

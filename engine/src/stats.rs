@@ -53,6 +53,14 @@ pub struct Counts {
     pub failed_compactions: u64,
     /// Records that compactions dropped by the purge rule.
     pub purged: u64,
+    /// Log segments archived.
+    pub archived_segments: u64,
+    /// Bytes of their frames.
+    pub archived_bytes: u64,
+    /// Attempts to archive a segment that failed and are repeated.
+    pub archive_failures: u64,
+    /// Segments that the archive lacks: given up, or damaged before they were copied.
+    pub archive_gaps: u64,
 }
 
 /// What [`crate::Store::stats`] returns. Sizes are in bytes, those of memory about right.
@@ -107,6 +115,14 @@ pub struct Stats {
     pub wal_segments: usize,
     /// Their size.
     pub wal_live_bytes: u64,
+    /// Full log segments that are not archived yet.
+    pub archive_waiting: usize,
+    /// Size of those that only the archive needs.
+    pub archive_held_bytes: u64,
+    /// Whether the last attempt to archive a segment failed.
+    pub archive_failing: bool,
+    /// Up to when the log was archived since the open, in microseconds since 1970; 0 before the first segment.
+    pub archive_reach_us: u64,
     /// Whether values are refused for want of space.
     pub disk_full: bool,
     /// Whether nothing is written any more.

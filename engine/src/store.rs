@@ -16,6 +16,7 @@
 //! - After a failed write or sync of log or manifest nothing is acknowledged any more.
 //! - No `RefCell` borrow of the store's state lives across an `.await`.
 
+mod archive;
 mod compact;
 mod damage;
 mod flush;
@@ -51,6 +52,8 @@ use crate::record::{Record, ScanFrom};
 use crate::signal::{Signal, Turn};
 use crate::stats::{Counts, Stats};
 
+pub use archive::ArchiveError;
+use archive::Archiving;
 use compact::ExpiryClock;
 pub use damage::Damage;
 use damage::Damages;
@@ -110,6 +113,7 @@ struct Inner<E: Env> {
     clock: ExpiryClock,
     damages: Damages,
     hold: Hold,
+    archiving: Archiving,
     /// Tasks that write files or edit the manifest.
     writing_tasks: Cell<usize>,
     /// One of them has ended, or the log is closed.
@@ -329,6 +333,29 @@ impl<E: Env> Store<E> {
         self.0.snapshot(cut, dir).await
     }
 
+    /// Goes on in another segment of the log and waits until all before it is archived. Returns up to when everything that
+    /// the store had decided is, in microseconds since 1970: never before the call. Durable on return.
+    ///
+    /// # Errors
+    /// When there is no archive, it fails (it is tried again all the same), has a gap since, or the store is poisoned or closed.
+    pub async fn archive_log(&self) -> Result<u64, ArchiveError> {
+        self.0.archive_log().await
+    }
+
+    /// Gives a key a record without looking at what it has: for whoever writes alone, and in the order that
+    /// counts. As [`Store::update`] otherwise; no device read.
+    ///
+    /// # Errors
+    /// As for [`Store::update`].
+    pub async fn append(
+        &self,
+        tree: TreeId,
+        key: &[u8],
+        record: &Record,
+    ) -> Result<Ticket<E>, WriteError> {
+        self.0.append(tree, key, record).await
+    }
+
     /// Whether tables are being merged at this moment. Costs nothing.
     pub fn is_compacting(&self) -> bool {
         self.0.compacting.is_taken()
@@ -478,7 +505,10 @@ impl<E: Env> Inner<E> {
         stats.cache = self.cache.stats();
         self.memory.borrow().add_stats(&mut stats);
         self.tables.borrow().add_stats(&self.options, &mut stats);
-        self.supply.borrow().add_stats(&mut stats);
+        let flushed = self.manifest.state().flushed.sequence;
+        self.supply.borrow().add_stats(flushed, &mut stats);
+        stats.archive_failing = self.archiving.is_failing();
+        stats.archive_reach_us = self.archiving.reach_us();
         stats
     }
 }

@@ -26,8 +26,9 @@ use crate::frame::Format;
 
 pub(crate) use log::{FrameMeta, Log};
 pub(crate) use payload::{decode, encode, encoded_bytes};
-pub(crate) use replay::{Replayed, replay};
-pub(crate) use segment::{Segment, SegmentId, SegmentPlan};
+pub(crate) use replay::{Reader, Replayed, replay};
+pub use segment::SegmentId;
+pub(crate) use segment::{Segment, SegmentPlan};
 
 /// Frames of the write-ahead log.
 pub(crate) const FORMAT: Format = Format {

@@ -23,6 +23,8 @@ pub struct ServerConfig {
     pub shards: ShardsConfig,
     /// `[durability]`: what an acknowledgement promises.
     pub fsync: Fsync,
+    /// `[archive]`: where full segments of the log go; `None` for nowhere.
+    pub archive: Option<ArchiveConfig>,
     /// `[encryption]`: the master keys, as read for this start.
     pub keys: Keys,
     /// `[encryption]`: where they are read anew.
@@ -95,6 +97,17 @@ pub struct ShardsConfig {
     pub spin: Duration,
 }
 
+/// `[archive]`
+#[derive(Clone, Debug)]
+pub struct ArchiveConfig {
+    /// A directory that exists, best on another device.
+    pub dir: PathBuf,
+    /// Segments of a shard that are kept only because they are not archived yet, in bytes; beyond it the oldest is given up.
+    pub held_bytes_max: u64,
+    /// The log is archived at least this often; `None` for when a segment is full.
+    pub interval: Option<Duration>,
+}
+
 /// `[memory]`, each figure for one shard.
 #[derive(Clone, Copy, Debug)]
 pub struct MemoryConfig {
@@ -144,6 +157,7 @@ impl ServerConfig {
                 spin: Duration::ZERO,
             },
             fsync: Fsync::Group,
+            archive: None,
             keys: Keys::default(),
             key_source: KeySource::None,
             memory: MemoryConfig {

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(missing_docs))]
 
+pub mod archive;
 pub mod binary;
 pub mod boot;
 pub mod config;
@@ -25,6 +26,7 @@ pub mod link;
 pub mod metrics;
 pub mod output;
 mod redistribute;
+pub mod replay;
 pub mod resp;
 pub mod server;
 pub mod service;

@@ -18,6 +18,7 @@ use torc_runtime::{
     ListenOptions, Runtime, RuntimeConfig, ShardHandle, StartError, TcpListener, net,
 };
 
+use crate::archive::{self, AttachError};
 use crate::boot::{self, Boot, BootError};
 use crate::config::ServerConfig;
 use crate::gather::on_every_shard;
@@ -79,6 +80,9 @@ pub enum ServerError {
     /// The host.
     #[error(transparent)]
     Runtime(#[from] StartError),
+    /// The log archive.
+    #[error(transparent)]
+    Archive(#[from] AttachError),
     /// The data cannot be divided among another number of shards.
     #[error("cannot redistribute the data over the configured shards, it is as it was: {reason}")]
     Redistribute {
@@ -126,6 +130,7 @@ impl Server {
             shards,
         )?;
         let (listeners, addresses) = bind(&config)?;
+        archive::attach(&config.node.data_dir, config.archive.as_ref())?;
         redistribute::settle(&config, &mut boot, shards)?;
         warn_off_loopback(&addresses);
         let description = describe(&config, &addresses, shards)?;

@@ -151,6 +151,10 @@ impl Service {
             ("compactions_failed", counts.failed_compactions),
             ("tables_dropped", counts.dropped_tables),
             ("purged_records", counts.purged),
+            ("archived_segments", counts.archived_segments),
+            ("archived_bytes", counts.archived_bytes),
+            ("archive_failures", counts.archive_failures),
+            ("archive_gaps", counts.archive_gaps),
             ("cache_hits", stats.cache.hits),
             ("cache_misses", stats.cache.misses),
             ("cache_evictions", stats.cache.evictions),
@@ -179,6 +183,8 @@ impl Service {
             ("compaction_debt_bytes", stats.compaction_debt_bytes),
             ("wal_segments", stats.wal_segments as u64),
             ("wal_live_bytes", stats.wal_live_bytes),
+            ("archive_waiting_segments", stats.archive_waiting as u64),
+            ("archive_held_bytes", stats.archive_held_bytes),
         ];
         let gauges = gauges.map(|(name, value)| (name.to_owned(), value));
         snapshot.gauges.extend(gauges);
@@ -200,6 +206,7 @@ impl Service {
             ("runs".into(), stats.runs_max as u64),
             ("level0_runs".into(), stats.level0_runs as u64),
             ("disk_full".into(), u64::from(stats.disk_full)),
+            ("archive_failing".into(), u64::from(stats.archive_failing)),
             ("store_poisoned".into(), u64::from(stats.poisoned)),
             ("disk_free_bytes".into(), stats.free_bytes),
         ]);

@@ -19,6 +19,7 @@ use torc_engine::{Options, Store};
 use torc_env::{Class, Env, NodeId, Origin, ShardId};
 use torc_runtime::{ShardHandle, TcpStream};
 
+use crate::archive;
 use crate::binary::Binary;
 use crate::binary::handshake::{receive_hello, wanted_shard, welcome};
 use crate::boot::identity::Identity;
@@ -119,6 +120,7 @@ pub async fn assemble(handle: ShardHandle, plan: &Plan) -> Result<Running, Shard
         memtable_bytes: config.memory.memtable_bytes,
         cache_bytes: config.memory.cache_bytes,
         separate_from: config.storage.separate_from,
+        archive: archive::options(config.archive.as_ref(), &plan.identity, shard),
         // The topology says how.
         strategy: None,
         file_id_first: plan.identity.layout().file_id_first(shard),
@@ -182,6 +184,7 @@ pub async fn assemble(handle: ShardHandle, plan: &Plan) -> Result<Running, Shard
     });
     handle.set_remote(Rc::new(Links::new(link_host(&service))));
     let registered = service.register();
+    archive::keep_topology(&service);
     Ok(Running {
         service,
         _registered: registered,
@@ -372,6 +375,7 @@ pub async fn drain(service: Rc<Service>) {
 /// Ends a drained shard's links and closes its store.
 pub async fn close(service: Rc<Service>) {
     service.stop_links.raise();
+    archive::finish(&service).await;
     if let Err(error) = service.store.close().await {
         tracing::error!(shard = %service.env.shard(), "the store did not close cleanly: {error}");
     }

@@ -296,6 +296,10 @@ async fn describe_new(
                 .collect::<Vec<_>>(),
             "tables": listed(&report.tables),
             "blobs": listed(&report.blobs),
+            "log": {
+                "sequence": report.through.sequence,
+                "hash": format!("{:016x}", report.through.hash),
+            },
         }));
     }
     let topology = match read_whole(disk, Path::new("node/topology")).await {
@@ -381,7 +385,7 @@ async fn read_description(service: &Service, id: &str) -> io::Result<Option<Valu
     }
 }
 
-async fn read_whole<D: Disk>(disk: &D, path: &Path) -> io::Result<Bytes> {
+pub(crate) async fn read_whole<D: Disk>(disk: &D, path: &Path) -> io::Result<Bytes> {
     let file = disk.open(path, OpenMode::Read).await?;
     let len = file.len().await?;
     if len > DESCRIPTION_BYTES_MAX {
@@ -394,7 +398,7 @@ async fn read_whole<D: Disk>(disk: &D, path: &Path) -> io::Result<Bytes> {
     Ok(buffer.into_bytes())
 }
 
-async fn write_whole<D: Disk>(disk: &D, path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) async fn write_whole<D: Disk>(disk: &D, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let file = disk.open(path, OpenMode::CreateNew).await?;
     let mut buffer = AlignedBuf::copy_of(bytes);
     buffer.set_len(buffer.capacity());

@@ -8,4 +8,6 @@
 
 pub mod archive;
 pub mod copy;
+pub mod log;
+pub mod moment;
 pub mod restore;

@@ -6,6 +6,7 @@ pub mod dev;
 pub mod encryption;
 pub mod inspect;
 pub mod kv;
+pub mod restore;
 pub mod server;
 pub mod sim;
 pub mod tune;

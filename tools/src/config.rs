@@ -24,6 +24,8 @@ pub struct Config {
     pub shards: ShardsSection,
     /// When a write counts as durable.
     pub durability: DurabilitySection,
+    /// Where the log is kept for restores to a moment.
+    pub archive: ArchiveSection,
     /// What files are encrypted with.
     pub encryption: EncryptionSection,
     /// What is known of the disk.
@@ -215,6 +217,28 @@ pub enum Fsync {
     Interval,
     /// Acknowledged at once, synced when the memtable is flushed.
     Never,
+}
+
+/// `[archive]`, of the log: what `torc restore --at` brings a backup forward with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ArchiveSection {
+    /// Directory that full segments of the log are copied to, best on another device; it must exist. Empty for none.
+    pub dir: PathBuf,
+    /// MiB of a shard's log that are held back when they cannot be archived; beyond it the oldest segment is given up.
+    pub held_mb: u64,
+    /// Seconds after which a segment is archived though it is not full; 0 for only full ones.
+    pub interval_s: u64,
+}
+
+impl Default for ArchiveSection {
+    fn default() -> Self {
+        Self {
+            dir: PathBuf::new(),
+            held_mb: 1024,
+            interval_s: 60,
+        }
+    }
 }
 
 /// `[encryption]`, of everything that the stores write. With neither key, it is written in the clear.

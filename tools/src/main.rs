@@ -16,7 +16,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{admin, backup as backups, dev, encryption, inspect, kv, server, sim, tune};
+use commands::{
+    admin, backup as backups, dev, encryption, inspect, kv, restore, server, sim, tune,
+};
 use failure::Failure;
 
 #[global_allocator]
@@ -67,8 +69,8 @@ enum Command {
     Encryption(encryption::Encryption),
     /// Copy the data of the endpoint's node into a directory, while it serves
     Backup(backups::Backup),
-    /// Fill the empty data directory of a stopped node from a backup
-    Restore(backups::Restore),
+    /// Fill the empty data directory of a stopped node from a backup, as of its cut or of any later moment
+    Restore(restore::Restore),
     /// Print what tables, log segments and manifest files hold, and verify them
     Inspect(inspect::Inspect),
     /// Put load on a cluster, measure it and verify what it answers
@@ -108,7 +110,7 @@ fn run(command: &Command) -> Result<ExitCode, Failure> {
         Command::Scrub(args) => admin::maintenance("scrub", args)?,
         Command::Encryption(command) => encryption::run(command)?,
         Command::Backup(args) => backups::backup(args)?,
-        Command::Restore(args) => backups::restore(args)?,
+        Command::Restore(args) => restore::restore(args)?,
         Command::Inspect(args) => inspect::run(args)?,
         Command::Load(args) => load::load(args)?,
         Command::Sim(args) => sim::sim(args)?,

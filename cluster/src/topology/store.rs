@@ -102,6 +102,19 @@ pub struct Found {
     pub vote: Option<Vote>,
 }
 
+/// The topology in a copy of the file `node/topology`.
+///
+/// # Errors
+/// When the bytes are not what was written, or hold no valid topology.
+pub fn read_copy(bytes: &[u8]) -> Result<Topology, StoreError> {
+    let path = path(Kind::Decided);
+    let payload = unframe(Kind::Decided, bytes).map_err(|reason| StoreError::Damaged {
+        path: path.clone(),
+        reason,
+    })?;
+    Topology::decode(payload).map_err(|source| StoreError::Decode { path, source })
+}
+
 /// Reads and replaces the two files. One user at a time: the caller holds it exclusively.
 #[derive(Debug)]
 pub struct Store<D> {

@@ -39,7 +39,11 @@ impl<E: Env> Inner<E> {
         // One at a time: more seals would not let segments go any sooner.
         let holds_log = log.offset() > 0
             && memory.sealed_count() == 0
-            && self.supply.borrow().live_count() > self.options.wal_segments_max;
+            && self
+                .supply
+                .borrow()
+                .needed_count(self.manifest.state().flushed.sequence)
+                > self.options.wal_segments_max;
         if (is_full || holds_log) && memory.seal() {
             drop(memory);
             self.flush.ring();

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use torc_env::{Class, DirEntry, Disk, Env, Token, TokenRange};
 
+use super::archive::Archiving;
 use super::compact::ExpiryClock;
 use super::damage::Damages;
 use super::load::load_tables;
@@ -122,9 +123,16 @@ pub(super) async fn open<E: Env>(
         &manifest,
         &state,
         &files,
-        &replayed,
-        &recovery,
-        oldest_seqno,
+        &Past {
+            replayed: &replayed,
+            recovery: &recovery,
+            oldest_seqno,
+            // Nothing that was decided before is still to come.
+            archive_reach_us: options
+                .archive
+                .is_some()
+                .then(|| env.wall().0.saturating_sub(1)),
+        },
         loaded.changes,
     )
     .await
@@ -159,6 +167,7 @@ pub(super) async fn open<E: Env>(
         pacing: Pacing::default(),
         damages: Damages::default(),
         hold: Hold::default(),
+        archiving: Archiving::default(),
         writing_tasks: Cell::new(0),
         stopped: Signal::default(),
     });
@@ -200,6 +209,10 @@ fn start<E: Env>(store: &Rc<Inner<E>>, last: Mark, is_damaged: bool) {
         store.spawn(Class::Foreground, Rc::clone(store).run_syncs());
     }
     store.spawn(Class::Flush, Rc::clone(store).run_flushes());
+    if store.options.archive.is_some() {
+        store.spawn(Class::Flush, Rc::clone(store).run_archive());
+        env.spawn(Class::Control, Rc::clone(store).run_archive_clock());
+    }
     store.spawn(Class::Flush, Rc::clone(store).run_compactions());
     env.spawn(Class::Control, Rc::clone(store).run_space_watch());
 }
@@ -289,40 +302,59 @@ fn judge(state: &State, replayed: &Replayed, records: u64, damaged_tables: usize
     }
 }
 
+/// What the replay found.
+struct Past<'a> {
+    replayed: &'a Replayed,
+    recovery: &'a Recovery,
+    /// Of the records replayed.
+    oldest_seqno: u64,
+    /// Up to when everything is in the log, for the archive; `None` without one.
+    archive_reach_us: Option<u64>,
+}
+
 /// Sorts the segments into those with frames and those to be recycled, and puts what the manifest
 /// must know, `changes` to tables included, into one edit.
 async fn settle<E: Env>(
     manifest: &Manifest<E>,
     state: &State,
     files: &Files,
-    replayed: &Replayed,
-    recovery: &Recovery,
-    oldest_seqno: u64,
+    past: &Past<'_>,
     mut changes: Vec<Change>,
 ) -> Result<Supply<super::FileOf<E>>, Rc<str>> {
+    let Past {
+        replayed,
+        recovery,
+        oldest_seqno,
+        archive_reach_us,
+    } = *past;
     let active = manifest.active_key();
     let mut live = VecDeque::new();
     let mut retired = Vec::new();
     let is_damaged = recovery.damaged_from.is_some();
     let segments = state.segments.iter().enumerate();
+    let archives = archive_reach_us.is_some();
+    let last_used = replayed.segment_last.iter().rposition(Option::is_some);
     for (index, id) in segments {
         let bytes = replayed.segment_bytes[index];
         let last = replayed.segment_last[index];
         let key = replayed.segment_keys[index];
+        let reach_us = archive_reach_us.filter(|_| last_used == Some(index));
+        let kept = Live {
+            id: *id,
+            bytes,
+            end: replayed.segment_ends[index],
+            last: last.unwrap_or(0),
+            is_exact: false,
+            reach_us: reach_us.unwrap_or(0),
+            is_archived: !archives || last.is_none(),
+            key,
+        };
         match last {
-            Some(last) if last > state.flushed.sequence || is_damaged => live.push_back(Live {
-                id: *id,
-                bytes,
-                last,
-                key,
-            }),
+            Some(last) if last > state.flushed.sequence || is_damaged || archives => {
+                live.push_back(kept);
+            }
             // A segment without a frame may be the damaged one: it stays as evidence.
-            None if is_damaged => live.push_back(Live {
-                id: *id,
-                bytes,
-                last: 0,
-                key,
-            }),
+            None if is_damaged => live.push_back(kept),
             _ => {
                 changes.push(Change::RemoveSegment(*id));
                 // Without a frame nothing says what an earlier life of the file has left in it.
@@ -355,7 +387,7 @@ async fn settle<E: Env>(
         bytes: *bytes,
         key: None,
     }));
-    Ok(Supply::new(live, retired))
+    Ok(Supply::new(live, retired, archives))
 }
 
 /// Removes what neither the manifest lists nor recycling needs. Everything listed was found before. Blobs are set

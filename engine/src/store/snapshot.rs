@@ -40,6 +40,8 @@ pub struct SnapshotReport {
     pub tables: Vec<(u64, u64)>,
     /// Its blobs, likewise.
     pub blobs: Vec<(u64, u64)>,
+    /// The last frame of the log that is in them: what follows it in archived segments brings the snapshot forward.
+    pub through: Mark,
 }
 
 /// Why there is no snapshot.
@@ -211,6 +213,7 @@ impl<E: Env> Inner<E> {
             })
             .await?;
         let seqno = self.memory.borrow().seqno();
+        let through = state.flushed;
         let listed = state.tables.values();
         let tables: BTreeMap<u64, u64> = listed.map(|table| (table.file_id, table.bytes)).collect();
         let blobs = self.blobs_of(tables.keys().copied()).await?;
@@ -233,6 +236,7 @@ impl<E: Env> Inner<E> {
         Ok(SnapshotReport {
             tables: tables.into_iter().collect(),
             blobs: blobs.into_iter().collect(),
+            through,
         })
     }
 

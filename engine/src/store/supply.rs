@@ -23,10 +23,34 @@ const RETRY: Duration = Duration::from_millis(250);
 pub(super) struct Live {
     pub(super) id: SegmentId,
     pub(super) bytes: u64,
+    /// Where its last frame ends.
+    pub(super) end: u64,
     /// Its last frame; 0 when it holds none.
     pub(super) last: u64,
+    /// Whether it was written since the open: then `last` is the last of frames that follow each other.
+    pub(super) is_exact: bool,
+    /// See [`crate::archive::trailer::Trailer::reach_us`].
+    pub(super) reach_us: u64,
+    /// Whether the archive does not need it (any more).
+    pub(super) is_archived: bool,
     /// The master key of its frames; `None` when they are in the clear.
     pub(super) key: Option<KeyId>,
+}
+
+impl Live {
+    /// One without frames.
+    fn empty<F: File>(segment: &Segment<F>) -> Self {
+        Self {
+            id: segment.id,
+            bytes: segment.len,
+            end: 0,
+            last: 0,
+            is_exact: true,
+            reach_us: 0,
+            is_archived: false,
+            key: segment.key_id(),
+        }
+    }
 }
 
 /// A segment that is not listed any more, and all that its file holds is under one key.
@@ -50,12 +74,15 @@ pub(super) struct Supply<F> {
     is_making: bool,
     /// No longer listed.
     retired: Vec<Retired>,
+    /// Whether full segments are archived.
+    archives: bool,
 }
 
 impl<F: File> Supply<F> {
     /// After a replay: `live` is listed, `retired` is not.
-    pub(super) fn new(live: VecDeque<Live>, retired: Vec<Retired>) -> Self {
+    pub(super) fn new(live: VecDeque<Live>, retired: Vec<Retired>, archives: bool) -> Self {
         Self {
+            archives,
             live,
             active: None,
             spare: None,
@@ -70,6 +97,7 @@ impl<F: File> Supply<F> {
         if let Some((active, _)) = &mut self.active {
             active.last = sequence;
             active.bytes = active.bytes.max(end);
+            active.end = end;
         }
         self.is_wanted |= is_half_used;
     }
@@ -84,25 +112,22 @@ impl<F: File> Supply<F> {
     pub(super) fn pass_over_stale(&mut self, active: Option<KeyId>) {
         let stale = self.spare.take_if(|spare| spare.key_id() != active);
         self.live.extend(stale.map(|spare| Live {
-            id: spare.id,
-            bytes: spare.len,
-            last: 0,
-            key: spare.key_id(),
+            is_archived: true,
+            ..Live::empty(&spare)
         }));
     }
 
-    /// Takes the spare segment to be the active one.
-    pub(super) fn take_spare(&mut self) -> Option<Segment<F>> {
+    /// Takes the spare segment to be the active one. The one before is full, and reaches to `reach_us`.
+    pub(super) fn take_spare(&mut self, reach_us: impl FnOnce() -> u64) -> Option<Segment<F>> {
         let spare = self.spare.take()?;
         self.is_wanted = false;
-        let live = Live {
-            id: spare.id,
-            bytes: spare.len,
-            last: 0,
-            key: spare.key_id(),
-        };
+        let live = Live::empty(&spare);
         if let Some((full, _)) = self.active.replace((live, spare.file.clone())) {
-            self.live.push_back(full);
+            self.live.push_back(Live {
+                reach_us: reach_us(),
+                is_archived: full.last == 0,
+                ..full
+            });
         }
         Some(spare)
     }
@@ -112,10 +137,66 @@ impl<F: File> Supply<F> {
         self.active.as_ref().map(|(_, file)| file.clone())
     }
 
-    /// Full segments that hold nothing beyond frame `sequence`.
+    /// Full segments that hold nothing beyond frame `sequence`; none when the archive lets them go.
     pub(super) fn retirable(&self, sequence: u64) -> Vec<Live> {
-        let live = self.live.iter();
+        let live = self.live.iter().filter(|_| !self.archives);
         live.filter(|live| live.last <= sequence).copied().collect()
+    }
+
+    /// Full segments that hold nothing beyond frame `flushed`, and that the archive does not need.
+    pub(super) fn archived_through(&self, flushed: u64) -> Vec<Live> {
+        let live = self.live.iter().filter(|live| live.is_archived);
+        live.filter(|live| live.last <= flushed).copied().collect()
+    }
+
+    /// The oldest full segment that the archive needs.
+    pub(super) fn next_to_archive(&self) -> Option<Live> {
+        self.live.iter().find(|live| !live.is_archived).copied()
+    }
+
+    /// The archive does not need this segment any more.
+    pub(super) fn note_archived(&mut self, id: SegmentId) {
+        let found = self.live.iter_mut().find(|live| live.id == id);
+        if let Some(live) = found {
+            live.is_archived = true;
+        }
+    }
+
+    /// The last frame of all full segments.
+    pub(super) fn full_last(&self) -> u64 {
+        self.live.iter().map(|live| live.last).max().unwrap_or(0)
+    }
+
+    /// Whether the archive needs no full segment with a frame up to `last`.
+    pub(super) fn is_archived(&self, last: u64) -> bool {
+        !self
+            .live
+            .iter()
+            .any(|live| !live.is_archived && live.last <= last)
+    }
+
+    /// Takes the oldest of the segments that only the archive needs from it, when they have more than `held_bytes_max`
+    /// bytes.
+    pub(super) fn give_up(&mut self, flushed: u64, held_bytes_max: u64) -> Option<Live> {
+        if self.held(flushed).map(|live| live.bytes).sum::<u64>() <= held_bytes_max {
+            return None;
+        }
+        let id = self.held(flushed).next()?.id;
+        let live = self.live.iter_mut().find(|live| live.id == id)?;
+        live.is_archived = true;
+        Some(*live)
+    }
+
+    /// Segments that only the archive needs.
+    fn held(&self, flushed: u64) -> impl Iterator<Item = &Live> {
+        let live = self.live.iter().filter(|live| !live.is_archived);
+        live.filter(move |live| live.last <= flushed)
+    }
+
+    /// Segments with frames that are not in tables.
+    pub(super) fn needed_count(&self, flushed: u64) -> usize {
+        let live = self.live.iter().filter(|live| live.last > flushed);
+        live.count() + usize::from(self.active.is_some())
     }
 
     /// Notes that these are no longer listed. Returns what is too much to keep, and what may not be
@@ -181,8 +262,10 @@ impl<F: File> Supply<F> {
         self.is_wanted && self.spare.is_none()
     }
 
-    pub(super) fn add_stats(&self, stats: &mut Stats) {
+    pub(super) fn add_stats(&self, flushed: u64, stats: &mut Stats) {
         stats.wal_segments = self.live_count();
+        stats.archive_waiting = self.live.iter().filter(|live| !live.is_archived).count();
+        stats.archive_held_bytes = self.held(flushed).map(|live| live.bytes).sum();
         let active = self.active.iter().map(|(live, _)| live.bytes);
         let live = self.live.iter().map(|live| live.bytes);
         stats.wal_live_bytes = active.chain(live).sum();
@@ -223,7 +306,7 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    fn has_ended(&self) -> bool {
+    pub(super) fn has_ended(&self) -> bool {
         self.health.closed.get() || self.health.poison.borrow().is_some()
     }
 

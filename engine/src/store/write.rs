@@ -88,22 +88,48 @@ impl<E: Env> Inner<E> {
             Decision::Write(record, answer) => {
                 // The store may have been closed or poisoned while the base was read.
                 self.check_open()?;
-                self.check_size(record.value.len(), self.options.value_bytes_max)?;
-                self.admit(record.kind, key.len() + record.value.len())?;
-                let fate =
-                    self.memory
-                        .borrow_mut()
-                        .submit(tree, token, key, &record, &self.options);
+                let ticket = self.submit(tree, token, key, &record)?;
                 due.settle(len64(key.len() + record.value.len()));
-                self.count(|counts| counts.updates += 1);
-                self.work.ring();
-                let ticket = Ticket {
-                    store: Rc::clone(self),
-                    fate: Some(fate),
-                };
                 Ok((answer, ticket))
             }
         }
+    }
+
+    /// See [`super::Store::append`].
+    pub(super) async fn append(
+        self: &Rc<Self>,
+        tree: TreeId,
+        key: &[u8],
+        record: &Record,
+    ) -> Result<Ticket<E>, WriteError> {
+        self.check_size(key.len(), self.options.key_bytes_max)?;
+        let due = self.admitted().await?;
+        self.hold.released(&self.env).await;
+        self.check_open()?;
+        let ticket = self.submit(tree, Token::of(tree, key), key, record)?;
+        due.settle(len64(key.len() + record.value.len()));
+        Ok(ticket)
+    }
+
+    /// Puts a decided record into the frame that is gathered.
+    fn submit(
+        self: &Rc<Self>,
+        tree: TreeId,
+        token: Token,
+        key: &[u8],
+        record: &Record,
+    ) -> Result<Ticket<E>, WriteError> {
+        self.check_size(record.value.len(), self.options.value_bytes_max)?;
+        self.admit(record.kind, key.len() + record.value.len())?;
+        let mut memory = self.memory.borrow_mut();
+        let fate = memory.submit(tree, token, key, record, &self.options);
+        drop(memory);
+        self.count(|counts| counts.updates += 1);
+        self.work.ring();
+        Ok(Ticket {
+            store: Rc::clone(self),
+            fate: Some(fate),
+        })
     }
 
     /// A key's newest record, pending ones included, and the fate that a pending one waits for.

@@ -122,21 +122,35 @@ impl<E: Env> Inner<E> {
 
     /// Whether a frame can be begun now, under the active key.
     fn has_place(&self, log: &Log<FileOf<E>>, payload_len: usize) -> bool {
-        log.key_id() == self.active_key() && log.has_place(payload_len)
+        !self.must_switch(log) && log.has_place(payload_len)
     }
 
-    /// Whether the log is to go on under another key though there is nothing to write.
+    /// Whether the next frame belongs into another segment, however much room this one has: under another key, or for
+    /// the archive.
+    fn must_switch(&self, log: &Log<FileOf<E>>) -> bool {
+        let is_left = self.archiving.wants_switch() && log.offset() > 0;
+        is_left || log.key_id() != self.active_key()
+    }
+
+    /// Whether the log is to go on in another segment though there is nothing to write.
     fn may_rekey(&self, flying: usize) -> bool {
         let is_idle = flying == 0 && self.memory.borrow().gather.next_payload_len().is_none();
-        is_idle && self.health.rekey_wanted.get()
+        is_idle && (self.health.rekey_wanted.get() || self.archiving.wants_switch())
     }
 
-    /// Goes on in a segment under the active key, which an empty frame begins.
+    /// Goes on in another segment: one under the active key, which an empty frame begins, or an empty one, so that
+    /// the one before can be archived.
     async fn rekey(self: &Rc<Self>, log: &mut Log<FileOf<E>>) -> Result<(), Rc<str>> {
         self.health.rekey_wanted.set(false);
-        if log.file().is_some() && log.key_id() != self.active_key() {
+        let is_stale = log.file().is_some() && log.key_id() != self.active_key();
+        // Only a frame makes a segment say how far it reaches.
+        let is_unused = self.archiving.wants_switch() && log.offset() == 0;
+        if is_stale || is_unused {
             let mark = self.write_empty_frame(log, self.policy_flags()).await?;
             self.memory.borrow_mut().passed(mark);
+        }
+        if self.archiving.wants_switch() {
+            self.switch_segment(log).await?;
         }
         self.segments.ring();
         Ok(())
@@ -148,7 +162,7 @@ impl<E: Env> Inner<E> {
         log: &mut Log<FileOf<E>>,
         payload_len: usize,
     ) -> Result<(), Rc<str>> {
-        if !log.fits(payload_len) || log.key_id() != self.active_key() {
+        if !log.fits(payload_len) || self.must_switch(log) {
             self.switch_segment(log).await?;
         }
         let is_free = || (!log.must_wait(payload_len)).then_some(());
@@ -161,6 +175,7 @@ impl<E: Env> Inner<E> {
         let Some(mut batch) = self.memory.borrow_mut().take_batch() else {
             return;
         };
+        self.note_gathered();
         let meta = FrameMeta {
             flags: self.policy_flags(),
             durable_through: self.durable_through(log),
@@ -309,10 +324,18 @@ impl<E: Env> Inner<E> {
             .segments
             .until(|| match self.poison() {
                 Some(cause) => Some(Err(cause)),
-                None => self.supply.borrow_mut().take_spare().map(Ok),
+                None => {
+                    let mut supply = self.supply.borrow_mut();
+                    supply.take_spare(|| self.log_reach_us()).map(Ok)
+                }
             })
             .await?;
+        let has_left_one = log.offset() > 0;
         log.switch(next);
+        if has_left_one {
+            self.archiving.note_switch();
+            self.segments.ring();
+        }
         Ok(())
     }
 

@@ -27,6 +27,8 @@ pub(crate) struct Replayed {
     pub(crate) end: End,
     /// Length of each segment, in the order given.
     pub(crate) segment_bytes: Vec<u64>,
+    /// Where the last valid frame of each segment ends; 0 when there is none.
+    pub(crate) segment_ends: Vec<u64>,
     /// Last sequence found in each segment, if any frame was.
     pub(crate) segment_last: Vec<Option<u64>>,
     /// The master key of each segment's frames; `None` for one whose frames are in the clear, or that has
@@ -48,6 +50,7 @@ pub(crate) async fn replay<D: Disk>(
 ) -> Result<Replayed, OpenError> {
     let mut chain = Chain::new(flushed);
     let mut segment_bytes = Vec::with_capacity(segments.len());
+    let mut segment_ends = Vec::with_capacity(segments.len());
     let mut segment_last = Vec::with_capacity(segments.len());
     let mut segment_keys = Vec::with_capacity(segments.len());
     let mut frames = 0;
@@ -56,6 +59,7 @@ pub(crate) async fn replay<D: Disk>(
         let mut last = None;
         let mut key = None;
         let mut offset = 0;
+        let mut end = 0;
         while offset < reader.len {
             let Some((header, hash, key_id)) = reader.frame_at(offset).await? else {
                 offset += SECTOR;
@@ -78,9 +82,11 @@ pub(crate) async fn replay<D: Disk>(
             last = last.max(Some(header.sequence));
             key = key_id;
             offset += u64::try_from(header.frame_bytes()).expect("a frame fits 64 bits");
+            end = offset;
             disk.give_way().await;
         }
         segment_bytes.push(reader.len);
+        segment_ends.push(end);
         segment_last.push(last);
         segment_keys.push(key);
     }
@@ -102,6 +108,7 @@ pub(crate) async fn replay<D: Disk>(
     Ok(Replayed {
         end,
         segment_bytes,
+        segment_ends,
         segment_last,
         segment_keys,
         frames,
@@ -109,7 +116,7 @@ pub(crate) async fn replay<D: Disk>(
 }
 
 /// A segment read through a window.
-struct Reader<'a, F> {
+pub(crate) struct Reader<'a, F> {
     dir: &'a Path,
     id: SegmentId,
     file: F,
@@ -120,7 +127,7 @@ struct Reader<'a, F> {
 }
 
 /// A frame found: header, hash, and the master key that it names.
-type Frame = (Header, u64, Option<KeyId>);
+pub(crate) type Frame = (Header, u64, Option<KeyId>);
 
 impl<'a, F: File> Reader<'a, F> {
     async fn open<D: Disk<File = F>>(
@@ -144,7 +151,32 @@ impl<'a, F: File> Reader<'a, F> {
             .map_err(io("open a listed segment"))?;
         file.sync().await.map_err(io("sync"))?;
         let len = file.len().await.map_err(io("measure"))?;
-        Ok(Self {
+        Ok(Self::over(dir, id, (file, len), keys))
+    }
+
+    /// Reads a segment that nobody writes any more, as it is stored: its records are not opened.
+    pub(crate) async fn of_full<D: Disk<File = F>>(
+        disk: &D,
+        dir: &'a Path,
+        id: SegmentId,
+    ) -> Result<Self, OpenError> {
+        let path = id.path(dir);
+        let io = |doing| {
+            let path = path.clone();
+            move |source| OpenError::Io {
+                path,
+                doing,
+                source,
+            }
+        };
+        let opened = disk.open(&path, OpenMode::Read).await;
+        let file = opened.map_err(io("open a full segment"))?;
+        let len = file.len().await.map_err(io("measure"))?;
+        Ok(Self::over(dir, id, (file, len), &Keys::default()))
+    }
+
+    fn over(dir: &'a Path, id: SegmentId, (file, len): (F, u64), keys: &Keys) -> Self {
+        Self {
             dir,
             id,
             file,
@@ -153,11 +185,23 @@ impl<'a, F: File> Reader<'a, F> {
             window: AlignedBuf::default(),
             window_start: 0,
             opener: Opener::new(keys, FileUse::Segment(id.0)),
-        })
+        }
+    }
+
+    /// Its length in whole sectors.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// `len` bytes at `offset` as they are stored; fewer at the end.
+    pub(crate) async fn stored(&mut self, offset: u64, len: usize) -> Result<&[u8], OpenError> {
+        self.fill(offset, len).await?;
+        let bytes = self.bytes_from(offset);
+        Ok(bytes.get(..len).unwrap_or(bytes))
     }
 
     /// The valid frame at `offset`, if there is one.
-    async fn frame_at(&mut self, offset: u64) -> Result<Option<Frame>, OpenError> {
+    pub(crate) async fn frame_at(&mut self, offset: u64) -> Result<Option<Frame>, OpenError> {
         self.fill(offset, SECTOR_BYTES).await?;
         let header = match Header::parse(FORMAT, self.bytes_from(offset)) {
             Ok(header) if header.log == self.id.0 => header,

@@ -17,7 +17,7 @@ const PREWRITE_BYTES: u64 = 1 << 20;
 /// A segment's identity: a counter (high half), so that names sort by age, and a random number
 /// (low half), so that nobody who chooses values can forge a frame of it. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct SegmentId(pub(crate) u64);
+pub struct SegmentId(pub(crate) u64);
 
 impl SegmentId {
     /// The identity with this number.
@@ -35,8 +35,8 @@ impl SegmentId {
         dir.join(self.to_string())
     }
 
-    /// The segment of a file name; `None` for other files.
-    pub(crate) fn from_name(name: &str) -> Option<Self> {
+    /// The segment of a file name, as in `000000090badc0de.wal`; `None` for other files.
+    pub fn from_name(name: &str) -> Option<Self> {
         let digits = name.strip_suffix(".wal")?;
         if digits.len() != 16 {
             return None;

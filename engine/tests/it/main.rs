@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test an error is a failure")]
 
+mod archive;
 mod blobs;
 mod compaction;
 mod damage;

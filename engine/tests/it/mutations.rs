@@ -64,6 +64,14 @@ fn a_segment_that_goes_before_its_tables_are_listed_is_found() {
 }
 
 #[test]
+fn an_archived_segment_that_was_not_synced_is_found() {
+    must_find(
+        "archive_without_sync",
+        crate::archive::a_segment_is_archived_whole_or_still_in_the_log_whenever_power_is_cut,
+    );
+}
+
+#[test]
 fn a_record_shown_before_it_is_durable_is_found() {
     must_find(
         "show_unsynced",

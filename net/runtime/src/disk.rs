@@ -182,7 +182,17 @@ impl Disk for RingDisk {
         } else {
             0
         };
-        let fd = self.open_fd(inside(path)?, flags(mode) | direct).await?;
+        let path = inside(path)?;
+        let opened = self.open_fd(path, flags(mode) | direct).await;
+        let fd = match opened {
+            // Below a link into another file system, which may not take O_DIRECT. A file that was created all the same is
+            // there then.
+            Err(error) if direct != 0 && error.raw_os_error() == Some(libc::EINVAL) => {
+                let flags = flags(mode) & !libc::O_EXCL;
+                self.open_fd(path, flags).await?
+            }
+            opened => opened?,
+        };
         Ok(RingFile {
             open: Rc::new(Open {
                 core: Rc::clone(&self.core),

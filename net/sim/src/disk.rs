@@ -34,6 +34,8 @@ pub struct SimDisk {
 #[derive(Clone)]
 pub struct SimFile {
     disk: SimDisk,
+    /// As it was named when it was opened.
+    path: Rc<Path>,
     inode: InodeId,
     mode: OpenMode,
     opened: Rc<()>,
@@ -157,6 +159,7 @@ impl Disk for SimDisk {
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<SimFile> {
         let path = path.to_path_buf();
+        let path_of_file: Rc<Path> = path.as_path().into();
         let creates = matches!(mode, OpenMode::CreateNew | OpenMode::CreateNewDurable);
         let cost = if creates { Cost::Name } else { Cost::Read };
         let opened = self.operate(
@@ -172,6 +175,7 @@ impl Disk for SimDisk {
         );
         let (inode, opened) = opened.await?;
         Ok(SimFile {
+            path: path_of_file,
             disk: self.clone(),
             inode,
             mode,
@@ -289,11 +293,17 @@ impl File for SimFile {
             Cost::Write
         };
         let (inode, opened) = (self.inode, self.opened.clone());
+        let path = Rc::clone(&self.path);
         let begin = |host: &mut Host| host.volume.begin_write(inode, offset, buf, durable);
         let end = move |host: &mut Host, rng: &mut Rng, id| {
             let _open = opened;
             let failed = rng.chance(host.disk.write_error);
-            let error = failed.then(|| (io_error(), partly(rng)));
+            let is_full = host.disk.full_dir.is_some_and(|dir| path.starts_with(dir));
+            let error = match (is_full, failed) {
+                (true, _) => Some((io::ErrorKind::StorageFull.into(), partly(rng))),
+                (false, true) => Some((io_error(), partly(rng))),
+                (false, false) => None,
+            };
             host.volume.complete_write(id, error)
         };
         self.disk.operate(cost, begin, end).await

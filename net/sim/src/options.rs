@@ -53,6 +53,9 @@ pub struct DiskOptions {
     /// Probability that a sync fails with EIO; the writes that it should have covered are lost in
     /// part, and the next sync succeeds.
     pub sync_error: f64,
+    /// A directory that stands for another volume, which is full: what is written below it fails with
+    /// ENOSPC, after a part of it was written.
+    pub full_dir: Option<&'static str>,
 }
 
 /// Speeds and faults of the network.
@@ -108,6 +111,7 @@ impl Default for DiskOptions {
             read_error: 0.0,
             write_error: 0.0,
             sync_error: 0.0,
+            full_dir: None,
         }
     }
 }

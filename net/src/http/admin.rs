@@ -20,7 +20,7 @@ use crate::http::route::{Admin, check_key};
 use crate::keys;
 use crate::metrics::Snapshot;
 use crate::service::Service;
-use crate::snapshot;
+use crate::{archive, snapshot};
 
 /// How long an answer about a keyspace waits until every shard of this node knows the change.
 const SPREAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -135,6 +135,11 @@ pub async fn handle(
             only(&request, &[Method::Post], "POST")?;
             keys::reload(&service).await.map(|found| answer(&found))
         }
+        Admin::Archive => match request.method {
+            Method::Get | Method::Head => archive::describe(&service).await.map(|all| answer(&all)),
+            Method::Post => archive::now(&service).await.map(|done| answer(&done)),
+            _ => Err(Problem::method_not_allowed("GET, HEAD, POST")),
+        },
         Admin::Snapshots => match request.method {
             Method::Get | Method::Head => {
                 let list = snapshot::list(&service).await?;

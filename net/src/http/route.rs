@@ -61,6 +61,8 @@ pub enum Admin {
     Encryption,
     /// `/admin/encryption/reload`.
     EncryptionReload,
+    /// `/admin/archive`.
+    Archive,
     /// `/admin/snapshots`.
     Snapshots,
     /// `/admin/snapshots/{id}`.
@@ -130,6 +132,7 @@ impl Route {
             b"/admin/scrub" => Route::Admin(Admin::Scrub),
             b"/admin/encryption" => Route::Admin(Admin::Encryption),
             b"/admin/encryption/reload" => Route::Admin(Admin::EncryptionReload),
+            b"/admin/archive" => Route::Admin(Admin::Archive),
             b"/admin/snapshots" => Route::Admin(Admin::Snapshots),
             b"/" => Route::Page,
             _ => return Err(Problem::no_route()),

@@ -68,6 +68,9 @@ pub struct StoreFiles {
     /// Blobs, shared likewise. Since version 2.
     #[serde(default)]
     pub blobs: Vec<Item>,
+    /// Where its log was cut; none in backups of versions without a log archive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogMark>,
 }
 
 /// A kind of file that backups share.
@@ -96,6 +99,15 @@ impl StoreFiles {
         let blobs = self.blobs.iter().map(|item| (Kind::Blob, item));
         tables.chain(blobs)
     }
+}
+
+/// The last frame of a store's log that its tables hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogMark {
+    /// Its sequence.
+    pub sequence: u64,
+    /// Its hash, sixteen hexadecimal digits.
+    pub hash: String,
 }
 
 /// One file.
@@ -318,6 +330,7 @@ mod tests {
                     xxh3: "00".into(),
                 }],
                 blobs: Vec::new(),
+                log: None,
             }],
             ..Manifest::default()
         }

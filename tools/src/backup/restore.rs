@@ -1,18 +1,21 @@
 //! Restores a backup into the data directory of a stopped node.
 //!
-//! Order: a marker, the files, the identity, the marker's end. A directory with a marker starts no node, so
+//! Order: a marker, the files, what is replayed onto them, the identity, the marker's end. A directory with a marker starts no node, so
 //! a restore that broke off is begun again from scratch.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use torc_env::NodeId;
 use torc_net::boot::identity::Identity;
 use torc_net::boot::{RESTORING, write_identity};
+use torc_net::replay::{self, Plan, Replayed};
+use torc_runtime::Background;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::archive::{Archive, Item, Manifest, failed, feed, hex, sync_dir};
@@ -21,15 +24,39 @@ use crate::failure::Failure;
 /// A restored boot counter is the time in seconds, shifted by so much: above every counter of an earlier
 /// life, which rises by one a start.
 const BOOT_SHIFT: u32 = 20;
+/// Time between two lines of progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Restores `manifest` into `data_dir`. Durable on return. `abstains`: the node must not vote on the
+/// What a restore is to become besides what the backup holds.
+pub struct Forward {
+    /// What is replayed onto it.
+    pub plan: Plan,
+    /// Bytes of that.
+    pub bytes: u64,
+    /// Where the replay runs.
+    pub background: Background,
+    /// The file `node/topology` of the moment.
+    pub topology: Option<Vec<u8>>,
+}
+
+/// What a restore has done.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Restored {
+    /// Bytes of the backup.
+    pub bytes: u64,
+    /// What was replayed.
+    pub replayed: Replayed,
+}
+
+/// Restores `manifest` into `data_dir`, and brings it `forward`. Durable on return. `abstains`: the node must not vote on the
 /// topology, because others may remember votes that it does not.
 pub fn run(
     archive: &Archive,
     manifest: &Manifest,
     data_dir: &Path,
     abstains: bool,
-) -> Result<u64, Failure> {
+    forward: Option<Forward>,
+) -> Result<Restored, Failure> {
     begin(data_dir)?;
     let mut bytes = 0;
     for store in &manifest.stores {
@@ -52,8 +79,43 @@ pub fn run(
             sync_dir(dir).map_err(|error| failed(dir, &error))?;
         }
     }
-    finish(manifest, data_dir, abstains)?;
-    Ok(bytes)
+    let mut restored = Restored {
+        bytes,
+        ..Restored::default()
+    };
+    let mut topology = None;
+    if let Some(forward) = forward {
+        let progress = progress(forward.bytes);
+        let replayed = replay::run(forward.plan, forward.background, progress);
+        restored.replayed = replayed.map_err(|error| Failure::new(error.to_string()))?;
+        topology = forward.topology;
+    }
+    finish(manifest, data_dir, abstains, topology)?;
+    Ok(restored)
+}
+
+/// Tells how far a replay is, once a second.
+fn progress(total: u64) -> impl Fn(u64) + Clone + Send + 'static {
+    let done = Arc::new(Mutex::new((0, Instant::now())));
+    move |bytes| {
+        let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+        done.0 += bytes;
+        if done.1.elapsed() >= PROGRESS_INTERVAL {
+            done.1 = Instant::now();
+            eprintln!(
+                "{} of {} MiB of the log replayed",
+                done.0 >> 20,
+                total >> 20
+            );
+        }
+    }
+}
+
+/// The topology that a backup holds, as a copy of its file.
+pub fn topology_of(manifest: &Manifest) -> Result<Option<Vec<u8>>, Failure> {
+    let decoded = manifest.topology.as_ref().map(|text| STANDARD.decode(text));
+    let malformed = |error| Failure::new(format!("the backup's topology is malformed: {error}"));
+    decoded.transpose().map_err(malformed)
 }
 
 /// Makes the directory, which must be empty but for what an earlier restore has left.
@@ -118,15 +180,21 @@ fn copy(source: &Path, target: &Path, item: &Item) -> Result<u64, Failure> {
     Ok(bytes)
 }
 
-fn finish(manifest: &Manifest, data_dir: &Path, abstains: bool) -> Result<(), Failure> {
+/// `topology`: another one than that of the backup.
+fn finish(
+    manifest: &Manifest,
+    data_dir: &Path,
+    abstains: bool,
+    topology: Option<Vec<u8>>,
+) -> Result<(), Failure> {
     let node_dir = data_dir.join("node");
     make_dir(&node_dir)?;
-    if let Some(topology) = &manifest.topology {
-        let path = node_dir.join("topology");
-        let bytes = STANDARD
-            .decode(topology)
-            .map_err(|error| failed(&path, &error))?;
-        write(&path, &bytes)?;
+    let topology = match topology {
+        Some(topology) => Some(topology),
+        None => topology_of(manifest)?,
+    };
+    if let Some(topology) = topology {
+        write(&node_dir.join("topology"), &topology)?;
     }
     let odd = |what| Failure::new(format!("the backup's {what} is malformed"));
     let node = u128::from_str_radix(&manifest.node, 16).map_err(|_| odd("node"))?;

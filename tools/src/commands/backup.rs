@@ -1,15 +1,16 @@
-//! `torc backup` and `torc restore`: copies of a node's data, and the way back.
+//! `torc backup`: copies of a node's data, and the archive of its log.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use crate::backup::archive::{Archive, Item, Manifest, hash_file};
-use crate::backup::{copy, restore as restoring};
+use crate::backup::copy;
+use crate::backup::log::{LogArchive, prune};
+use crate::backup::moment::Moment;
 use crate::commands::admin::{Common, order};
-use crate::config;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, Request};
 use crate::failure::Failure;
 
 /// `torc backup`
@@ -40,6 +41,9 @@ enum Command {
         /// Only this backup
         #[arg(long, value_name = "ID")]
         backup: Option<String>,
+        /// Also the archived log that brings these backups forward (`archive.dir` of the node)
+        #[arg(long, value_name = "DIR")]
+        archive: Option<PathBuf>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -48,6 +52,31 @@ enum Command {
     List {
         /// Directory of a node's backups
         dir: PathBuf,
+        /// Say up to when the archived log brings each of them (`archive.dir` of the node)
+        #[arg(long, value_name = "DIR")]
+        archive: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Archive the endpoint's node's log up to now, and say how far it reaches
+    Log {
+        /// Only say what is archived, and what is not
+        #[arg(long)]
+        status: bool,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Remove archived log that is older than the oldest backup in a directory
+    Prune {
+        /// Directory of a node's backups
+        dir: PathBuf,
+        /// Directory of the archived log (`archive.dir` of the node)
+        #[arg(long, value_name = "DIR")]
+        archive: PathBuf,
+        /// Only say what would be removed
+        #[arg(long)]
+        dry_run: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -66,36 +95,31 @@ enum Command {
     },
 }
 
-/// `torc restore`
-#[derive(Args, Debug)]
-pub struct Restore {
-    /// Directory of the node's backups
-    #[arg(long, value_name = "DIR")]
-    from: PathBuf,
-    /// Configuration of the stopped node
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
-    /// Override a key of the configuration; may be given several times
-    #[arg(long, value_name = "SECTION.KEY=VALUE")]
-    set: Vec<String>,
-    /// Which backup [default: the newest]
-    #[arg(long, value_name = "ID")]
-    backup: Option<String>,
-    /// All nodes of the cluster are restored, none of them still has its data
-    #[arg(long)]
-    all_nodes: bool,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
 /// Makes, lists or verifies backups.
 pub fn backup(args: &Backup) -> Result<(), Failure> {
     match (&args.command, &args.to) {
         (None, Some(to)) => make(args, to),
         (None, None) => Err(Failure::new("--to DIR is missing")),
-        (Some(Command::Verify { dir, backup, json }), _) => verify(dir, backup.as_deref(), *json),
-        (Some(Command::List { dir, json }), _) => list(dir, *json),
+        (
+            Some(Command::Verify {
+                dir,
+                backup,
+                archive,
+                json,
+            }),
+            _,
+        ) => verify(dir, backup.as_deref(), archive.as_deref(), *json),
+        (Some(Command::List { dir, archive, json }), _) => list(dir, archive.as_deref(), *json),
+        (Some(Command::Log { status, common }), _) => log(common, *status),
+        (
+            Some(Command::Prune {
+                dir,
+                archive,
+                dry_run,
+                json,
+            }),
+            _,
+        ) => prune_log(dir, archive, *dry_run, *json),
         (Some(Command::Snapshots { common }), _) => {
             let list = Endpoint::new(&common.endpoint)?.get_json("/admin/snapshots")?;
             println!("{list}");
@@ -107,7 +131,7 @@ pub fn backup(args: &Backup) -> Result<(), Failure> {
     }
 }
 
-fn make(args: &Backup, to: &std::path::Path) -> Result<(), Failure> {
+fn make(args: &Backup, to: &Path) -> Result<(), Failure> {
     let endpoint = Endpoint::new(&args.common.endpoint)?;
     let rate = args.rate.map(|mib| mib << 20);
     let done = copy::run(&endpoint, &Archive::at(to), rate, !args.trust_existing)?;
@@ -146,7 +170,84 @@ fn make(args: &Backup, to: &std::path::Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn verify(dir: &std::path::Path, backup: Option<&str>, as_json: bool) -> Result<(), Failure> {
+/// Orders the node to archive its log, or asks how that goes.
+fn log(common: &Common, status: bool) -> Result<(), Failure> {
+    let request = Request {
+        method: if status { "GET" } else { "POST" },
+        path: "/admin/archive".into(),
+        ..Request::default()
+    };
+    let answer = Endpoint::new(&common.endpoint)?
+        .expect(request, &[])?
+        .json()?;
+    if common.json {
+        println!("{answer}");
+        return Ok(());
+    }
+    let number = |name: &str| {
+        answer
+            .get(name)
+            .and_then(serde_json::Value::as_u64)
+            .unwrap_or(0)
+    };
+    match number("reach_us") {
+        0 => println!("nothing is archived since this node was started"),
+        reach => println!("the log is archived up to {}", Moment(reach)),
+    }
+    if status {
+        println!(
+            "{} segments archived, {} waiting ({} bytes held back), {} failures, {} gaps",
+            number("segments"),
+            number("waiting"),
+            number("held_bytes"),
+            number("failures"),
+            number("gaps"),
+        );
+    }
+    Ok(())
+}
+
+fn prune_log(dir: &Path, archive: &Path, dry_run: bool, as_json: bool) -> Result<(), Failure> {
+    let backups = Archive::at(dir);
+    let manifests = backups.ids()?.into_iter().map(|id| backups.read(&id));
+    let manifests = manifests.collect::<Result<Vec<_>, _>>()?;
+    let unneeded = LogArchive::at(archive).unneeded(&manifests)?;
+    if !dry_run {
+        prune(&unneeded)?;
+    }
+    if as_json {
+        println!(
+            "{}",
+            json!({
+                "removed": !dry_run,
+                "files": unneeded.files.len(),
+                "bytes": unneeded.bytes,
+                "without_backup": unneeded.without_backup,
+            })
+        );
+        return Ok(());
+    }
+    let verb = if dry_run { "would be" } else { "are" };
+    println!(
+        "{} files {verb} removed, {} bytes",
+        unneeded.files.len(),
+        unneeded.bytes
+    );
+    for lineage in &unneeded.without_backup {
+        println!(
+            "kept: {lineage}, a life of the node's data without a backup in {}",
+            dir.display()
+        );
+    }
+    Ok(())
+}
+
+fn verify(
+    dir: &Path,
+    backup: Option<&str>,
+    log: Option<&Path>,
+    as_json: bool,
+) -> Result<(), Failure> {
     let archive = Archive::at(dir);
     let ids = match backup {
         Some(id) => vec![id.to_owned()],
@@ -157,6 +258,7 @@ fn verify(dir: &std::path::Path, backup: Option<&str>, as_json: bool) -> Result<
     }
     let mut damaged = Vec::new();
     let mut known = std::collections::BTreeMap::new();
+    let mut manifests = Vec::new();
     for id in &ids {
         let manifest = match archive.read(id) {
             Ok(manifest) => manifest,
@@ -179,17 +281,30 @@ fn verify(dir: &std::path::Path, backup: Option<&str>, as_json: bool) -> Result<
                 Err(error) => damaged.push(format!("{}: {error} (backup {id})", path.display())),
             }
         }
+        manifests.push(manifest);
     }
+    let segments = match log {
+        Some(log) => LogArchive::at(log).verify(&manifests, &mut damaged)?,
+        None => 0,
+    };
     if as_json {
         println!(
             "{}",
-            json!({ "backups": ids, "files": known.len(), "damaged": damaged })
+            json!({
+                "backups": ids,
+                "files": known.len(),
+                "segments": segments,
+                "damaged": damaged,
+            })
         );
     } else {
         for line in &damaged {
             println!("{line}");
         }
         println!("{} backups, {} files", ids.len(), known.len());
+        if log.is_some() {
+            println!("{segments} archived segments of the log");
+        }
     }
     match damaged.len() {
         0 => Ok(()),
@@ -213,17 +328,30 @@ fn files<'a>(
     })
 }
 
-fn list(dir: &std::path::Path, as_json: bool) -> Result<(), Failure> {
+fn list(dir: &Path, log: Option<&Path>, as_json: bool) -> Result<(), Failure> {
     let archive = Archive::at(dir);
+    let log = log.map(LogArchive::at);
     let mut all = Vec::new();
     for id in archive.ids()? {
         let manifest = archive.read(&id)?;
         let bytes: u64 = files(&archive, &manifest).map(|(_, item)| item.bytes).sum();
+        let reach = log
+            .as_ref()
+            .map(|log| log.furthest(&manifest))
+            .transpose()?;
         if !as_json {
             println!(
                 "{id}  node {}  cluster {}  taken at {} ms  {bytes} bytes",
                 manifest.name, manifest.cluster, manifest.created_ms
             );
+            if let Some(reach) = &reach {
+                println!(
+                    "  from {} to {} ({})",
+                    Moment(manifest.cut_stamp),
+                    reach.until,
+                    reach.limit
+                );
+            }
         }
         all.push(json!({
             "id": id,
@@ -231,50 +359,13 @@ fn list(dir: &std::path::Path, as_json: bool) -> Result<(), Failure> {
             "cluster": manifest.cluster,
             "created_ms": manifest.created_ms,
             "bytes": bytes,
+            "cut_us": manifest.cut_stamp,
+            "reach_us": reach.as_ref().map(|reach| reach.until.0),
+            "limit": reach.map(|reach| reach.limit),
         }));
     }
     if as_json {
         println!("{}", json!({ "backups": all }));
-    }
-    Ok(())
-}
-
-/// Restores a backup into the empty data directory that a configuration names.
-pub fn restore(args: &Restore) -> Result<(), Failure> {
-    let loaded = config::load(Some(&args.config), std::env::vars(), &args.set)
-        .map_err(|error| Failure::new(error.to_string()))?;
-    let archive = Archive::at(&args.from);
-    let id = match &args.backup {
-        Some(id) => id.clone(),
-        None => archive
-            .ids()?
-            .pop()
-            .ok_or_else(|| Failure::new(format!("{}: no backups", args.from.display())))?,
-    };
-    let manifest = archive.read(&id)?;
-    let node = &loaded.config.node;
-    for (what, found, configured) in [
-        ("node", &manifest.name, &node.name),
-        ("cluster", &manifest.cluster, &loaded.config.cluster.name),
-    ] {
-        if found != configured {
-            return Err(Failure::new(format!(
-                "backup {id} is of {what} {found:?}, but the configuration says {configured:?}"
-            )));
-        }
-    }
-    let abstains = manifest.members > 1 && !args.all_nodes;
-    let bytes = restoring::run(&archive, &manifest, &node.data_dir, abstains)?;
-    if args.json {
-        println!(
-            "{}",
-            json!({ "id": id, "bytes": bytes, "votes": !abstains })
-        );
-    } else {
-        println!(
-            "backup {id} is restored into {}: {bytes} bytes; the node can be started",
-            node.data_dir.display()
-        );
     }
     Ok(())
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use clap::Args;
 use torc_net::config::{
-    ClusterConfig, ListenConfig, MemoryConfig, NodeConfig, ServerConfig, ShardsConfig,
-    StorageConfig,
+    ArchiveConfig, ClusterConfig, ListenConfig, MemoryConfig, NodeConfig, ServerConfig,
+    ShardsConfig, StorageConfig,
 };
 use torc_net::keys::KeySource;
 use torc_net::server::Server as Node;
@@ -147,7 +147,8 @@ fn start_log(config: &Config) -> Result<(), Failure> {
         .map_err(|error| Failure::new(format!("cannot start the log: {error}")))
 }
 
-fn key_source(config: &Config) -> KeySource {
+/// Where the configuration says that the master keys are.
+pub fn key_source(config: &Config) -> KeySource {
     let encryption = &config.encryption;
     if !encryption.key_file.as_os_str().is_empty() {
         KeySource::File(encryption.key_file.clone())
@@ -156,6 +157,23 @@ fn key_source(config: &Config) -> KeySource {
     } else {
         KeySource::None
     }
+}
+
+/// Where background work runs.
+pub fn background(config: &Config) -> torc_runtime::Background {
+    match config.shards.background {
+        Background::Glommio => torc_runtime::Background::Glommio,
+        Background::Shard => torc_runtime::Background::Shard,
+    }
+}
+
+fn archive(config: &Config) -> Option<ArchiveConfig> {
+    let archive = &config.archive;
+    (!archive.dir.as_os_str().is_empty()).then(|| ArchiveConfig {
+        dir: archive.dir.clone(),
+        held_bytes_max: archive.held_mb << 20,
+        interval: (archive.interval_s > 0).then(|| Duration::from_secs(archive.interval_s)),
+    })
 }
 
 /// Reads the master keys on the way.
@@ -190,10 +208,7 @@ fn server_config(config: &Config, disk_rates: Option<DiskRates>) -> Result<Serve
         shards: ShardsConfig {
             count: config.shards.count,
             pin: config.shards.pin,
-            background: match config.shards.background {
-                Background::Glommio => torc_runtime::Background::Glommio,
-                Background::Shard => torc_runtime::Background::Shard,
-            },
+            background: background(config),
             spin: if config.shards.pin {
                 SPIN
             } else {
@@ -208,6 +223,7 @@ fn server_config(config: &Config, disk_rates: Option<DiskRates>) -> Result<Serve
             }
             Fsync::Never => torc_engine::Fsync::Never,
         },
+        archive: archive(config),
         memory: MemoryConfig {
             memtable_bytes: mebibytes(config.memory.memtable_mb),
             cache_bytes: mebibytes(config.memory.cache_mb),

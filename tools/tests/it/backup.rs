@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::cluster::{Cluster, TORC, run, text, wait_until};
 
-fn put(endpoint: &str, key: &str, value: &[u8]) {
+pub fn put(endpoint: &str, key: &str, value: &[u8]) {
     let answer = ureq::put(format!("{endpoint}/v1/keys/{key}"))
         .content_type("application/octet-stream")
         .send(value)
@@ -15,7 +15,7 @@ fn put(endpoint: &str, key: &str, value: &[u8]) {
     assert!(answer.status().is_success());
 }
 
-fn get(endpoint: &str, key: &str, query: &str) -> Option<Vec<u8>> {
+pub fn get(endpoint: &str, key: &str, query: &str) -> Option<Vec<u8>> {
     let answer = ureq::get(format!("{endpoint}/v1/keys/{key}{query}"))
         .header("Accept", "application/octet-stream")
         .config()
@@ -50,7 +50,7 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
     std::iter::repeat_with(next).take(len).collect()
 }
 
-fn backup(cluster: &Cluster, node: usize, to: &Path, more: &[&str]) -> Command {
+pub fn backup(cluster: &Cluster, node: usize, to: &Path, more: &[&str]) -> Command {
     let mut command = Command::new(TORC);
     command
         .args(["backup", "--json", "--endpoint", &cluster.endpoint(node)])
@@ -60,7 +60,7 @@ fn backup(cluster: &Cluster, node: usize, to: &Path, more: &[&str]) -> Command {
     command
 }
 
-fn report(output: &Output) -> serde_json::Value {
+pub fn report(output: &Output) -> serde_json::Value {
     assert!(
         output.status.success(),
         "{}\n{}",
@@ -74,7 +74,7 @@ fn verify(dir: &Path) -> Output {
     run(&["backup", "verify", dir.to_str().unwrap()])
 }
 
-fn restore(cluster: &Cluster, node: usize, from: &Path, more: &[&str]) -> Output {
+pub fn restore(cluster: &Cluster, node: usize, from: &Path, more: &[&str]) -> Output {
     let config = cluster.home(node).join("torc.toml");
     let (from, config) = (from.to_str().unwrap(), config.to_str().unwrap());
     run(&[&["restore", "--from", from, "--config", config], more].concat())

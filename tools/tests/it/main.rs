@@ -11,6 +11,7 @@ mod encryption;
 mod load;
 mod load_troubles;
 mod memcached;
+mod point_in_time;
 mod power;
 mod redistribute;
 mod sim;
