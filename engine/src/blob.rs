@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use crate::crypt::{KEY_REF_BYTES, KeyId, KeyRef};
 use crate::le;
 
-pub(crate) use format::{BlobFooter, BlobOutline};
+pub(crate) use format::BlobFooter;
 pub use reader::Blob;
 pub use writer::BlobWriter;
 

@@ -209,24 +209,15 @@ async fn blob<D: Disk>(
                 footer.values, footer.raw_bytes
             ));
         }
-        Err(unreadable) => {
-            print(format!("DAMAGED: at offset {footer_at}: {unreadable}"));
+        Err(mismatch) => {
+            print(format!("DAMAGED: at offset {footer_at}: {mismatch}"));
             return Ok(1);
         }
     }
-    match blob_checksums_of(disk, dir, file_id).await {
-        Ok(values) => {
-            print(format!(
-                "{values} values have the checksums that they should"
-            ));
-            Ok(0)
-        }
-        Err(ReadError::Io { path, source, .. }) => Err(InspectError::Io { path, source }),
-        Err(error) => {
-            print(format!("DAMAGED: {error}"));
-            Ok(1)
-        }
-    }
+    let verified = blob_checksums_of(disk, dir, file_id).await;
+    tell(verified, print, |values| {
+        format!("{values} values have the checksums that they should")
+    })
 }
 
 /// Verifies the checksums of a sealed table without its key.
@@ -236,11 +227,23 @@ async fn checksums<D: Disk>(
     file_id: u64,
     print: &mut dyn FnMut(String),
 ) -> Result<u64, InspectError> {
-    match checksums_of(disk, dir, file_id).await {
-        Ok(blocks) => {
-            print(format!(
-                "{blocks} blocks and all sections have the checksums that they should; nothing was decrypted"
-            ));
+    let verified = checksums_of(disk, dir, file_id).await;
+    tell(verified, print, |blocks| {
+        format!(
+            "{blocks} blocks and all sections have the checksums that they should; nothing was decrypted"
+        )
+    })
+}
+
+/// Prints what was verified, or the damage; returns the number of damaged parts.
+fn tell(
+    verified: Result<u64, ReadError>,
+    print: &mut dyn FnMut(String),
+    line: impl FnOnce(u64) -> String,
+) -> Result<u64, InspectError> {
+    match verified {
+        Ok(count) => {
+            print(line(count));
             Ok(0)
         }
         Err(ReadError::Io { path, source, .. }) => Err(InspectError::Io { path, source }),

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use torc_env::{SECTOR_BYTES, Token, TreeId};
+use torc_env::{SECTOR_BYTES, TreeId};
 
 use super::trailer::Trailer;
 use crate::crypt::{FileUse, Keys, MissingKey, Opener, Unopened};
@@ -85,7 +85,7 @@ impl<'a> Frames<'a> {
     pub fn next_frame(&mut self) -> Result<Option<Frame<'a>>, ReadError> {
         while self.offset < self.body.len() {
             let offset = self.offset;
-            let Some((header, hash)) = self.header_at(offset)? else {
+            let Some((header, payload, hash)) = self.frame_at(offset)? else {
                 self.offset += SECTOR_BYTES;
                 continue;
             };
@@ -98,7 +98,7 @@ impl<'a> Frames<'a> {
                 sequence: header.sequence,
                 hash,
             };
-            return self.open(offset, header).map(Some);
+            return self.open(offset, header, payload).map(Some);
         }
         let found = self.replay.last.sequence;
         if found < self.trailer.last {
@@ -110,12 +110,13 @@ impl<'a> Frames<'a> {
         Ok(None)
     }
 
-    fn header_at(&self, offset: usize) -> Result<Option<(Header, u64)>, ReadError> {
+    /// The whole frame at `offset`, if there is one.
+    fn frame_at(&self, offset: usize) -> Result<Option<Stored<'a>>, ReadError> {
         let bytes = &self.body[offset..];
         match Header::parse(FORMAT, bytes) {
             Ok(header) if header.log == self.trailer.segment.0 => {
                 let verified = header.verify(bytes).ok();
-                Ok(verified.map(|(_, hash)| (header, hash)))
+                Ok(verified.map(|(payload, hash)| (header, payload, hash)))
             }
             Err(Damage::Version { found, log }) if log == self.trailer.segment.0 => {
                 Err(ReadError::Corrupt {
@@ -127,12 +128,14 @@ impl<'a> Frames<'a> {
         }
     }
 
-    fn open(&mut self, offset: usize, header: Header) -> Result<Frame<'a>, ReadError> {
+    fn open(
+        &mut self,
+        offset: usize,
+        header: Header,
+        payload: &'a [u8],
+    ) -> Result<Frame<'a>, ReadError> {
         let bytes = &self.body[offset..];
         let corrupt = |detail: String| ReadError::Corrupt { offset, detail };
-        let (payload, _) = header
-            .verify(bytes)
-            .map_err(|damage| corrupt(damage.to_string()))?;
         let opened = self.opener.open(&header, bytes, payload);
         let payload = opened.map_err(|unopened| match unopened {
             Unopened::Missing(key) => ReadError::Key(key),
@@ -144,6 +147,9 @@ impl<'a> Frames<'a> {
         Ok(Frame { header, payload })
     }
 }
+
+/// A frame as it is stored: header, payload, hash.
+type Stored<'a> = (Header, &'a [u8], u64);
 
 /// Records that were written together.
 pub struct Frame<'a> {
@@ -157,17 +163,6 @@ impl Frame<'_> {
         let records = decode(&self.payload, self.header.record_count).unwrap_or_default();
         (self.header.first_seqno..)
             .zip(records)
-            .map(|(seqno, logged)| {
-                let entry = EntryRef {
-                    token: Token::of(logged.tree, logged.key),
-                    key: logged.key,
-                    seqno,
-                    kind: logged.kind,
-                    stamp: logged.stamp,
-                    expires_at_ms: logged.expires_at_ms,
-                    value: logged.value,
-                };
-                (logged.tree, entry)
-            })
+            .map(|(seqno, logged)| (logged.tree, logged.entry(seqno)))
     }
 }

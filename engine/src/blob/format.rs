@@ -6,14 +6,14 @@ use torc_env::{SECTOR_BYTES, TreeId};
 use super::BlobFile;
 use crate::crypt::{DataKey, FileUse, KEY_REF_BYTES, KeyRef, Keys, TAG_BYTES};
 use crate::le;
-use crate::table::format::{FOOTER_BYTES, Mismatch, Unreadable, checksum, footer_offset};
+use crate::table::format::{
+    CHECKED_FROM, CHECKSUM_AT, FOOTER_BYTES, Mismatch, check_identity, checksum, footer_offset,
+};
 
 const MAGIC: [u8; 8] = *b"torc.blb";
 const VERSION: u16 = 1;
 /// Feature: values are encrypted.
 const FEATURE_SEALED: u16 = 1;
-const CHECKSUM_AT: usize = 8;
-const CHECKED_FROM: usize = 12;
 const KEY_REF_AT: usize = 64;
 const TAG_AT: usize = KEY_REF_AT + KEY_REF_BYTES;
 
@@ -28,12 +28,6 @@ pub(crate) struct BlobFooter {
     pub(crate) values: u64,
     /// Sum of the values' lengths, before compression.
     pub(crate) raw_bytes: u64,
-}
-
-/// What of a footer is needed to walk over the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct BlobOutline {
-    pub(crate) data_end: u64,
 }
 
 impl BlobFooter {
@@ -71,7 +65,7 @@ impl BlobFooter {
         file_id: u64,
         file_bytes: u64,
         keys: &Keys,
-    ) -> Result<BlobFooter, Unreadable> {
+    ) -> Result<BlobFooter, Mismatch> {
         assert_eq!(bytes.len(), FOOTER_BYTES, "a footer is one sector");
         let key = Self::check(bytes, file_id, file_bytes)?;
         if let Some(reference) = key
@@ -86,7 +80,7 @@ impl BlobFooter {
         let data_end = le::u64_at(bytes, 40);
         if data_end > footer_offset(file_bytes) {
             let found = format!("an end at {data_end}");
-            return Err(Mismatch::new("values before the footer", found).into());
+            return Err(Mismatch::new("values before the footer", found));
         }
         Ok(BlobFooter {
             file: BlobFile {
@@ -118,20 +112,7 @@ impl BlobFooter {
             let found = format!("features {features:04x}");
             return Err(Mismatch::new("a blob without further features", found));
         }
-        let found_id = le::u64_at(bytes, 16);
-        if found_id != file_id {
-            let expected = format!("the footer of file {file_id:016x}");
-            return Err(Mismatch::new(expected, format!("that of {found_id:016x}")));
-        }
-        let expected = le::u32_at(bytes, CHECKSUM_AT);
-        let found = checksum(
-            file_id,
-            footer_offset(file_bytes),
-            &[&bytes[CHECKED_FROM..]],
-        );
-        if expected != found {
-            return Err(Mismatch::checksum(expected, found));
-        }
+        check_identity(bytes, file_id, file_bytes)?;
         let found = le::u64_at(bytes, 32);
         if found != file_bytes || !file_bytes.is_multiple_of(le::len64(SECTOR_BYTES)) {
             let expected = format!("a file of {found} bytes");
@@ -143,18 +124,5 @@ impl BlobFooter {
         let key = KeyRef::decode(&bytes[KEY_REF_AT..]);
         key.map(Some)
             .ok_or_else(|| Mismatch::new("a key's name", "none"))
-    }
-}
-
-impl BlobOutline {
-    /// As [`BlobFooter::decode`], without keys.
-    pub(crate) fn decode(bytes: &[u8], file_id: u64, file_bytes: u64) -> Result<Self, Mismatch> {
-        match BlobFooter::decode(bytes, file_id, file_bytes, &Keys::default()) {
-            Ok(footer) => Ok(Self {
-                data_end: footer.data_end,
-            }),
-            Err(Unreadable::Mismatch(mismatch)) => Err(mismatch),
-            Err(Unreadable::Key(missing)) => Err(Mismatch::new("a footer", missing.to_string())),
-        }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use torc_env::{Class, DirEntry, Disk, Env, Token, TokenRange};
+use torc_env::{Class, DirEntry, Disk, Env, TokenRange};
 
 use super::archive::Archiving;
 use super::compact::ExpiryClock;
@@ -24,7 +24,6 @@ use crate::frame::Mark;
 use crate::le::len64;
 use crate::manifest::{Change, Manifest, State};
 use crate::options::{Options, WAL_SEGMENT_BYTES_MIN};
-use crate::record::EntryRef;
 use crate::signal::{Signal, Turn};
 use crate::table::{table_id, table_path};
 use crate::wal::{self, FLAG_CLOSED, FLAG_UNSYNCED, Log, Replayed, SegmentId};
@@ -102,16 +101,7 @@ pub(super) async fn open<E: Env>(
         |seqno, logged| {
             records += 1;
             oldest_seqno = oldest_seqno.min(seqno);
-            let entry = EntryRef {
-                token: Token::of(logged.tree, logged.key),
-                key: logged.key,
-                seqno,
-                kind: logged.kind,
-                stamp: logged.stamp,
-                expires_at_ms: logged.expires_at_ms,
-                value: logged.value,
-            };
-            memory.replay(logged.tree, &entry);
+            memory.replay(logged.tree, &logged.entry(seqno));
         },
     )
     .await?;

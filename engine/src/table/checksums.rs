@@ -15,7 +15,8 @@ use super::format::{
 };
 use super::reader::{corrupt, read};
 use super::table_path;
-use crate::blob::{BlobOutline, blob_path};
+use crate::blob::{BlobFooter, blob_path};
+use crate::crypt::Keys;
 use crate::error::ReadError;
 use crate::le;
 
@@ -59,10 +60,10 @@ pub(crate) async fn blob_checksums_of<D: Disk>(
 ) -> Result<u64, ReadError> {
     let path = blob_path(dir, file_id);
     let opened = Opened::open(disk, &path).await?;
-    let outline = BlobOutline::decode(&opened.footer, file_id, opened.bytes)
+    let footer = BlobFooter::decode(&opened.footer, file_id, opened.bytes, &Keys::default())
         .map_err(|mismatch| corrupt(&path, opened.footer_at, mismatch))?;
     let mut walk = Walk::new(&opened, &path);
-    walk.bodies(disk, file_id, outline.data_end).await
+    walk.bodies(disk, file_id, footer.data_end).await
 }
 
 /// A file with a footer.

@@ -41,8 +41,8 @@ pub(crate) const CODEC_RAW: u8 = 0;
 pub(crate) const CODEC_LZ4: u8 = 1;
 
 /// Position of the footer's checksum, and of what it covers up to the end of the sector.
-const CHECKSUM_AT: usize = 8;
-const CHECKED_FROM: usize = 12;
+pub(crate) const CHECKSUM_AT: usize = 8;
+pub(crate) const CHECKED_FROM: usize = 12;
 const SECTIONS_AT: usize = 48;
 const SECTION_BYTES: usize = 24;
 const COUNTS_AT: usize = 120;
@@ -61,6 +61,25 @@ pub(crate) fn checksum(file_id: u64, offset: u64, parts: &[&[u8]]) -> u32 {
         digest.update(part);
     }
     u32::try_from(digest.finalize()).expect("a 32-bit checksum")
+}
+
+/// Whether a footer, of a table or a blob, is that of the file `file_id` of `file_bytes`, and whole.
+pub(crate) fn check_identity(bytes: &[u8], file_id: u64, file_bytes: u64) -> Result<(), Mismatch> {
+    let found_id = le::u64_at(bytes, 16);
+    if found_id != file_id {
+        let expected = format!("the footer of file {file_id:016x}");
+        return Err(Mismatch::new(expected, format!("that of {found_id:016x}")));
+    }
+    let expected = le::u32_at(bytes, CHECKSUM_AT);
+    let found = checksum(
+        file_id,
+        footer_offset(file_bytes),
+        &[&bytes[CHECKED_FROM..]],
+    );
+    if expected != found {
+        return Err(Mismatch::checksum(expected, found));
+    }
+    Ok(())
 }
 
 /// Where a section lies, and its checksum.
@@ -90,6 +109,12 @@ pub(crate) struct Footer {
 pub(crate) struct Mismatch {
     pub(crate) expected: String,
     pub(crate) found: String,
+}
+
+impl std::fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "expected {}, found {}", self.expected, self.found)
+    }
 }
 
 impl Mismatch {
@@ -133,17 +158,6 @@ pub(crate) struct Outline {
 pub(crate) enum Unreadable {
     Mismatch(Mismatch),
     Key(MissingKey),
-}
-
-impl std::fmt::Display for Unreadable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Unreadable::Mismatch(Mismatch { expected, found }) => {
-                write!(f, "expected {expected}, found {found}")
-            }
-            Unreadable::Key(missing) => missing.fmt(f),
-        }
-    }
 }
 
 impl From<Mismatch> for Unreadable {
@@ -277,20 +291,7 @@ impl Outline {
             let found = format!("features {features:04x}");
             return Err(Mismatch::new("a table without further features", found));
         }
-        let found_id = le::u64_at(bytes, 16);
-        if found_id != file_id {
-            let expected = format!("the footer of file {file_id:016x}");
-            return Err(Mismatch::new(expected, format!("that of {found_id:016x}")));
-        }
-        let expected = le::u32_at(bytes, CHECKSUM_AT);
-        let found = checksum(
-            file_id,
-            footer_offset(file_bytes),
-            &[&bytes[CHECKED_FROM..]],
-        );
-        if expected != found {
-            return Err(Mismatch::checksum(expected, found));
-        }
+        check_identity(bytes, file_id, file_bytes)?;
         let section = |index: usize| {
             let at = SECTIONS_AT + index * SECTION_BYTES;
             Section {

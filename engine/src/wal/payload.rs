@@ -7,11 +7,11 @@
 //! +------+------+----------+------------+--------+---------------+-----+-------+
 //! ```
 
-use torc_env::TreeId;
+use torc_env::{Token, TreeId};
 
 use crate::codec::{Reader, Writer};
 use crate::memtable::Packed;
-use crate::record::Kind;
+use crate::record::{EntryRef, Kind};
 
 /// Bytes of a record without its key and value.
 pub(crate) const RECORD_HEADER_BYTES: usize = 29;
@@ -28,6 +28,21 @@ pub(crate) struct Logged<'a> {
     pub(crate) expires_at_ms: u64,
     pub(crate) key: &'a [u8],
     pub(crate) value: &'a [u8],
+}
+
+impl<'a> Logged<'a> {
+    /// The record as it is read elsewhere, with its place in the order of writing.
+    pub(crate) fn entry(&self, seqno: u64) -> EntryRef<'a> {
+        EntryRef {
+            token: Token::of(self.tree, self.key),
+            key: self.key,
+            seqno,
+            kind: self.kind,
+            stamp: self.stamp,
+            expires_at_ms: self.expires_at_ms,
+            value: self.value,
+        }
+    }
 }
 
 /// Size of a record in a frame.

@@ -4,6 +4,7 @@
 //! decides what the break means ([`super::chain`]). Files are synced before they are read: what
 //! was only in a cache when the process died is either made durable now or not seen.
 
+use std::io;
 use std::path::Path;
 
 use torc_env::{AlignedBuf, Disk, File, OpenMode, SECTOR_BYTES, mutation};
@@ -115,6 +116,15 @@ pub(crate) async fn replay<D: Disk>(
     })
 }
 
+fn failed(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> OpenError + use<> {
+    let path = path.to_owned();
+    move |source| OpenError::Io {
+        path,
+        doing,
+        source,
+    }
+}
+
 /// A segment read through a window.
 pub(crate) struct Reader<'a, F> {
     dir: &'a Path,
@@ -137,18 +147,9 @@ impl<'a, F: File> Reader<'a, F> {
         keys: &Keys,
     ) -> Result<Self, OpenError> {
         let path = id.path(dir);
-        let io = |doing| {
-            let path = path.clone();
-            move |source| OpenError::Io {
-                path,
-                doing,
-                source,
-            }
-        };
-        let file = disk
-            .open(&path, OpenMode::Write)
-            .await
-            .map_err(io("open a listed segment"))?;
+        let io = |doing| failed(&path, doing);
+        let opened = disk.open(&path, OpenMode::Write).await;
+        let file = opened.map_err(io("open a listed segment"))?;
         file.sync().await.map_err(io("sync"))?;
         let len = file.len().await.map_err(io("measure"))?;
         Ok(Self::over(dir, id, (file, len), keys))
@@ -161,14 +162,7 @@ impl<'a, F: File> Reader<'a, F> {
         id: SegmentId,
     ) -> Result<Self, OpenError> {
         let path = id.path(dir);
-        let io = |doing| {
-            let path = path.clone();
-            move |source| OpenError::Io {
-                path,
-                doing,
-                source,
-            }
-        };
+        let io = |doing| failed(&path, doing);
         let opened = disk.open(&path, OpenMode::Read).await;
         let file = opened.map_err(io("open a full segment"))?;
         let len = file.len().await.map_err(io("measure"))?;

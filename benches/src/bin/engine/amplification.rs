@@ -25,7 +25,7 @@ use torc_env::{Env as _, Token, TreeId};
 use torc_runtime::{RealEnv, Runtime, RuntimeConfig};
 
 use crate::overwrite::put;
-use crate::workload::{Keys, Numbers, Settings, key};
+use crate::workload::{Keys, Numbers, Settings, key, option};
 
 const TREE: TreeId = TreeId(1);
 const CLIENTS: usize = 16;
@@ -56,10 +56,7 @@ impl Arguments {
                 duration: std::time::Duration::ZERO,
             },
         };
-        while let Some(word) = words.next() {
-            let value = words
-                .next()
-                .unwrap_or_else(|| panic!("{word} needs a value"));
+        while let Some((word, value)) = option(&mut words) {
             let number = || -> u32 { value.parse().expect("a number") };
             match word.as_str() {
                 "--keys" => arguments.settings.keys = number(),

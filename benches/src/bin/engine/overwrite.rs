@@ -32,7 +32,7 @@ use torc_env::{Env as _, Token, TreeId};
 use torc_runtime::{RealEnv, Runtime, RuntimeConfig};
 
 use crate::torc::open;
-use crate::workload::{Keys, Numbers, Settings, key};
+use crate::workload::{Keys, Numbers, Settings, key, option};
 use series::Series;
 
 const TREE: TreeId = TreeId(1);
@@ -75,10 +75,7 @@ impl Arguments {
                 duration: Duration::ZERO,
             },
         };
-        while let Some(word) = words.next() {
-            let value = words
-                .next()
-                .unwrap_or_else(|| panic!("{word} needs a value"));
+        while let Some((word, value)) = option(&mut words) {
             let number = || -> u32 { value.parse().expect("a number") };
             match word.as_str() {
                 "--seconds" => arguments.seconds = number().into(),

@@ -19,6 +19,15 @@ pub struct Settings {
     pub duration: Duration,
 }
 
+/// The next option of the command line, with its value.
+pub fn option(words: &mut impl Iterator<Item = String>) -> Option<(String, String)> {
+    let word = words.next()?;
+    let value = words
+        .next()
+        .unwrap_or_else(|| panic!("{word} needs a value"));
+    Some((word, value))
+}
+
 /// Keys that a load draws from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keys {
