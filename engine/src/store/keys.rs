@@ -81,9 +81,11 @@ impl<E: Env> Inner<E> {
         }
         self.segments
             .until(|| {
-                let mut supply = self.supply.borrow_mut();
-                supply.pass_over_stale(active);
-                if supply.is_under(active) || self.is_stopping() {
+                if self.supply.borrow_mut().pass_over_stale(active) {
+                    // The log may be waiting for the one that was given up, and nobody else makes another be made.
+                    self.segments.ring();
+                }
+                if self.supply.borrow().is_under(active) || self.is_stopping() {
                     return Some(());
                 }
                 // Again whenever the log went on in a segment that was made under an older key.

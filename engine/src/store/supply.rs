@@ -108,13 +108,15 @@ impl<F: File> Supply<F> {
     }
 
     /// Gives up a spare segment that is not under the key `active`: it leaves with those that are flushed
-    /// next.
-    pub(super) fn pass_over_stale(&mut self, active: Option<KeyId>) {
+    /// next. Returns whether there was one; whoever waits for a segment then waits for another.
+    pub(super) fn pass_over_stale(&mut self, active: Option<KeyId>) -> bool {
         let stale = self.spare.take_if(|spare| spare.key_id() != active);
+        let is_given_up = stale.is_some();
         self.live.extend(stale.map(|spare| Live {
             is_archived: true,
             ..Live::empty(&spare)
         }));
+        is_given_up
     }
 
     /// Takes the spare segment to be the active one. The one before is full, and reaches to `reach_us`.

@@ -3,16 +3,18 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use torc_engine::inspect::{View, inspect};
 use torc_engine::{KeyId, Keys, OpenError, Options, ReadError, Store};
-use torc_env::{AlignedBuf, Disk, Env, File, OpenMode, SECTOR_BYTES};
+use torc_env::{AlignedBuf, Class, Disk, Env, File, OpenMode, SECTOR_BYTES};
 use torc_sim::{DiskOptions, HostId, SimEnv, Simulation};
 
 use crate::compaction::EVERY_STRATEGY;
 use crate::faults::{run, world};
-use crate::support::{TREE, get, keys, options, put, tombstone, value};
+use crate::support::{TREE, get, keys, options, put, submit, tombstone, value};
 
 const MARKER: &[u8] = b"marker-of-plain-text";
 const SNAPSHOT: &str = "snapshots/one/shard-00";
@@ -379,4 +381,33 @@ fn every_encrypted_file_is_told_in_words_with_its_key_and_verified_without() {
             }
         }
     });
+}
+
+/// Whoever waits for a segment of the log gets one under the key that is active by then.
+#[test]
+fn keys_that_change_while_a_segment_is_made_do_not_stop_the_log() {
+    for seed in 0..30 {
+        let (simulation, host) = world(seed, DiskOptions::default());
+        run(&simulation, host, move |env| async move {
+            let (store, _) = Store::open(env.clone(), with(keys(&[1]))).await.unwrap();
+            for newest in 2..20 {
+                let given: Vec<u8> = (1..=newest).collect();
+                store.set_keys(&keys(&given)).unwrap();
+                let compacted = store.clone();
+                env.spawn(Class::Control, async move {
+                    compacted.compact().await.unwrap();
+                });
+                let written = submit(&store, key(u64::from(newest)), value("x", 1));
+                let ticket = written.await.unwrap();
+                if newest % 3 == 0 {
+                    let late = pin!(env.sleep(Duration::from_secs(60)));
+                    match select(pin!(ticket.wait()), late).await {
+                        Either::Left((written, _)) => drop(written.unwrap()),
+                        Either::Right(_) => panic!("seed {seed}: the log stands still"),
+                    }
+                }
+                env.sleep(Duration::from_micros(env.random() % 1_500)).await;
+            }
+        });
+    }
 }
