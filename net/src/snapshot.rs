@@ -34,8 +34,10 @@ use crate::service::Service;
 const DIR: &str = "snapshots";
 /// What a snapshot consists of.
 const DESCRIPTION: &str = "snapshot.json";
-/// Version of [`DESCRIPTION`].
-const VERSION: u64 = 1;
+/// Newest version of [`DESCRIPTION`] that this build writes and hands out.
+const VERSION: u64 = 2;
+/// What is written when there are no blobs, and what whoever does not say is taken to read.
+pub const VERSION_WITHOUT_BLOBS: u64 = 1;
 /// Snapshots kept at the same time: each may hold on to as much space as the node has data.
 const SNAPSHOTS_MAX: usize = 4;
 /// How long updates wait at most for the cut.
@@ -72,12 +74,17 @@ pub fn collect(data_dir: &Path) -> io::Result<Option<u64>> {
     Ok(oldest)
 }
 
-/// Takes a snapshot of this node and returns its description. Durable on return.
+/// Takes a snapshot of this node and returns its description. Durable on return. `reads`: the newest version of a
+/// description that the client understands.
 ///
 /// # Errors
-/// 409 when there are too many, 503 when the shards could not be brought to one cut.
-pub async fn create(service: &Service) -> Result<Value, Problem> {
-    in_turn(service, |service| async move { make(&service).await }).await
+/// 409 when there are too many, or the client would not understand this one; 503 when the shards could not be
+/// brought to one cut.
+pub async fn create(service: &Service, reads: u64) -> Result<Value, Problem> {
+    in_turn(service, move |service| async move {
+        make(&service, reads).await
+    })
+    .await
 }
 
 /// Runs an order that changes which snapshots there are, alone on this node and to its end.
@@ -98,7 +105,7 @@ where
     done.await.unwrap_or_else(ended)
 }
 
-async fn make(service: &Rc<Service>) -> Result<Value, Problem> {
+async fn make(service: &Rc<Service>, reads: u64) -> Result<Value, Problem> {
     let kept = list(service).await?;
     if kept.len() >= SNAPSHOTS_MAX {
         return Err(Problem::new(
@@ -113,6 +120,7 @@ async fn make(service: &Rc<Service>) -> Result<Value, Problem> {
     protect(service, Some(oldest.unwrap_or(created_ms).min(created_ms))).await;
     let dir = Path::new(DIR).join(&id);
     let taken = take(service, &id, &dir, created_ms).await;
+    let taken = taken.and_then(|description| understood(description, reads));
     if taken.is_err() {
         if let Err(error) = remove_all(service.env.disk(), &dir).await {
             tracing::warn!(%error, "an unfinished snapshot stays until the next start");
@@ -146,13 +154,42 @@ pub async fn list(service: &Service) -> Result<Vec<Value>, Problem> {
     Ok(all)
 }
 
-/// A snapshot's description.
+/// A snapshot's description. `reads`: the newest version of it that the client understands.
 ///
 /// # Errors
-/// 404 when there is no such snapshot.
-pub async fn describe(service: &Service, id: &str) -> Result<Value, Problem> {
+/// 404 when there is no such snapshot, 409 when the client, or this build, would not understand it.
+pub async fn describe(service: &Service, id: &str, reads: u64) -> Result<Value, Problem> {
     let found = read_description(service, checked_id(id)?).await;
-    found.map_err(|error| failed(&error))?.ok_or_else(unknown)
+    let found = found.map_err(|error| failed(&error))?;
+    understood(found.ok_or_else(unknown)?, reads)
+}
+
+/// Refuses what a newer build has written, or what the client would take for less than it is: a tool that knows
+/// nothing of blobs would leave them out and call that a backup.
+fn understood(description: Value, reads: u64) -> Result<Value, Problem> {
+    let version = description.get("version").and_then(Value::as_u64);
+    match version {
+        Some(version) if version <= reads.min(VERSION) => return Ok(description),
+        _ => {}
+    }
+    let version = version.map_or("no version".to_owned(), |version| {
+        format!("version {version}")
+    });
+    Err(Problem::new(
+        409,
+        "snapshot_version",
+        if reads < VERSION {
+            format!(
+                "this snapshot has {version}, and whoever asks understands up to {reads}: use the `torc` of this \
+                 node's build (`?reads={VERSION}`)"
+            )
+        } else {
+            format!(
+                "this snapshot has {version}, and this node's build understands up to {VERSION}: run the build \
+                 that took it, or remove the snapshot (`torc backup drop`)"
+            )
+        },
+    ))
 }
 
 /// Removes a snapshot.
@@ -169,7 +206,8 @@ pub async fn remove(service: &Service, id: &str) -> Result<(), Problem> {
 }
 
 async fn remove_kept(service: &Service, id: &str) -> Result<(), Problem> {
-    describe(service, id).await?;
+    let found = read_description(service, checked_id(id)?).await;
+    found.map_err(|error| failed(&error))?.ok_or_else(unknown)?;
     let disk = service.env.disk();
     let dir = Path::new(DIR).join(id);
     let gone = async {
@@ -307,9 +345,10 @@ async fn describe_new(
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error),
     };
+    let has_blobs = reports.iter().any(|report| !report.blobs.is_empty());
     let description = json!({
         "format": "torc-snapshot",
-        "version": VERSION,
+        "version": if has_blobs { VERSION } else { VERSION_WITHOUT_BLOBS },
         "id": id,
         "created_ms": created_ms,
         "cut_stamp": cut_stamp,

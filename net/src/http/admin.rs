@@ -145,14 +145,17 @@ pub async fn handle(
                 let list = snapshot::list(&service).await?;
                 Ok(answer(&json!({ "snapshots": list })))
             }
-            Method::Post => snapshot::create(&service).await.map(|made| answer(&made)),
+            Method::Post => {
+                let made = snapshot::create(&service, reads(&query)?).await;
+                made.map(|made| answer(&made))
+            }
             _ => Err(Problem::method_not_allowed("GET, HEAD, POST")),
         },
         Admin::Snapshot(id) => {
             let id = String::from_utf8_lossy(&id);
             match request.method {
                 Method::Get | Method::Head => {
-                    let found = snapshot::describe(&service, &id).await;
+                    let found = snapshot::describe(&service, &id, reads(&query)?).await;
                     found.map(|found| answer(&found))
                 }
                 Method::Delete => {
@@ -180,6 +183,12 @@ pub async fn handle(
             ))
         }
     }
+}
+
+/// The newest version of a snapshot's description that the client understands.
+fn reads(query: &Query) -> Result<u64, Problem> {
+    let reads = query.number("reads", snapshot::VERSION_WITHOUT_BLOBS, u64::MAX)?;
+    Ok(reads.unwrap_or(snapshot::VERSION_WITHOUT_BLOBS))
 }
 
 fn only(request: &Request, methods: &[Method], allow: &'static str) -> Result<(), Problem> {

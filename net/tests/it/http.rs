@@ -645,3 +645,53 @@ fn snapshots_that_are_asked_for_at_once_are_taken_one_after_the_other() {
         assert_eq!(node.http("DELETE", &path, &[], b"").status, 404);
     }
 }
+
+/// A tool that knows nothing of blobs would leave them out, and call what it has a backup.
+#[test]
+fn a_snapshot_is_handed_to_those_who_understand_its_version() {
+    let node = Node::start();
+    let take = |query: &str| node.http("POST", &format!("/admin/snapshots{query}"), &[], b"");
+    let plain = take("");
+    assert_eq!(plain.json()["version"], 1, "{plain:?}");
+    let id = plain.json()["id"].as_str().unwrap().to_owned();
+    let drop = |id: &str| node.http("DELETE", &format!("/admin/snapshots/{id}"), &[], b"");
+    assert_eq!(drop(&id).status, 204);
+
+    let large = vec![7; 100_000];
+    let put = node.http("PUT", "/v1/keys/large", &[RAW], &large);
+    assert_eq!(put.status, 200, "{put:?}");
+    let refused = take("");
+    assert_eq!(refused.status, 409, "{refused:?}");
+    assert_eq!(refused.json()["error"]["code"], "snapshot_version");
+    let message = refused.json()["error"]["message"].to_string();
+    assert!(message.contains("version 2"), "{message}");
+    assert!(message.contains("understands up to 1"), "{message}");
+    let listed = node.http("GET", "/admin/snapshots", &[], b"").json();
+    assert_eq!(listed["snapshots"].as_array().unwrap().len(), 0);
+
+    let taken = take("?reads=2");
+    assert_eq!(taken.json()["version"], 2, "{taken:?}");
+    let id = taken.json()["id"].as_str().unwrap().to_owned();
+    let ask = |reads: &str| {
+        let path = format!("/admin/snapshots/{id}{reads}");
+        node.http("GET", &path, &[], b"")
+    };
+    assert_eq!(ask("").status, 409);
+    assert_eq!(ask("?reads=2").json(), taken.json());
+    assert_eq!(ask("?reads=0").status, 400);
+
+    // What a later build has left.
+    let path = node
+        .dir
+        .path()
+        .join("snapshots")
+        .join(&id)
+        .join("snapshot.json");
+    let later = std::fs::read_to_string(&path).unwrap();
+    let later = later.replace("\"version\":2", "\"version\":3");
+    std::fs::write(&path, later).unwrap();
+    let message = ask("?reads=3").json()["error"]["message"].to_string();
+    assert!(message.contains("version 3"), "{message}");
+    assert!(message.contains("this node's build"), "{message}");
+    assert_eq!(drop(&id).status, 204);
+}

@@ -15,7 +15,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Node {
     server: Option<Server>,
     pub addresses: Addresses,
-    dir: TempDir,
+    pub dir: TempDir,
 }
 
 impl Node {

@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use torc_engine::inspect::View;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -17,9 +18,11 @@ use super::archive::{
     Archive, Item, Kind, Manifest, PIECE_BYTES, failed, feed, hash_file, hex, replace, sync_dir,
 };
 use crate::commands::inspect;
-use crate::endpoint::{Answer, Endpoint, Request};
+use crate::endpoint::{Endpoint, Request};
 use crate::failure::Failure;
 
+/// Newest version of a snapshot's description that this build understands.
+const SNAPSHOT_VERSION: u64 = 2;
 /// Time between two lines of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -136,30 +139,48 @@ pub fn run(
 
 /// The snapshot that an earlier run has begun to copy, or a new one.
 fn snapshot(endpoint: &Endpoint, archive: &Archive) -> Result<(Manifest, bool), Failure> {
-    let described = |answer: &Answer| {
-        serde_json::from_value(answer.json()?)
-            .map_err(|error| Failure::new(format!("the node describes a snapshot oddly: {error}")))
-    };
     let unfinished = archive.unfinished();
     if let Ok(id) = fs::read_to_string(&unfinished) {
         let request = Request {
             method: "GET",
-            path: format!("/admin/snapshots/{}", id.trim()),
+            path: format!("/admin/snapshots/{}?reads={SNAPSHOT_VERSION}", id.trim()),
             ..Request::default()
         };
         let answer = endpoint.expect(request, &[404])?;
         if answer.status != 404 {
-            return Ok((described(&answer)?, true));
+            return Ok((described(answer.json()?)?, true));
         }
     }
     let request = Request {
         method: "POST",
-        path: "/admin/snapshots".into(),
+        path: format!("/admin/snapshots?reads={SNAPSHOT_VERSION}"),
         ..Request::default()
     };
-    let manifest: Manifest = described(&endpoint.expect(request, &[])?)?;
+    let manifest = described(endpoint.expect(request, &[])?.json()?)?;
     replace(&unfinished, manifest.id.as_bytes()).map_err(|error| failed(&unfinished, &error))?;
     Ok((manifest, false))
+}
+
+/// What a snapshot consists of, as the node says. Refuses a version that this build would take for less than it is.
+fn described(description: Value) -> Result<Manifest, Failure> {
+    let odd = |what: &dyn std::fmt::Display| {
+        Failure::new(format!("the node describes a snapshot oddly: {what}"))
+    };
+    if description.get("format").and_then(Value::as_str) != Some("torc-snapshot") {
+        return Err(odd(&"it is none"));
+    }
+    match description.get("version").and_then(Value::as_u64) {
+        Some(1..=SNAPSHOT_VERSION) => {}
+        Some(version) => {
+            return Err(Failure::new(format!(
+                "the node's snapshot has version {version}, this build of torc understands up to \
+                 {SNAPSHOT_VERSION} and would leave out what it does not know: back up with the build that the \
+                 node runs"
+            )));
+        }
+        None => return Err(odd(&"it has no version")),
+    }
+    serde_json::from_value(description).map_err(|error| odd(&error))
 }
 
 fn remove_snapshot(endpoint: &Endpoint, id: &str) -> Result<(), Failure> {
@@ -343,4 +364,36 @@ fn read_through(path: &Path) -> Result<(), Failure> {
         &"this file is damaged on the node: `torc scrub` fetches what is lost from the replicas; then \
           back up again",
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn snapshot(format: &str, version: &Value) -> Value {
+        json!({
+            "format": format, "version": version, "id": "0000018bcfe5680001ab", "created_ms": 1,
+            "cut_stamp": 2, "node": "n", "name": "n1", "cluster": "c", "boot": 1, "members": 1,
+            "shards": 1, "layout": 0, "lineage": "0000000000000001", "topology": null, "stores": [],
+        })
+    }
+
+    #[test]
+    fn a_snapshot_of_a_later_version_is_refused_by_name() {
+        for version in [1, 2] {
+            let manifest = described(snapshot("torc-snapshot", &json!(version))).unwrap();
+            assert_eq!(manifest.version, version);
+        }
+        let refused = |format, version| {
+            let failure = described(snapshot(format, &version)).unwrap_err();
+            failure.to_string()
+        };
+        let later = refused("torc-snapshot", json!(3));
+        assert!(later.contains("version 3"), "{later}");
+        assert!(later.contains("the build that the node runs"), "{later}");
+        assert!(refused("torc-snapshot", Value::Null).contains("no version"));
+        assert!(refused("torc-backup", json!(1)).contains("it is none"));
+    }
 }
