@@ -14,12 +14,13 @@ use torc_cluster::membership::{Health, MembershipConfig, View};
 use torc_cluster::node::{HintOptions, Node, NodeConfig, RepairOptions};
 use torc_cluster::topology::Description;
 use torc_cluster::version::{BootIdentity, StateRef};
-use torc_engine::{Fsync, Options as StoreOptions, Store};
+use torc_engine::{Fsync, Keys, Options as StoreOptions, Store};
 use torc_env::{Class, Env, ShardId, Token, TreeId};
 use torc_sim::{HostId, Rng, SimEnv, Simulation};
 
 use crate::config::Config;
 use crate::history::{DotId, DotSeen, Holding, KeyId};
+use crate::key_file::KeyFile;
 use crate::value;
 
 /// A shard's cluster half in the simulated world.
@@ -45,6 +46,8 @@ pub(crate) struct Cluster {
     config: Config,
     hosts: Vec<HostId>,
     boots: RefCell<Vec<u64>>,
+    /// By host.
+    key_files: RefCell<Vec<KeyFile>>,
     /// By host and shard; `None` until it has started.
     running: RefCell<Vec<Vec<Option<Running>>>>,
     troubles: RefCell<Vec<String>>,
@@ -59,6 +62,14 @@ impl Cluster {
             simulation: simulation.clone(),
             config: config.clone(),
             boots: RefCell::new(vec![0; hosts.len()]),
+            key_files: RefCell::new(
+                config
+                    .encryption
+                    .from_start
+                    .iter()
+                    .map(KeyFile::new)
+                    .collect(),
+            ),
             running: RefCell::new(vec![Vec::new(); hosts.len()]),
             troubles: RefCell::default(),
             hosts,
@@ -149,7 +160,7 @@ impl Cluster {
         boot: BootIdentity,
     ) -> Result<(), String> {
         let shard = env.shard();
-        let opened = Store::open(env.clone(), self.store_options(shard)).await;
+        let opened = Store::open(env.clone(), self.store_options(host, shard)).await;
         let (store, recovery) = opened.map_err(|error| format!("the store: {error}"))?;
         if recovery.amnesia {
             return Err("the store has forgotten something".to_owned());
@@ -177,14 +188,62 @@ impl Cluster {
             shard,
             Rc::new(move |origin, request| Box::pin(serving.serve(origin, request))),
         );
+        // They may have changed while it started.
+        store
+            .set_keys(&self.keys(host))
+            .map_err(|missing| format!("the master keys: {missing}"))?;
         let slot = Running { env, node, store };
         self.running.borrow_mut()[usize::from(host.0)][usize::from(shard.0)] = Some(slot);
         Ok(())
     }
 
-    fn store_options(&self, shard: ShardId) -> StoreOptions {
+    fn keys(&self, host: HostId) -> Keys {
+        self.key_files.borrow()[usize::from(host.0)].read()
+    }
+
+    /// Gives a host's node another master key, or lets it write in the clear from now on; every shard that runs
+    /// takes it.
+    pub(crate) fn rekey(&self, host: HostId, plain: bool) {
+        self.key_files.borrow_mut()[usize::from(host.0)].extend(plain);
+        self.reload_keys(host);
+    }
+
+    /// Takes those of a host's master keys away that its node, while all of its shards run, does not need any
+    /// more.
+    pub(crate) fn retire_keys(&self, host: HostId) {
+        let index = usize::from(host.0);
+        let Some(rest) = self.key_files.borrow()[index].newest() else {
+            return;
+        };
+        let shards = (0..self.config.shards[index]).map(ShardId);
+        let running: Option<Vec<Running>> = shards.map(|shard| self.shard(host, shard)).collect();
+        let keys = rest.read();
+        let is_enough = |running: &Running| running.store.missing_key(&keys).is_none();
+        if running.is_some_and(|running| running.iter().all(is_enough)) {
+            self.key_files.borrow_mut()[index] = rest;
+            self.reload_keys(host);
+        }
+    }
+
+    fn reload_keys(&self, host: HostId) {
+        let keys = self.keys(host);
+        self.simulation
+            .note(format_args!("host {} has keys {keys:?}", host.0));
+        for shard in (0..self.config.shards[usize::from(host.0)]).map(ShardId) {
+            let Some(running) = self.shard(host, shard) else {
+                continue;
+            };
+            if let Err(missing) = running.store.set_keys(&keys) {
+                let text = format!("host {} shard {shard}: the master keys: {missing}", host.0);
+                self.troubles.borrow_mut().push(text);
+            }
+        }
+    }
+
+    fn store_options(&self, host: HostId, shard: ShardId) -> StoreOptions {
         let stores = &self.config.stores;
         StoreOptions {
+            keys: self.keys(host),
             fsync: if stores.always_sync {
                 Fsync::Always
             } else {

@@ -191,6 +191,25 @@ impl Stores {
     }
 }
 
+/// Encryption at rest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encryption {
+    /// Whether each node has a master key from its first start on.
+    pub from_start: Vec<bool>,
+    /// Mean time between two changes of the nodes' master keys, in milliseconds; `None`: there are none.
+    pub rekey_every_ms: Option<u64>,
+}
+
+impl Encryption {
+    fn draw(rng: &mut Rng, nodes: usize) -> Self {
+        let share = *rng.pick(&[0.0, 0.5, 1.0, 1.0]);
+        Self {
+            from_start: (0..nodes).map(|_| rng.chance(share)).collect(),
+            rekey_every_ms: rng.chance(0.3).then(|| rng.log_within(500..=5_000)),
+        }
+    }
+}
+
 /// How nodes repair: much more often than anybody would.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Repair {
@@ -254,6 +273,8 @@ pub struct Config {
     pub load: Load,
     /// How the stores are set.
     pub stores: Stores,
+    /// What is encrypted.
+    pub encryption: Encryption,
     /// How nodes repair.
     pub repair: Repair,
     /// Which faults there are.
@@ -294,6 +315,7 @@ impl Config {
             vnodes: *rng.pick(&[4, 8, 16]),
             load: Load::draw(rng),
             stores: Stores::draw(rng, Blobs::draw(&mut Rng::stream(seed, "blobs"))),
+            encryption: Encryption::draw(&mut Rng::stream(seed, "encryption"), nodes),
             repair: Repair::draw(rng),
             faults,
             fault_every_ms: rng.log_within(50..=2_000),
@@ -309,8 +331,18 @@ impl Config {
             config.load.mixed_levels = false;
             config.load.sloppy = 0.0;
             config.repair.automatic = true;
+            config.aim_join(&mut Rng::stream(seed, "join"));
         }
         config
+    }
+
+    /// What a joining node has missed shows where nobody else has it any more, on keys that are written meanwhile.
+    fn aim_join(&mut self, rng: &mut Rng) {
+        if rng.chance(0.5) {
+            self.n = 1;
+        }
+        self.load.keys = self.load.keys.max(draw_u16(rng, 4..=24));
+        self.load.writes = self.load.writes.max(0.5);
     }
 
     /// What some promises need to be tried at all: tables that are read; hints on nodes that are no replicas, while
@@ -388,6 +420,22 @@ mod tests {
         for fault in faults {
             let with = drawn.iter().filter(|config| fault(&config.faults)).count();
             assert!(with > 0 && with < drawn.len());
+        }
+    }
+
+    #[test]
+    fn nodes_are_encrypted_all_or_some_or_none_with_and_without_changes_of_keys() {
+        let drawn: Vec<Encryption> = (0..300).map(|seed| Config::draw(seed).encryption).collect();
+        for changes in [false, true] {
+            let like = |matches: fn(&[bool]) -> bool| {
+                let alike = drawn.iter().filter(|drawn| {
+                    drawn.rekey_every_ms.is_some() == changes && matches(&drawn.from_start)
+                });
+                alike.count()
+            };
+            assert!(like(|nodes| nodes.iter().all(|on| *on)) > 20);
+            assert!(like(|nodes| nodes.iter().all(|on| !*on)) > 10);
+            assert!(like(|nodes| nodes.contains(&true) && nodes.contains(&false)) > 10);
         }
     }
 }

@@ -17,6 +17,7 @@ mod client;
 mod cluster;
 pub mod config;
 pub mod history;
+mod key_file;
 pub mod nemesis;
 mod record;
 mod run;

@@ -82,6 +82,14 @@ pub enum Fault {
         /// Whose.
         host: HostId,
     },
+    /// No fault: a node gets another master key and is compacted; in the end those that it does not need any more
+    /// are taken away.
+    Rekey {
+        /// Whose.
+        host: HostId,
+        /// Whether new files are in the clear instead.
+        plain: bool,
+    },
     /// Cuts a host off until the idle hours are over.
     Absent {
         /// Which.
@@ -164,7 +172,28 @@ pub fn plan(config: &Config, length: Duration) -> Vec<Planned> {
         let lasts = Duration::from_millis(rng.log_within(20..=6_000));
         planned.push(Planned { at, lasts, fault });
     }
+    planned.extend(rekeys(config, length));
     planned.sort_by_key(|planned| planned.at);
+    planned
+}
+
+/// Changes of master keys. From a stream of their own, so that the faults are the same with and without.
+fn rekeys(config: &Config, length: Duration) -> Vec<Planned> {
+    let rng = &mut Rng::stream(config.seed, "rekeys");
+    let mut planned = Vec::new();
+    let mut at = Duration::ZERO;
+    while let Some(every_ms) = config.encryption.rekey_every_ms {
+        at += Duration::from_millis(rng.within(1..=2 * every_ms));
+        if at >= length {
+            break;
+        }
+        let fault = Fault::Rekey {
+            host: host(config, rng),
+            plain: rng.chance(0.2),
+        };
+        let lasts = Duration::from_millis(rng.log_within(20..=6_000));
+        planned.push(Planned { at, lasts, fault });
+    }
     planned
 }
 
@@ -339,7 +368,7 @@ impl Nemesis {
                 self.change_disk(host, |disk| disk.capacity_bytes = used + free_bytes);
             }
             // The cluster's to do.
-            Fault::Compact { .. } | Fault::Join { .. } => {}
+            Fault::Compact { .. } | Fault::Join { .. } | Fault::Rekey { .. } => {}
         }
     }
 
@@ -389,7 +418,8 @@ impl Nemesis {
             | Fault::BreakLink { .. }
             | Fault::Clock { .. }
             | Fault::Compact { .. }
-            | Fault::Join { .. } => {}
+            | Fault::Join { .. }
+            | Fault::Rekey { .. } => {}
         }
     }
 
@@ -465,7 +495,10 @@ mod tests {
             assert_eq!(planned, plan(&config, length));
             let is_absent = config.idle.is_some_and(|idle| idle.absent.is_some());
             let is_calm = !config.faults.any() && !is_absent && !config.joins;
-            assert_eq!(planned.is_empty(), is_calm, "seed {seed}");
+            let is_rekey = |planned: &&Planned| matches!(planned.fault, Fault::Rekey { .. });
+            let rekeys = planned.iter().filter(is_rekey).count();
+            assert_eq!(planned.len() == rekeys, is_calm, "seed {seed}");
+            assert!(rekeys == 0 || config.encryption.rekey_every_ms.is_some());
             for entry in &planned {
                 assert!(entry.at < length);
                 if let Fault::Partition { side } = &entry.fault {

@@ -307,10 +307,17 @@ impl World {
                 match fault {
                     Fault::Compact { host } => self.cluster.compact(*host),
                     Fault::Join { host } => self.cluster.start_first(*host),
+                    Fault::Rekey { host, plain } => {
+                        self.cluster.rekey(*host, *plain);
+                        self.cluster.compact(*host);
+                    }
                     _ => {}
                 }
             } else {
                 nemesis.end(fault);
+                if let Fault::Rekey { host, .. } = fault {
+                    self.cluster.retire_keys(*host);
+                }
                 self.start_dead();
             }
         }

@@ -38,6 +38,7 @@ found!(
     hint_deleted_before_ack,
     hints_count_always,
     joiner_does_not_catch_up,
+    keys_of_log_forgotten,
     late_is_refused,
     merge_brings_back_superseded,
     purge_tombstone_early,
@@ -47,6 +48,7 @@ found!(
     read_repair_overwrites,
     read_without_repair,
     recovery_stops_early,
+    remove_shared_blob,
     reuse_actor_after_crash,
     timeout_reported_as_success,
 );
