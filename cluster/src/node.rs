@@ -122,6 +122,10 @@ impl<E: Env> Node<E> {
         let is_whole = !config.amnesia && !catch_up::is_marked(env.shard(), &store).await?;
         let core = Core::new(env, store, membership, config, clock_mark, is_whole);
         let core = Rc::new(core);
+        let stamps = Rc::downgrade(&core);
+        core.store.set_newest_stamp(Box::new(move || {
+            stamps.upgrade().map_or(0, |core| core.clock.last())
+        }));
         for tree in [tree::HINTS, tree::SYSTEM] {
             core.store.set_strategy(tree, Strategy::Hybrid);
         }

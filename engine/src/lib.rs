@@ -48,6 +48,7 @@ pub use purge::PurgeFloors;
 pub use record::{Entry, EntryRef, Kind, Record, ScanFrom};
 pub use stats::{Counts, Stats};
 pub use store::{
-    ArchiveError, Cut, Damage, Decision, Recovery, RedistributeError, Redistribution, ScanLimits,
-    ScanPage, ScrubReport, SnapshotError, SnapshotReport, Store, Ticket, redistribute, remove_all,
+    ArchiveError, Cut, Damage, Decision, NewestStamp, Recovery, RedistributeError, Redistribution,
+    ScanLimits, ScanPage, ScrubReport, SnapshotError, SnapshotReport, Store, Ticket, redistribute,
+    remove_all,
 };

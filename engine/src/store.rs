@@ -52,8 +52,8 @@ use crate::record::{Record, ScanFrom};
 use crate::signal::{Signal, Turn};
 use crate::stats::{Counts, Stats};
 
-pub use archive::ArchiveError;
 use archive::Archiving;
+pub use archive::{ArchiveError, NewestStamp};
 use compact::ExpiryClock;
 pub use damage::Damage;
 use damage::Damages;
@@ -333,8 +333,15 @@ impl<E: Env> Store<E> {
         self.0.snapshot(cut, dir).await
     }
 
+    /// Says by which clock records are stamped, if it may be ahead of civil time: how far the archive reaches is told by
+    /// it. Whoever stamps does so before the first update.
+    pub fn set_newest_stamp(&self, newest: NewestStamp) {
+        self.0.set_newest_stamp(newest);
+    }
+
     /// Goes on in another segment of the log and waits until all before it is archived. Returns up to when everything that
-    /// the store had decided is, in microseconds since 1970: never before the call. Durable on return.
+    /// the store had decided is, in microseconds since 1970: neither before the call nor before the newest stamp
+    /// ([`Store::set_newest_stamp`]). Durable on return.
     ///
     /// # Errors
     /// When there is no archive, it fails (it is tried again all the same), has a gap since, or the store is poisoned or closed.

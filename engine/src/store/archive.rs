@@ -47,10 +47,16 @@ pub enum ArchiveError {
     Gap,
 }
 
+/// Tells the newest stamp that was given to any record, in microseconds since 1970. What is decided later is stamped
+/// later.
+pub type NewestStamp = Box<dyn Fn() -> u64>;
+
 /// How archiving goes.
 #[derive(Default)]
 pub(super) struct Archiving {
-    /// When nothing was gathered and not yet in a frame, last; in microseconds since 1970.
+    /// The newest stamp that was given to any record: a clock that may be ahead of civil time.
+    newest_stamp: RefCell<Option<NewestStamp>>,
+    /// Everything decided up to here had been gathered when a frame took all that was; in microseconds since 1970.
     emptied_us: Cell<u64>,
     /// The log is to go on in another segment.
     switch_wanted: Cell<bool>,
@@ -200,7 +206,9 @@ impl<E: Env> Inner<E> {
                 archive
                     .reach_us
                     .set(archive.reach_us.get().max(live.reach_us));
-                archive.failure.replace(None);
+                if archive.failure.replace(None).is_some() {
+                    tracing::info!(segment = %live.id, "the log archive works again");
+                }
                 self.supply.borrow_mut().note_archived(live.id);
                 self.flush_for_log();
                 true
@@ -254,15 +262,27 @@ impl<E: Env> Inner<E> {
         Ok(())
     }
 
+    /// Takes the clock by which records are stamped.
+    pub(super) fn set_newest_stamp(&self, newest: NewestStamp) {
+        self.archiving.newest_stamp.replace(Some(newest));
+    }
+
     /// Everything decided up to here is in a frame, in microseconds since 1970: what comes next is stamped later.
     pub(super) fn log_reach_us(&self) -> u64 {
         let nothing_waits = self.memory.borrow().gather.next_payload_len().is_none();
-        let since = if nothing_waits {
-            self.env.wall().0
+        if nothing_waits {
+            self.decided_us()
         } else {
             self.archiving.emptied_us.get()
-        };
-        since.saturating_sub(1)
+        }
+    }
+
+    /// What is decided from now on is stamped later than this. Civil time alone would leave out what a clock ahead of it has
+    /// stamped.
+    fn decided_us(&self) -> u64 {
+        let newest = self.archiving.newest_stamp.borrow();
+        let newest = newest.as_ref().map_or(0, |newest| newest());
+        self.env.wall().0.saturating_sub(1).max(newest)
     }
 
     /// A frame was begun: notes whether it took all that was gathered.
@@ -270,7 +290,7 @@ impl<E: Env> Inner<E> {
         if self.options.archive.is_some()
             && self.memory.borrow().gather.next_payload_len().is_none()
         {
-            self.archiving.emptied_us.set(self.env.wall().0);
+            self.archiving.emptied_us.set(self.decided_us());
         }
     }
 

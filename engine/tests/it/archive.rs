@@ -1,7 +1,7 @@
 //! The log archive: a snapshot and what was archived since give every later moment; a segment is archived whole or still in
 //! the log, whenever power is cut; an archive that does not work neither stops the store nor hides what it lacks.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
@@ -509,4 +509,50 @@ fn orders_on_an_idle_store_reach_the_present_and_pile_nothing_up() {
         Store::open(env, archived()).await.unwrap().1.damaged_from
     });
     assert_eq!(opened, Some(None));
+}
+
+/// A node's clock is ahead of civil time after a start: what it stamps then is in the archive as well.
+#[test]
+fn an_archive_reaches_what_a_clock_ahead_of_civil_time_has_stamped() {
+    let (simulation, host) = world(12, Default::default());
+    run(&simulation, host, |env| async move {
+        const AHEAD_US: u64 = 10_000_000;
+        let (store, _) = Store::open(env.clone(), archived()).await.unwrap();
+        let newest = Rc::new(Cell::new(env.wall().0 + AHEAD_US));
+        let told = Rc::clone(&newest);
+        store.set_newest_stamp(Box::new(move || told.get()));
+        for round in 0..5 {
+            let mut waiting = Vec::new();
+            for _ in 0..20 {
+                newest.set(newest.get() + 1);
+                let record = value(vec![1; 20_000], newest.get());
+                waiting.push(submit(&store, b"key", record).await.unwrap());
+                if round % 2 == 0 {
+                    env.sleep(Duration::from_micros(200)).await;
+                }
+            }
+            for ticket in waiting {
+                ticket.wait().await.unwrap();
+            }
+            let reach = store.archive_log().await.unwrap();
+            assert!(reach >= newest.get(), "{reach} of {}", newest.get());
+            // No segment says that it reaches what is only in a later one.
+            let mut reached = 0;
+            for file in files(&env).await {
+                let (trailer, body) = Trailer::open(&file).unwrap();
+                let mut replay = Replay::new(Mark {
+                    sequence: trailer.first - 1,
+                    hash: trailer.previous,
+                });
+                let keys = Keys::default();
+                let mut frames = replay.segment(&trailer, body, &keys);
+                while let Some(frame) = frames.next_frame().unwrap() {
+                    for (_, entry) in frame.records() {
+                        assert!(entry.stamp > reached, "said to be in an earlier segment");
+                    }
+                }
+                reached = trailer.reach_us;
+            }
+        }
+    });
 }
