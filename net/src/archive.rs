@@ -16,8 +16,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use torc_engine::archive::trailer::Origin;
-use torc_engine::{ArchiveOptions, Stats};
+use torc_engine::{ArchiveOptions, Layout, Stats, Store};
 use torc_env::{Class, Disk, Env, ShardId};
+
+pub mod ending;
 
 use crate::boot::identity::Identity;
 use crate::config::ArchiveConfig;
@@ -27,7 +29,7 @@ use crate::service::Service;
 use crate::snapshot::{read_whole, write_whole};
 
 /// The link in the data directory.
-const LINK: &str = "wal-archive";
+pub(crate) const LINK: &str = "wal-archive";
 /// Where the topologies of a lineage lie beside the stores.
 pub const TOPOLOGIES: &str = "topology";
 /// How often the topology is looked at.
@@ -101,25 +103,26 @@ pub fn lineage_dir(node: u128, lineage: u64) -> PathBuf {
     PathBuf::from(format!("{node:032x}")).join(format!("{lineage:016x}"))
 }
 
-/// Where and how a shard archives its log.
+/// Where and how a shard archives its log in a layout of the node's data.
 pub fn options(
     archive: Option<&ArchiveConfig>,
     identity: &Identity,
+    layout: Layout,
     shard: ShardId,
 ) -> Option<ArchiveOptions> {
     let config = archive?;
     let origin = Origin {
         node: identity.node.0,
         lineage: identity.lineage,
-        layout: identity.layout,
-        shards: identity.shards,
+        layout: layout.number,
+        shards: layout.shards,
         shard: shard.0,
     };
     let dir = Path::new(LINK).join(lineage_dir(origin.node, origin.lineage));
     Some(ArchiveOptions {
         held_bytes_max: config.held_bytes_max,
         interval: config.interval,
-        ..ArchiveOptions::new(dir.join(identity.layout().dir(shard)), origin)
+        ..ArchiveOptions::new(dir.join(layout.dir(shard)), origin)
     })
 }
 
@@ -132,17 +135,7 @@ pub async fn now(service: &Service) -> Result<Value, Problem> {
         return Err(off());
     }
     let outcomes = on_every_shard(&service.handle, |service: Rc<Service>| async move {
-        let archived = std::pin::pin!(service.store.archive_log());
-        let late = std::pin::pin!(service.env.sleep(ORDER_PATIENCE));
-        match futures_util::future::select(archived, late).await {
-            futures_util::future::Either::Left((reach, _)) => {
-                reach.map_err(|error| error.to_string())
-            }
-            futures_util::future::Either::Right(_) => Err(format!(
-                "not archived within {} s",
-                ORDER_PATIENCE.as_secs()
-            )),
-        }
+        in_time(&service.env, &service.store).await
     });
     let mut reach_us = u64::MAX;
     for (shard, outcome) in outcomes.await.into_iter().enumerate() {
@@ -157,6 +150,19 @@ pub async fn now(service: &Service) -> Result<Value, Problem> {
         }
     }
     Ok(json!({ "reach_us": reach_us }))
+}
+
+/// Archives what a store has written up to now, and says how far that reaches.
+pub(crate) async fn in_time<E: Env>(env: &E, store: &Store<E>) -> Result<u64, String> {
+    let archived = std::pin::pin!(store.archive_log());
+    let late = std::pin::pin!(env.sleep(ORDER_PATIENCE));
+    match futures_util::future::select(archived, late).await {
+        futures_util::future::Either::Left((reach, _)) => reach.map_err(|error| error.to_string()),
+        futures_util::future::Either::Right(_) => Err(format!(
+            "not archived within {} s",
+            ORDER_PATIENCE.as_secs()
+        )),
+    }
 }
 
 /// What the archive of this node lacks, and how far it reaches.

@@ -5,11 +5,16 @@
 //! and the next start removes the others.
 
 use torc_cluster::redistribute::{carry_over, is_divided};
-use torc_engine::{Layout, Options, RedistributeError, redistribute};
-use torc_env::ShardId;
+use torc_engine::{Layout, Mark, Options, RedistributeError, Redistribution, redistribute};
+use torc_env::{Env, ShardId};
 use torc_runtime::{Runtime, RuntimeConfig};
 
+use crate::archive::{
+    self,
+    ending::{self, Ending},
+};
 use crate::boot::Boot;
+use crate::boot::identity::Identity;
 use crate::config::ServerConfig;
 use crate::server::ServerError;
 
@@ -23,7 +28,11 @@ const MEMTABLE_BYTES: usize = 8 << 20;
 pub fn settle(config: &ServerConfig, boot: &mut Boot, shards: u16) -> Result<(), ServerError> {
     let from = boot.identity.layout();
     if from.shards == shards {
-        return Ok(());
+        return ending::take_back(config.archive.as_ref(), &boot.identity).map_err(|error| {
+            ServerError::Redistribute {
+                reason: format!("the archive still says that this layout has ended: {error}"),
+            }
+        });
     }
     let to = Layout {
         number: from.number + 1,
@@ -36,6 +45,8 @@ pub fn settle(config: &ServerConfig, boot: &mut Boot, shards: u16) -> Result<(),
     );
     let (fsync, keys) = (config.fsync, config.keys.clone());
     let separate_from = config.storage.separate_from;
+    let (archive, identity) = (config.archive.clone(), boot.identity.clone());
+    let ended = archive.is_some().then(|| identity.clone());
     let runtime = RuntimeConfig {
         node: boot.identity.node,
         background: config.shards.background,
@@ -48,14 +59,21 @@ pub fn settle(config: &ServerConfig, boot: &mut Boot, shards: u16) -> Result<(),
         cache_bytes: 0,
         separate_from,
         file_id_first: layout.file_id_first(shard),
+        // What is carried over into the new stores is in the old ones' logs.
+        archive: archive::options(archive.as_ref(), &identity, layout, shard)
+            .filter(|_| layout == from),
         ..Options::new(layout.dir(shard))
     };
     let done = Runtime::block_on(&runtime, move |handle| {
-        let (env, options) = (handle.env().clone(), options.clone());
+        let (env, options, ended) = (handle.env().clone(), options.clone(), ended.clone());
         async move {
             let done: Result<(), RedistributeError> = async {
                 let stores = redistribute(&env, from, to, options, is_divided).await?;
                 carry_over(&env, &stores).await?;
+                if let Some(identity) = &ended {
+                    let begins = stores.begins().await?;
+                    end(&env, identity, &stores, begins).await;
+                }
                 stores.finish().await
             }
             .await;
@@ -67,4 +85,28 @@ pub fn settle(config: &ServerConfig, boot: &mut Boot, shards: u16) -> Result<(),
     boot.change_layout(&config.node.data_dir, to)?;
     tracing::info!(shards, "the data is redistributed");
     Ok(())
+}
+
+/// Archives the rest of the old stores' logs, and that they end there. A node does not wait for an archive that does
+/// not work: what it lacks then, a restore names.
+async fn end<E: Env>(env: &E, identity: &Identity, stores: &Redistribution<E>, begins: Vec<Mark>) {
+    let archived = async {
+        for store in &stores.old {
+            archive::in_time(env, store).await?;
+        }
+        let ending = Ending {
+            layout: identity.layout(),
+            ends: stores.ends.clone(),
+            begins,
+        };
+        let written = ending::write(env, identity, &ending).await;
+        written.map_err(|error| error.to_string())
+    };
+    if let Err(reason) = archived.await {
+        tracing::error!(
+            "the end of the log over {} shards is not archived: {reason}; moments after the last archived one cannot be \
+             restored from earlier backups: take a backup",
+            stores.old.len()
+        );
+    }
 }

@@ -120,7 +120,12 @@ pub async fn assemble(handle: ShardHandle, plan: &Plan) -> Result<Running, Shard
         memtable_bytes: config.memory.memtable_bytes,
         cache_bytes: config.memory.cache_bytes,
         separate_from: config.storage.separate_from,
-        archive: archive::options(config.archive.as_ref(), &plan.identity, shard),
+        archive: archive::options(
+            config.archive.as_ref(),
+            &plan.identity,
+            plan.identity.layout(),
+            shard,
+        ),
         // The topology says how.
         strategy: None,
         file_id_first: plan.identity.layout().file_id_first(shard),

@@ -20,6 +20,7 @@ use super::Store;
 use super::snapshot::{SnapshotError, failed, link_files, remove_all};
 use super::tables::DataFile;
 use crate::error::{OpenError, ReadError, WriteError};
+use crate::frame::Mark;
 use crate::layout::Layout;
 use crate::manifest::{Listed, Manifest, State};
 use crate::options::Options;
@@ -48,6 +49,8 @@ pub struct Redistribution<E: Env> {
     pub old: Vec<Store<E>>,
     /// As it will be.
     pub new: Vec<Store<E>>,
+    /// The last frame with a record in the log of each old store: its tables hold all up to it.
+    pub ends: Vec<Mark>,
 }
 
 /// Makes the stores of layout `to` from those of layout `from`. `options` gives the options of a store in
@@ -102,10 +105,25 @@ pub async fn redistribute<E: Env>(
         Manifest::create(env, &options.dir, state, &options.keys).await?;
         new.push(Store::open(env.clone(), options).await?.0);
     }
-    Ok(Redistribution { old, new })
+    let ends = sources.iter().map(|source| source.state.flushed).collect();
+    Ok(Redistribution { old, new, ends })
 }
 
 impl<E: Env> Redistribution<E> {
+    /// Has what was carried over become tables, and returns the last frame with a record in the log of each new store:
+    /// what is behind it came after the division.
+    ///
+    /// # Errors
+    /// When a store cannot be flushed.
+    pub async fn begins(&self) -> Result<Vec<Mark>, RedistributeError> {
+        let mut begins = Vec::new();
+        for store in &self.new {
+            store.flush().await?;
+            begins.push(store.0.manifest.state().flushed);
+        }
+        Ok(begins)
+    }
+
     /// Closes all stores. On return the new ones are durable, and the caller may say that they are the
     /// stores.
     ///

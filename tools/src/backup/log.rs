@@ -11,6 +11,7 @@ use torc_engine::Mark;
 use torc_engine::archive::SegmentId;
 use torc_engine::archive::plan::{End, Plan, plan};
 use torc_engine::archive::trailer::Trailer;
+use torc_net::archive::ending::{ENDINGS, Ending};
 use torc_net::archive::{TOPOLOGIES, lineage_dir, topology_name};
 use torc_net::replay::Log;
 
@@ -32,6 +33,31 @@ pub struct Found {
     pub path: PathBuf,
     /// What it says of itself.
     pub trailer: Trailer,
+}
+
+/// The logs of a node's stores in one layout of its data, from where they are replayed.
+struct Stage {
+    layout: u16,
+    /// Each store's directory and mark.
+    stores: Vec<(PathBuf, Mark)>,
+    /// Where these logs end, if another layout followed.
+    ending: Option<Ending>,
+}
+
+impl Stage {
+    /// Whether a store's log ends with what is planned.
+    fn has_ended(&self, store: usize, plan: &Plan) -> bool {
+        let end = self.ending.as_ref().and_then(|found| found.ends.get(store));
+        plan.end == End::Archive && end.is_some_and(|end| plan.last.sequence >= end.sequence)
+    }
+}
+
+/// What the archive has of one store.
+struct Planned {
+    segments: Vec<Found>,
+    plan: Plan,
+    /// Why it goes no further, in words.
+    limit: String,
 }
 
 /// How far a backup can be brought forward, or is to be.
@@ -116,54 +142,103 @@ impl LogArchive {
         if moment.0 == manifest.cut_stamp {
             return Ok(reach);
         }
-        for store in &manifest.stores {
-            let (segments, plan, limit) = self.planned(manifest, store, moment.0)?;
-            if plan.end != End::Reached {
-                return Err(Failure::new(limit));
+        for stage in self.stages(manifest)? {
+            let mut is_reached = true;
+            for (index, (_, mark)) in stage.stores.iter().enumerate() {
+                let found = self.planned(manifest, &stage, index, moment.0)?;
+                let Planned { segments, plan, .. } = &found;
+                if plan.end != End::Reached && !stage.has_ended(index, plan) {
+                    return Err(Failure::new(found.limit));
+                }
+                is_reached &= plan.end == End::Reached;
+                let used = plan.segments.iter().map(|index| &segments[*index]);
+                reach.bytes += used
+                    .clone()
+                    .map(|found| found.trailer.body_bytes)
+                    .sum::<u64>();
+                reach.logs.push(Log {
+                    mark: *mark,
+                    segments: used.map(|found| found.path.clone()).collect(),
+                });
             }
-            let used = plan.segments.iter().map(|index| &segments[*index]);
-            reach.bytes += used
-                .clone()
-                .map(|found| found.trailer.body_bytes)
-                .sum::<u64>();
-            reach.logs.push(Log {
-                mark: mark_of(manifest, store)?,
-                segments: used.map(|found| found.path.clone()).collect(),
-            });
+            if is_reached {
+                return Ok(reach);
+            }
         }
-        Ok(reach)
+        unreachable!("the last layout's logs have not ended")
     }
 
     /// The latest moment to which a backup can be brought.
     pub fn furthest(&self, manifest: &Manifest) -> Result<Reach, Failure> {
-        let mut furthest: Option<(u64, String)> = None;
-        for store in &manifest.stores {
-            let (_, plan, limit) = self.planned(manifest, store, u64::MAX)?;
-            let reach_us = plan.reach_us.max(manifest.cut_stamp);
-            if furthest.as_ref().is_none_or(|(least, _)| reach_us < *least) {
-                furthest = Some((reach_us, limit));
+        let mut furthest = (manifest.cut_stamp, String::new());
+        for stage in self.stages(manifest)? {
+            let mut least: Option<(u64, String)> = None;
+            let mut has_ended = true;
+            for index in 0..stage.stores.len() {
+                let Planned { plan, limit, .. } =
+                    self.planned(manifest, &stage, index, u64::MAX)?;
+                has_ended &= stage.has_ended(index, &plan);
+                if least
+                    .as_ref()
+                    .is_none_or(|(least, _)| plan.reach_us < *least)
+                {
+                    least = Some((plan.reach_us, limit));
+                }
+            }
+            if let Some((reach_us, limit)) = least {
+                furthest = (furthest.0.max(reach_us), limit);
+            }
+            if !has_ended {
+                break;
             }
         }
-        let (reach_us, limit) = furthest.unwrap_or((manifest.cut_stamp, String::new()));
         Ok(Reach {
-            until: Moment(reach_us),
+            until: Moment(furthest.0),
             logs: Vec::new(),
             bytes: 0,
-            limit,
+            limit: furthest.1,
         })
     }
 
-    /// The segments of a store, what is planned of them, and what is in the way.
+    /// The layouts of the node's data from a backup on, as far as the archive leads from one to the next.
+    fn stages(&self, manifest: &Manifest) -> Result<Vec<Stage>, Failure> {
+        let lineage = self.lineage(manifest)?;
+        let marks = manifest.stores.iter().map(|store| {
+            let mark = mark_of(manifest, store)?;
+            Ok((lineage.join(&store.dir), mark))
+        });
+        let mut stage = Stage {
+            layout: manifest.layout,
+            stores: marks.collect::<Result<_, Failure>>()?,
+            ending: ending(&lineage, manifest.layout)?,
+        };
+        let mut stages = Vec::new();
+        while let Some(ending) = &stage.ending {
+            let next = ending.next();
+            let dirs = next.shards().map(|shard| lineage.join(next.dir(shard)));
+            let following = Stage {
+                layout: next.number,
+                stores: dirs.zip(ending.begins.iter().copied()).collect(),
+                ending: self::ending(&lineage, next.number)?,
+            };
+            stages.push(std::mem::replace(&mut stage, following));
+        }
+        stages.push(stage);
+        Ok(stages)
+    }
+
+    /// What is planned of the segments of a store, and what is in the way.
     fn planned(
         &self,
         manifest: &Manifest,
-        store: &StoreFiles,
+        stage: &Stage,
+        store: usize,
         until_us: u64,
-    ) -> Result<(Vec<Found>, Plan, String), Failure> {
-        let dir = self.lineage(manifest)?.join(&store.dir);
-        let (segments, odd) = self.segments(&dir)?;
+    ) -> Result<Planned, Failure> {
+        let (dir, mark) = &stage.stores[store];
+        let (segments, odd) = self.segments(dir)?;
         let trailers: Vec<Trailer> = segments.iter().map(|found| found.trailer).collect();
-        let plan = plan(&trailers, mark_of(manifest, store)?, until_us);
+        let plan = plan(&trailers, *mark, until_us);
         let mut limit = match plan.end {
             End::Reached => String::new(),
             End::Archive if plan.reach_us == 0 => format!(
@@ -186,7 +261,30 @@ impl LogArchive {
         if !limit.is_empty() && !odd.is_empty() {
             limit.push_str(&format!("; not usable: {}", odd.join(", ")));
         }
-        Ok((segments, plan, limit))
+        if !limit.is_empty()
+            && !stage.has_ended(store, &plan)
+            && self.is_followed(manifest, stage.layout)?
+        {
+            limit.push_str(
+                "; shards.count was changed after that, and the archive lacks the end of the log before the change: \
+                 later moments need a backup from after it (take one after each such change)",
+            );
+        }
+        Ok(Planned {
+            segments,
+            plan,
+            limit,
+        })
+    }
+
+    /// Whether anything was archived in a later layout of the node's data.
+    fn is_followed(&self, manifest: &Manifest, layout: u16) -> Result<bool, Failure> {
+        let names = names(&self.lineage(manifest)?)?;
+        let mut layouts = names.iter().filter_map(|name| {
+            let (_, number) = name.strip_prefix("shard-")?.split_once('.')?;
+            number.parse::<u16>().ok()
+        });
+        Ok(layouts.any(|later| later > layout))
     }
 
     /// Reads every segment through that one of `backups` may need, and adds what is wrong to `damaged`: files that are damaged,
@@ -194,12 +292,15 @@ impl LogArchive {
     pub fn verify(&self, backups: &[Manifest], damaged: &mut Vec<String>) -> Result<u64, Failure> {
         let mut stores = BTreeSet::new();
         for manifest in backups {
-            for store in &manifest.stores {
-                let (_, plan, limit) = self.planned(manifest, store, u64::MAX)?;
-                if matches!(plan.end, End::Gap { .. }) {
-                    damaged.push(limit);
+            for stage in self.stages(manifest)? {
+                for (index, (dir, _)) in stage.stores.iter().enumerate() {
+                    let Planned { plan, limit, .. } =
+                        self.planned(manifest, &stage, index, u64::MAX)?;
+                    if matches!(plan.end, End::Gap { .. }) {
+                        damaged.push(limit);
+                    }
+                    stores.insert(dir.clone());
                 }
-                stores.insert(self.lineage(manifest)?.join(&store.dir));
             }
         }
         let mut count = 0;
@@ -273,6 +374,12 @@ impl LogArchive {
                 }
             }
         }
+        let endings = dir.join(ENDINGS);
+        let older = names(&endings)?.into_iter().filter(|name| {
+            let layout = name.parse::<u16>();
+            layout.is_ok_and(|layout| layout < oldest.layout)
+        });
+        unneeded.files.extend(older.map(|name| endings.join(name)));
         let topologies = dir.join(TOPOLOGIES);
         let mut known: Vec<(u64, String)> = names(&topologies)?
             .into_iter()
@@ -286,6 +393,21 @@ impl LogArchive {
         unneeded.files.extend(older);
         Ok(())
     }
+}
+
+/// Where the logs of a layout end, if the archive says so.
+fn ending(lineage: &Path, layout: u16) -> Result<Option<Ending>, Failure> {
+    let path = lineage.join(ENDINGS).join(Ending::name(layout));
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(&path, &error)),
+    };
+    let ending = Ending::decode(&text).map_err(|reason| failed(&path, &reason))?;
+    if ending.layout.number != layout {
+        return Err(failed(&path, &"it tells the end of another layout"));
+    }
+    Ok(Some(ending))
 }
 
 /// Where the log of a store of a backup was cut.
