@@ -17,6 +17,7 @@ use torc_net::replay::Log;
 
 use super::archive::{Manifest, StoreFiles, failed};
 use super::moment::{Moment, Until};
+use super::restore::restored_at;
 use crate::failure::Failure;
 
 const SECTOR_BYTES: usize = 4096;
@@ -275,6 +276,16 @@ impl LogArchive {
             plan,
             limit,
         })
+    }
+
+    /// When the node's data began another life after that of a backup, by a restore, if any of it is in the archive.
+    pub fn restored_since(&self, manifest: &Manifest) -> Result<Option<Moment>, Failure> {
+        let own = self.lineage(manifest)?;
+        let mut lineages = names(own.parent().unwrap_or(&self.dir))?;
+        // Named by when it began, so names sort by age.
+        lineages.retain(|name| name.len() == 16 && *name > manifest.lineage);
+        let next = lineages.first().map(|name| u64::from_str_radix(name, 16));
+        Ok(next.and_then(Result::ok).map(restored_at))
     }
 
     /// Whether anything was archived in a later layout of the node's data.

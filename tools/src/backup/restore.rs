@@ -19,11 +19,18 @@ use torc_runtime::Background;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::archive::{Archive, Item, Manifest, failed, feed, hex, sync_dir};
+use super::moment::Moment;
 use crate::failure::Failure;
 
 /// A restored boot counter is the time in seconds, shifted by so much: above every counter of an earlier
 /// life, which rises by one a start.
 const BOOT_SHIFT: u32 = 20;
+
+/// When a lineage began that a restore has begun: not before this second was over.
+pub fn restored_at(lineage: u64) -> Moment {
+    Moment(((lineage >> BOOT_SHIFT) + 1).saturating_mul(1_000_000))
+}
+
 /// Time between two lines of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 

@@ -203,6 +203,9 @@ fn log(common: &Common, status: bool) -> Result<(), Failure> {
             number("failures"),
             number("gaps"),
         );
+        if answer.get("failing").and_then(serde_json::Value::as_bool) == Some(true) {
+            println!("the last attempt FAILED: the node's log says why, and it is tried again");
+        }
     }
     Ok(())
 }

@@ -61,7 +61,10 @@ pub fn restore(args: &Restore) -> Result<(), Failure> {
     check_names(&manifest, &config)?;
     let log = log_archive(args, &config)?;
     let reach = match (&log, args.at) {
-        (Some(log), Some(until)) => Some(log.reach(&manifest, until)?),
+        (Some(log), Some(until)) => {
+            check_life(args, log, &manifest, until)?;
+            Some(log.reach(&manifest, until)?)
+        }
         _ => None,
     };
     if let (true, Some(log), Some(reach)) = (args.dry_run, &log, &reach) {
@@ -130,6 +133,42 @@ fn check_names(manifest: &Manifest, config: &Config) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// A restore begins another life of a node's data, whose log goes onto backups of that life only. Refuses a moment of a
+/// later life than the backup's, and says when it is of an earlier one than the node's last.
+fn check_life(
+    args: &Restore,
+    log: &LogArchive,
+    manifest: &Manifest,
+    until: Until,
+) -> Result<(), Failure> {
+    let Some(since) = log.restored_since(manifest)? else {
+        return Ok(());
+    };
+    let id = &manifest.id;
+    match until {
+        // The clock of the earlier life may have been ahead of civil time: what its log reaches is of that life.
+        Until::Moment(moment) if moment >= since && log.reach(manifest, until).is_err() => {
+            Err(Failure::new(format!(
+                "{moment} is after the restore of {since}, and backup {id} is from before it: a restore begins another life of \
+             the data, and what is archived then goes onto backups of that life only. {} has none from between that \
+             restore and {moment}: take one after each restore. Moments before {since} can be restored",
+                args.from.display()
+            )))
+        }
+        Until::Latest if args.backup.is_none() => Err(Failure::new(format!(
+            "the newest backup, {id}, is from before the restore of {since}: `latest` would leave out all that was \
+             written since then. Back up the data as it is now if it is still there. For the end of its life before \
+             that restore, give --backup {id}"
+        ))),
+        Until::Moment(_) | Until::Latest => {
+            eprintln!(
+                "this is of the data's life before the restore of {since}: what was written since then is not in it"
+            );
+            Ok(())
+        }
+    }
 }
 
 fn log_archive(args: &Restore, config: &Config) -> Result<Option<LogArchive>, Failure> {
