@@ -166,12 +166,12 @@ pub fn text(before: &str, after: &str, comparisons: &[Comparison], invalid: usiz
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::keys::{unit, whole};
     use crate::load::outcome::Setup;
     use crate::load::schedule::Schedule;
     use crate::load::virtual_world::{self, Service};
     use rand_xoshiro::Xoshiro256PlusPlus;
     use rand_xoshiro::rand_core::SeedableRng;
+    use torc_measure::keys::{unit, whole};
 
     /// One run against a server whose speed differs a little from run to run.
     fn run(random: &mut Xoshiro256PlusPlus, slower: f64, length: u64) -> Outcome {

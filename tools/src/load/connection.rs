@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
+use torc_measure::mix::Operation;
 
 use super::ledger::{Floor, WriteTurn};
 use super::protocol::{ANSWER_BYTES_MAX, Answer, Asked, Protocol, ProtocolError, Request};
-use super::recorder::Operation;
 use super::schedule::Due;
 use super::value::{self, Sequence};
 use super::world::Nanos;

@@ -2,23 +2,20 @@
 //!
 //! The page holds the results as JSON and draws them itself.
 
+use torc_measure::page::Page;
+
 use super::outcome::Outcome;
 
 const TEMPLATE: &str = include_str!("report.html");
-/// Where the results go; stands once in the page.
+/// Where the results go.
 const PLACE: &str = "/*RUNS*/[]";
-/// Where goes what was concluded from them; stands once in the page, before it.
+/// Where goes what was concluded from them.
 const SAID: &str = "/*SAID*/\"\"";
 
 /// The page of these runs, with what was concluded from them in words.
 pub fn page(runs: &[Outcome], said: &str) -> String {
-    let runs = serde_json::to_string(runs).unwrap_or_default();
-    let said = serde_json::to_string(said).unwrap_or_default();
-    // Inside a script element `</` would end it.
-    let inside = |json: String| json.replace("</", "<\\/");
-    TEMPLATE
-        .replacen(SAID, &inside(said), 1)
-        .replacen(PLACE, &inside(runs), 1)
+    let page = Page::new(TEMPLATE).with(PLACE, &runs).with(SAID, &said);
+    page.html()
 }
 
 #[cfg(test)]

@@ -5,15 +5,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use torc_measure::keys::Distribution;
+use torc_measure::mix::{Mix, Operation, Ycsb};
+use torc_measure::sizes::Sizes;
 use torc_tuning::cpuset::CpuSet;
 
-use super::keys::Distribution;
 use super::place::{Place, parse_cpus};
 use super::protocol::ProtocolName;
-use super::recorder::Operation;
 use super::schedule::Gaps;
-use super::sizes::Sizes;
-use super::source::{Mix, Ycsb};
 use super::value::VALUE_BYTES_MIN;
 use crate::failure::Failure;
 

@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use torc_measure::mix::Operation;
 
 use super::health::{self, Facts, Validity};
 use super::pauses::Pauses;
-use super::recorder::{Dual, Operation, Recorder, Series, Status, Turns, add, histogram};
+use super::recorder::{Dual, Recorder, Series, Status, Turns, add, histogram};
 
 /// Layout of the JSON; raised when a field changes its meaning.
 pub const SCHEMA: u32 = 2;

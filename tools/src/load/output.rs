@@ -8,10 +8,11 @@ use std::path::Path;
 use base64::Engine as _;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Serializer as _, V2DeflateSerializer};
+use torc_measure::mix::Operation;
 
 use super::html;
 use super::outcome::{Interval, Outcome, PERCENTILES};
-use super::recorder::{Operation, Recorder};
+use super::recorder::Recorder;
 use super::run::Run;
 use crate::failure::Failure;
 

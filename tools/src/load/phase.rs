@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::SeedableRng;
+use torc_measure::mix::Operation;
 
 use super::place::{Place, RealTime};
-use super::recorder::{Operation, Recorder};
+use super::recorder::Recorder;
 use super::schedule::{Arrivals, Gaps, Rows, Schedule, Sessions};
 use super::trace::Trace;
 use super::worker::{Settings, Shared, Worker};

@@ -8,8 +8,7 @@ mod memcached;
 mod resp;
 
 use bytes::{Bytes, BytesMut};
-
-use super::recorder::Operation;
+use torc_measure::mix::Operation;
 
 /// Bytes of an answer at most: a page of 1000 keys with values of a mebibyte fits.
 pub const ANSWER_BYTES_MAX: usize = 1 << 30;

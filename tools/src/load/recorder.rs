@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
+use torc_measure::mix::Operation;
 
 use super::health::{Health, Thread};
 use super::world::Nanos;
@@ -16,64 +17,6 @@ use super::world::Nanos;
 const LATENCY_NS_MAX: u64 = 3_600_000_000_000;
 /// How many findings are kept in words.
 const EXAMPLES_MAX: usize = 10;
-
-/// Kinds of operations that are measured apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Operation {
-    /// Read of one key.
-    Read,
-    /// Write of a key that exists.
-    Write,
-    /// Write of a new key.
-    Insert,
-    /// Read of a key, then a write of it; the latency is that of both.
-    Modify,
-    /// Deletion of one key.
-    Delete,
-    /// One page of keys with their values.
-    Scan,
-    /// Read of several keys in one request.
-    Batch,
-}
-
-impl Operation {
-    /// All kinds, in order of `as usize`.
-    pub const ALL: [Operation; 7] = [
-        Operation::Read,
-        Operation::Write,
-        Operation::Insert,
-        Operation::Modify,
-        Operation::Delete,
-        Operation::Scan,
-        Operation::Batch,
-    ];
-
-    /// Name in reports and mixes.
-    pub fn name(self) -> &'static str {
-        match self {
-            Operation::Read => "read",
-            Operation::Write => "write",
-            Operation::Insert => "insert",
-            Operation::Modify => "modify",
-            Operation::Delete => "delete",
-            Operation::Scan => "scan",
-            Operation::Batch => "batch",
-        }
-    }
-
-    /// The kind with this name.
-    pub fn named(name: &str) -> Option<Operation> {
-        Operation::ALL.into_iter().find(|one| one.name() == name)
-    }
-
-    /// Whether it changes its key.
-    pub fn writes(self) -> bool {
-        matches!(
-            self,
-            Operation::Write | Operation::Insert | Operation::Modify | Operation::Delete
-        )
-    }
-}
 
 /// How an operation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

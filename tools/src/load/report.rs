@@ -144,7 +144,8 @@ fn row(name: &str, operation: &OperationOutcome, intended: bool) -> String {
 mod tests {
     use super::*;
     use crate::load::outcome::Setup;
-    use crate::load::recorder::{Operation, Recorder, Status};
+    use crate::load::recorder::{Recorder, Status};
+    use torc_measure::mix::Operation;
 
     fn outcome(offered_per_s: Option<f64>) -> Outcome {
         let mut recorder = Recorder::default();

@@ -7,17 +7,18 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
+use torc_measure::keys::Keys;
+use torc_measure::mix::Operation;
 
 use super::agents::{Agents, Order, Work};
 use super::environment;
-use super::keys::Keys;
 use super::ledger::Ledger;
 use super::options::{Model, Options, Warmup};
 use super::outcome::{self, Interval, Outcome, Setup};
 use super::output::{self, Hlog};
 use super::phase::{self, Flow, Measured, Observe, Pace, Phase};
 use super::protocol::{Levels, Protocol, ProtocolName};
-use super::recorder::{Operation, Recorder};
+use super::recorder::Recorder;
 use super::settle::{self, Watched};
 use super::source::Source;
 use super::targets::Targets;

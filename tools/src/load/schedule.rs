@@ -9,8 +9,8 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
+use torc_measure::keys::{unit, whole};
 
-use super::keys::{unit, whole};
 use super::trace::Trace;
 use super::world::Nanos;
 

@@ -65,7 +65,7 @@ impl FromStr for Slo {
                     known.join(", ")
                 ));
             }
-            let known = |name: &String| super::recorder::Operation::named(name).is_some();
+            let known = |name: &String| torc_measure::mix::Operation::named(name).is_some();
             if !operation.iter().all(known) {
                 return Err(format!("{left}: no such operation"));
             }
@@ -320,12 +320,12 @@ pub fn line(outcome: &Outcome, probe: &Probe) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::keys::{unit, whole};
     use crate::load::outcome::Setup;
     use crate::load::schedule::{Arrivals, Gaps, Schedule};
     use crate::load::virtual_world::{self, Service};
     use rand_xoshiro::Xoshiro256PlusPlus;
     use rand_xoshiro::rand_core::SeedableRng;
+    use torc_measure::keys::{unit, whole};
 
     /// A queue with one server and exponential service, offered `rate` for 5 s.
     fn queue(rate: f64, mean_ns: f64, seed: u64) -> Outcome {

@@ -17,9 +17,9 @@ use std::time::Duration;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::SeedableRng;
+use torc_measure::keys::{unit, whole};
+use torc_measure::mix::Operation;
 
-use super::keys::{unit, whole};
-use super::recorder::Operation;
 use super::value::VALUE_BYTES_MIN;
 use super::world::Nanos;
 
@@ -165,7 +165,7 @@ fn parse(columns: &Columns, line: &str, numbers: &mut HashMap<String, u64>) -> O
             key,
             value_bytes: number(columns.size)
                 .unwrap_or(0)
-                .clamp(least, super::sizes::SIZE_MAX),
+                .clamp(least, torc_measure::sizes::SIZE_MAX),
             ttl_seconds: number(columns.ttl).unwrap_or(0),
             operation,
         },

@@ -5,7 +5,7 @@
 //! holds the writer's civil time and a count of the key's versions, so it grows over runs as well,
 //! and what is read can be told its age and the number of versions that it is behind.
 
-use super::keys::{GOLDEN, mixed};
+use torc_measure::keys::{GOLDEN, mixed};
 
 /// Bytes of index and sequence at the front: the smallest value that can be verified.
 pub const VALUE_BYTES_MIN: usize = 16;

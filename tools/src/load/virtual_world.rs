@@ -14,15 +14,16 @@ use std::sync::atomic::AtomicBool;
 use bytes::BytesMut;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::SeedableRng;
+use torc_measure::keys::{Distribution, Keys};
+use torc_measure::mix::Mix;
+use torc_measure::sizes::Sizes;
 
-use super::keys::{Distribution, Keys};
 use super::ledger::Ledger;
 use super::pauses::Pauses;
 use super::protocol::{Levels, Protocol, ProtocolName};
 use super::recorder::Recorder;
 use super::schedule::Schedule;
-use super::sizes::Sizes;
-use super::source::{Mix, Source};
+use super::source::Source;
 use super::targets::Targets;
 use super::trace::Trace;
 use super::worker::{Judging, Settings, Shared, Worker};
@@ -221,11 +222,12 @@ fn run_on(
 mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
+    use torc_measure::keys::{unit, whole};
+    use torc_measure::mix::Operation;
 
     use super::*;
-    use crate::load::keys::{unit, whole};
     use crate::load::outcome::micros;
-    use crate::load::recorder::{Operation, Status};
+    use crate::load::recorder::Status;
     use crate::load::schedule::{Arrivals, Gaps, Rows, Sessions};
     use crate::load::trace::Row;
 

@@ -6,10 +6,11 @@ use base64::Engine as _;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Deserializer, V2DeflateSerializer};
 use serde::{Deserialize, Serialize};
+use torc_measure::mix::Operation;
 
 use super::health::Thread;
 use super::output::encode;
-use super::recorder::{Dual, Operation, Recorder, Status, Turns, Verdicts, add, histogram};
+use super::recorder::{Dual, Recorder, Status, Turns, Verdicts, add, histogram};
 use super::world::Nanos;
 
 /// Distance between the thread numbers of two machines.

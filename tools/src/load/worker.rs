@@ -16,17 +16,18 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 
 use super::connection::{Change, Connection, Keyed, Pending, Scratch};
 use super::health::Thread;
-use super::keys::Keys;
 use super::ledger::Ledger;
 use super::protocol::Protocol;
-use super::recorder::{Operation, Recorder, Status};
+use super::recorder::{Recorder, Status};
 use super::schedule::{Due, Schedule};
-use super::sizes::Sizes;
 use super::source::Source;
 use super::targets::Targets;
 use super::trace::Trace;
 use super::value::VALUE_BYTES_MIN;
 use super::world::{Nanos, World};
+use torc_measure::keys::Keys;
+use torc_measure::mix::Operation;
+use torc_measure::sizes::Sizes;
 use waiting::Waiting;
 
 /// Pause before a broken connection is opened again.

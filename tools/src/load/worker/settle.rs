@@ -1,10 +1,10 @@
 //! What becomes of an answer: it is booked, and judged by what is known of its key.
 
 use bytes::Bytes;
+use torc_measure::keys::unit;
 
 use super::{Task, Worker};
 use crate::load::connection::{Keyed, Pending};
-use crate::load::keys::unit;
 use crate::load::ledger::Floor;
 use crate::load::protocol::Answer;
 use crate::load::recorder::Status;

@@ -84,8 +84,8 @@ impl Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::recorder::Operation;
     use crate::load::schedule::Due;
+    use torc_measure::mix::Operation;
 
     fn task(key: Option<u64>, at: u64) -> Task {
         Task {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 
-use super::keys::{below, unit};
+use crate::keys::{below, unit};
 
 /// A distribution of whole numbers, each above 0.
 #[derive(Clone, Debug, PartialEq)]

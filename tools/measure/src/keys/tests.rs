@@ -157,7 +157,7 @@ fn uniform_and_sequential_keys_come_equally_often() {
 fn churn_gives_every_rank_another_key_in_its_time() {
     let keys = Keys::new("zipf".parse().unwrap(), 1_000_000, 0.1);
     let minute = 60_000_000_000;
-    let moved = |from: Nanos, to: Nanos| {
+    let moved = |from: u64, to: u64| {
         let same = (0..10_000).filter(|rank| keys.place(*rank, from) == keys.place(*rank, to));
         10_000 - same.count()
     };

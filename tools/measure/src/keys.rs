@@ -7,7 +7,6 @@ use std::str::FromStr;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::RngCore;
 
-use super::world::Nanos;
 pub use zipf::Zipf;
 
 /// Exponent of YCSB's zipfian distributions.
@@ -174,8 +173,8 @@ impl Keys {
         }
     }
 
-    /// The next key's index, below `count`, the number of keys at `now`.
-    pub fn next(&mut self, rng: &mut Xoshiro256PlusPlus, count: u64, now: Nanos) -> u64 {
+    /// The next key's index, below `count`, the number of keys at `now_ns` after the begin.
+    pub fn next(&mut self, rng: &mut Xoshiro256PlusPlus, count: u64, now_ns: u64) -> u64 {
         match self.distribution {
             Distribution::Uniform => below(rng, count),
             Distribution::Sequential => {
@@ -185,7 +184,7 @@ impl Keys {
             }
             Distribution::Zipf { .. } => {
                 let rank = self.rank(rng) - 1;
-                self.place(rank, now)
+                self.place(rank, now_ns)
             }
             Distribution::Scrambled => fnv64(self.rank(rng) - 1) % self.base,
             Distribution::Latest { exponent } => {
@@ -201,7 +200,7 @@ impl Keys {
                 } else {
                     hot + below(rng, self.base - hot)
                 };
-                self.place(rank, now)
+                self.place(rank, now_ns)
             }
             Distribution::Exponential { percent, fraction } => {
                 let range = count as f64 * fraction;
@@ -221,13 +220,13 @@ impl Keys {
     }
 
     /// The key that holds `rank` now. With churn each rank changes its key at its own moments.
-    fn place(&self, rank: u64, now: Nanos) -> u64 {
+    fn place(&self, rank: u64, now_ns: u64) -> u64 {
         let home = scatter(rank, self.base);
         if self.churn_per_minute <= 0.0 {
             return home;
         }
         let phase = fraction_of(mixed(rank));
-        let minutes = now as f64 / MINUTE_NS;
+        let minutes = now_ns as f64 / MINUTE_NS;
         match whole(minutes * self.churn_per_minute + phase) {
             0 => home,
             epoch => mixed(rank ^ mixed(epoch)) % self.base,
