@@ -1,7 +1,6 @@
 //! What each strategy of compaction writes, reads and keeps, beside the bounds that the design gives.
 //!
-//! `cargo run --release -p torc-benches --bin engine -- amplification [--keys 200000] [--value-bytes 400]
-//! [--overwrites 3] [--directory DIR]`
+//! `cargo run --release -p torc-benches --bin engine -- amplification [--directory DIR]`; more with `--help`.
 //!
 //! For each strategy: every key is written once, then overwritten at random so many times the number of keys, with
 //! memtables of 1 MiB so that all levels come into use; then keys are read that are there and that are
@@ -16,65 +15,55 @@
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 
-use bytes::Bytes;
+use clap::Args;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use torc_engine::compaction::Strategy;
 use torc_engine::{Fsync, Options, Stats, Store};
-use torc_env::{Env as _, Token, TreeId};
+use torc_env::{Env as _, Token};
 use torc_runtime::{RealEnv, Runtime, RuntimeConfig};
 
-use crate::overwrite::put;
-use crate::workload::{Keys, Numbers, Settings, key, option};
+use crate::torc::{TREE, put};
+use crate::workload::{Numbers, Settings, key};
 
-const TREE: TreeId = TreeId(1);
 const CLIENTS: usize = 16;
 /// Updates between two looks at the size of the tables.
 const LOOK_EVERY: u32 = 500;
 /// Reads of each kind.
 const READS: u32 = 20_000;
 
-/// What was asked for.
-#[derive(Clone)]
-struct Arguments {
+/// What each strategy of compaction writes, reads and keeps
+#[derive(Args, Clone, Debug)]
+pub struct Amplification {
+    /// Keys that are written once
+    #[arg(long, default_value_t = 200_000)]
+    keys: u32,
+    #[arg(long, default_value_t = 400)]
+    value_bytes: usize,
+    /// Updates of each key
+    #[arg(long, default_value_t = 3)]
     overwrites: u32,
+    /// On a disk
+    #[arg(long, default_value_os_t = std::env::temp_dir())]
     directory: PathBuf,
-    settings: Settings,
 }
 
-impl Arguments {
-    fn parse(mut words: impl Iterator<Item = String>) -> Arguments {
-        let mut arguments = Arguments {
-            overwrites: 3,
-            directory: std::env::temp_dir(),
-            settings: Settings {
-                keys: 200_000,
-                value_bytes: 400,
-                separate_from: Some(8 << 10),
-                cache_bytes: 1 << 20,
-                memtable_bytes: 1 << 20,
-                duration: std::time::Duration::ZERO,
-            },
-        };
-        while let Some((word, value)) = option(&mut words) {
-            let number = || -> u32 { value.parse().expect("a number") };
-            match word.as_str() {
-                "--keys" => arguments.settings.keys = number(),
-                "--value-bytes" => {
-                    arguments.settings.value_bytes = usize::try_from(number()).expect("64 bits");
-                }
-                "--overwrites" => arguments.overwrites = number(),
-                "--directory" => arguments.directory = value.into(),
-                _ => panic!("no such option: {word}"),
-            }
+impl Amplification {
+    fn settings(&self) -> Settings {
+        Settings {
+            keys: self.keys,
+            value_bytes: self.value_bytes,
+            separate_from: Some(8 << 10),
+            cache_bytes: 1 << 20,
+            memtable_bytes: 1 << 20,
+            wal_segment_bytes: 64 << 20,
+            duration: std::time::Duration::ZERO,
         }
-        arguments
     }
 }
 
 /// The benchmark.
-pub fn main(words: impl Iterator<Item = String>) {
-    let arguments = Arguments::parse(words);
+pub fn main(arguments: &Amplification) {
     let strategies = [
         ("hybrid", Strategy::Hybrid),
         ("leveled", Strategy::Leveled),
@@ -160,14 +149,15 @@ impl Seen {
     }
 }
 
-async fn measure(arguments: &Arguments, env: RealEnv, strategy: Strategy) -> Figures {
-    let settings = &arguments.settings;
+async fn measure(arguments: &Amplification, env: RealEnv, strategy: Strategy) -> Figures {
+    let settings = &arguments.settings();
     let options = Options {
         // Counts are the same, and come sooner.
         fsync: Fsync::Never,
         cache_bytes: settings.cache_bytes,
         memtable_bytes: settings.memtable_bytes * 2,
         separate_from: settings.separate_from,
+        wal_segment_bytes: settings.wal_segment_bytes,
         strategy: Some(strategy),
         ..Options::new("shard-00")
     };
@@ -190,8 +180,8 @@ async fn measure(arguments: &Arguments, env: RealEnv, strategy: Strategy) -> Fig
     let updates = settings.keys * arguments.overwrites;
     write(settings, &env, &store, updates, Order::Random, Some(&seen)).await;
     let written = store.stats();
-    let hit = read(settings, &store, Keys::Uniform).await;
-    let miss = read(settings, &store, Keys::Absent).await;
+    let hit = read(settings, &store, "user").await;
+    let miss = read(settings, &store, "none").await;
     store.flush().await.expect("a flush");
     // The others keep what has been overwritten, until it leaves by its age.
     store.set_strategy(TREE, Strategy::Hybrid);
@@ -243,16 +233,9 @@ async fn write(
                 let number = next.replace(next.get() + 1);
                 let key = match order {
                     Order::Ascending => key("user", number),
-                    Order::Random => numbers.key(settings, Keys::Uniform),
+                    Order::Random => numbers.key("user", settings.keys),
                 };
-                put(
-                    env,
-                    store,
-                    &key,
-                    Bytes::from(numbers.value(settings)),
-                    || {},
-                )
-                .await;
+                put(env, store, &key, numbers.value(settings.value_bytes), || {}).await;
                 if let Some(seen) = seen.filter(|_| number.is_multiple_of(LOOK_EVERY)) {
                     seen.borrow_mut().look(&store.stats());
                 }
@@ -265,14 +248,14 @@ async fn write(
 }
 
 /// Tables asked for each read that neither memtable nor cache answered.
-async fn read(settings: &Settings, store: &Store<RealEnv>, keys: Keys) -> f64 {
+async fn read(settings: &Settings, store: &Store<RealEnv>, kind: &str) -> f64 {
     let before = store.stats();
     let mut numbers = Numbers::new(77);
     for _ in 0..READS {
-        let key = numbers.key(settings, keys);
+        let key = numbers.key(kind, settings.keys);
         let found = store.get(TREE, Token::of(TREE, &key), &key).await;
         let found = found.expect("a readable store");
-        assert_eq!(found.is_some(), keys != Keys::Absent, "a wrong answer");
+        assert_eq!(found.is_some(), kind == "user", "a wrong answer");
     }
     let after = store.stats();
     let asked = after.counts.table_reads - before.counts.table_reads;

@@ -1,9 +1,8 @@
 //! Does the rate hold? Overwrites of random keys as fast as they are accepted, for minutes, on data several
 //! times the memory, with a light reader beside them.
 //!
-//! `cargo run --release -p torc-benches --bin engine -- overwrite [--seconds 600] [--half-seconds 60] [--warm-seconds 20] [--keys 1000000]
-//! [--value-bytes 1000] [--blob-from 8192]
-//! [--clients 64] [--reads 500] [--directory DIR] [--csv FILE] [--plot FILE.svg] [--beside FILE.csv]`
+//! `cargo run --release -p torc-benches --bin engine -- overwrite [--directory DIR] [--plot FILE.svg]`; more with
+//! `--help`.
 //!
 //! 1. All keys are written once and merged into one run. Then phase 2 is run for `--warm-seconds`, uncounted: filling
 //!    is several times as fast, and levels have to take their shape.
@@ -24,87 +23,70 @@ use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use clap::Args;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use torc_engine::{Decision, Kind, Record, Stats, Store, WriteError};
-use torc_env::{Env as _, Token, TreeId};
+use torc_engine::{Fsync, Keys, Stats, Store};
+use torc_env::{Env as _, Token};
 use torc_runtime::{RealEnv, Runtime, RuntimeConfig};
 
-use crate::torc::open;
-use crate::workload::{Keys, Numbers, Settings, key, option};
+use crate::torc::{TREE, open, put};
+use crate::workload::{Numbers, Settings, key};
 use series::Series;
 
-const TREE: TreeId = TreeId(1);
-/// How long a refused client waits.
-const BACK_OFF: Duration = Duration::from_millis(1);
-
-/// What was asked for.
-#[derive(Clone)]
-struct Arguments {
+/// Whether the rate of overwrites holds for minutes
+#[derive(Args, Clone, Debug)]
+pub struct Overwrite {
+    /// As fast as they are accepted
+    #[arg(long, default_value_t = 600)]
     seconds: u64,
+    /// At half the rate that it had
+    #[arg(long, default_value_t = 60)]
     half_seconds: u64,
+    /// Before it counts
+    #[arg(long, default_value_t = 20)]
     warm_seconds: u64,
+    #[arg(long, default_value_t = 1_000_000)]
+    keys: u32,
+    #[arg(long, default_value_t = 1000)]
+    value_bytes: usize,
+    /// Bytes from which on a value goes into a blob; 0: none does
+    #[arg(long, default_value_t = 8 << 10)]
+    blob_from: usize,
+    #[arg(long, default_value_t = 64)]
     clients: usize,
-    reads_per_s: u32,
+    /// A second, beside the clients
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
+    reads: u32,
+    /// On the disk that is measured
+    #[arg(long, default_value_os_t = std::env::temp_dir())]
     directory: PathBuf,
+    /// For a line a second
+    #[arg(long)]
     csv: Option<PathBuf>,
+    #[arg(long)]
     plot: Option<PathBuf>,
+    /// Lines of an earlier run, for the plot
+    #[arg(long)]
     beside: Option<PathBuf>,
-    settings: Settings,
 }
 
-impl Arguments {
-    fn parse(mut words: impl Iterator<Item = String>) -> Arguments {
-        let mut arguments = Arguments {
-            seconds: 600,
-            half_seconds: 60,
-            warm_seconds: 20,
-            clients: 64,
-            reads_per_s: 500,
-            directory: std::env::temp_dir(),
-            csv: None,
-            plot: None,
-            beside: None,
-            settings: Settings {
-                keys: 1_000_000,
-                value_bytes: 1000,
-                separate_from: Some(8 << 10),
-                cache_bytes: 32 << 20,
-                memtable_bytes: 16 << 20,
-                duration: Duration::ZERO,
-            },
-        };
-        while let Some((word, value)) = option(&mut words) {
-            let number = || -> u32 { value.parse().expect("a number") };
-            match word.as_str() {
-                "--seconds" => arguments.seconds = number().into(),
-                "--half-seconds" => arguments.half_seconds = number().into(),
-                "--warm-seconds" => arguments.warm_seconds = number().into(),
-                "--keys" => arguments.settings.keys = number(),
-                "--value-bytes" => {
-                    arguments.settings.value_bytes = usize::try_from(number()).expect("64 bits");
-                }
-                "--blob-from" => {
-                    let from = usize::try_from(number()).expect("64 bits");
-                    arguments.settings.separate_from = (from > 0).then_some(from);
-                }
-                "--clients" => arguments.clients = usize::try_from(number()).expect("64 bits"),
-                "--reads" => arguments.reads_per_s = number().max(1),
-                "--directory" => arguments.directory = value.into(),
-                "--csv" => arguments.csv = Some(value.into()),
-                "--plot" => arguments.plot = Some(value.into()),
-                "--beside" => arguments.beside = Some(value.into()),
-                _ => panic!("no such option: {word}"),
-            }
+impl Overwrite {
+    fn settings(&self) -> Settings {
+        Settings {
+            keys: self.keys,
+            value_bytes: self.value_bytes,
+            separate_from: (self.blob_from > 0).then_some(self.blob_from),
+            cache_bytes: 32 << 20,
+            memtable_bytes: 16 << 20,
+            wal_segment_bytes: 64 << 20,
+            duration: Duration::ZERO,
         }
-        arguments
     }
 }
 
 /// The benchmark.
-pub fn main(words: impl Iterator<Item = String>) {
-    let arguments = Arguments::parse(words);
+pub fn main(arguments: Overwrite) {
     let directory = tempfile::tempdir_in(&arguments.directory).expect("a directory for the data");
     let given = arguments.clone();
     let series = Runtime::block_on(&RuntimeConfig::new(directory.path()), move |handle| {
@@ -127,8 +109,9 @@ fn read_csv(path: &Path) -> Series {
     Series::parse(&text).expect("lines as this benchmark writes them")
 }
 
-async fn measure(arguments: &Arguments, env: RealEnv) -> Series {
-    let store = open(&arguments.settings, &env, torc_engine::Keys::default()).await;
+async fn measure(arguments: &Overwrite, env: RealEnv) -> Series {
+    let settings = arguments.settings();
+    let store = open(&settings, &env, Fsync::Group, &Keys::default()).await;
     fill(arguments, &env, &store).await;
     store.flush().await.expect("a flush");
     store.compact().await.expect("a compaction");
@@ -154,16 +137,16 @@ async fn measure(arguments: &Arguments, env: RealEnv) -> Series {
 }
 
 /// Writes every key once.
-async fn fill(arguments: &Arguments, env: &RealEnv, store: &Store<RealEnv>) {
+async fn fill(arguments: &Overwrite, env: &RealEnv, store: &Store<RealEnv>) {
     let next = Cell::new(0);
     let clients: FuturesUnordered<_> = (0..arguments.clients)
         .map(|client| {
             let next = &next;
             async move {
                 let mut numbers = Numbers::new(client + 1000);
-                while next.get() < arguments.settings.keys {
+                while next.get() < arguments.keys {
                     let key = key("user", next.replace(next.get() + 1));
-                    let value = Bytes::from(numbers.value(&arguments.settings));
+                    let value = numbers.value(arguments.value_bytes);
                     put(env, store, &key, value, || {}).await;
                 }
             }
@@ -174,7 +157,7 @@ async fn fill(arguments: &Arguments, env: &RealEnv, store: &Store<RealEnv>) {
 
 /// A phase.
 struct Load<'a> {
-    arguments: &'a Arguments,
+    arguments: &'a Overwrite,
     env: &'a RealEnv,
     store: &'a Store<RealEnv>,
     begun: Instant,
@@ -187,7 +170,7 @@ struct Load<'a> {
 impl Load<'_> {
     /// Runs a phase; `rate` is that of all clients.
     async fn run(
-        arguments: &Arguments,
+        arguments: &Overwrite,
         env: &RealEnv,
         store: &Store<RealEnv>,
         seconds: u64,
@@ -226,8 +209,8 @@ impl Load<'_> {
                 let wait = due.saturating_duration_since(Instant::now());
                 self.env.sleep(wait).await;
             }
-            let key = numbers.key(&self.arguments.settings, Keys::Uniform);
-            let value = Bytes::from(numbers.value(&self.arguments.settings));
+            let key = numbers.key("user", self.arguments.keys);
+            let value = numbers.value(self.arguments.value_bytes);
             let sent = Instant::now();
             let refused = || self.series.borrow_mut().refused(self.begun.elapsed());
             put(self.env, self.store, &key, value, refused).await;
@@ -242,7 +225,7 @@ impl Load<'_> {
         let reads = FuturesUnordered::new();
         let mut reads = std::pin::pin!(reads);
         let mut numbers = Numbers::new(9999);
-        let interval = Duration::from_secs(1) / self.arguments.reads_per_s;
+        let interval = Duration::from_secs(1) / self.arguments.reads;
         let mut due = self.begun;
         while !self.is_over() {
             due += interval;
@@ -260,7 +243,7 @@ impl Load<'_> {
                     }
                 }
             }
-            let key = numbers.key(&self.arguments.settings, Keys::Uniform);
+            let key = numbers.key("user", self.arguments.keys);
             reads.push(self.read_one(due, key));
         }
         while reads.next().await.is_some() {}
@@ -294,35 +277,5 @@ fn written(before: &Stats, after: &Stats) -> series::Written {
         log: after.wal_bytes - before.wal_bytes,
         flushed: after.flushed_bytes - before.flushed_bytes,
         compacted: after.compacted_bytes - before.compacted_bytes,
-    }
-}
-
-/// Writes a key; on return it is as durable as the store's policy says. Tries again when the store is overloaded.
-pub async fn put(
-    env: &RealEnv,
-    store: &Store<RealEnv>,
-    key: &[u8],
-    value: Bytes,
-    mut refused: impl FnMut(),
-) {
-    let token = Token::of(TREE, key);
-    loop {
-        let record = Record {
-            kind: Kind::Value,
-            stamp: 1,
-            expires_at_ms: 0,
-            value: value.clone(),
-        };
-        match store
-            .update(TREE, token, key, |_| Decision::Write(record, ()))
-            .await
-        {
-            Ok(((), ticket)) => return ticket.wait().await.expect("a durable update"),
-            Err(WriteError::Overloaded { .. }) => {
-                refused();
-                env.sleep(BACK_OFF).await;
-            }
-            Err(error) => panic!("an update failed: {error}"),
-        }
     }
 }

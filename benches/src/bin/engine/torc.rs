@@ -1,152 +1,198 @@
 //! Our store: one shard on the runtime, each client a task of it.
 
-use std::cell::{Cell, RefCell};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use torc_engine::{Decision, Fsync, Keys, Kind, Options, Record, Store};
+use torc_engine::{
+    Decision, Fsync, Keys, Kind, Options, Record, ScanFrom, ScanLimits, Store, WriteError,
+};
 use torc_env::{Env as _, Token, TreeId};
+use torc_measure::mix::Operation;
 use torc_runtime::{RealEnv, Runtime, RuntimeConfig};
 
-use crate::report::{Begun, Report};
-use crate::workload::{Latencies, Load, Numbers, READS, Settings, Step, WRITES};
+use crate::results::Begun;
+use crate::workload::{Client, Population, Run, Script, Settings, Tally};
 
-const TREE: TreeId = TreeId(1);
+pub const TREE: TreeId = TreeId(1);
+/// How long a refused client waits.
+const BACK_OFF: Duration = Duration::from_millis(1);
+/// Bytes of a page of a scan.
+const PAGE_BYTES: usize = 1 << 20;
 
-/// What all clients of a load share.
-struct Run<'a> {
-    settings: &'a Settings,
-    env: &'a RealEnv,
-    store: &'a Store<RealEnv>,
-    load: Load,
-    end: Instant,
-    filled: Cell<u32>,
-    latencies: RefCell<Latencies>,
-}
-
-/// Encrypted if there are `keys`.
-pub fn run(settings: &Settings, directory: &Path, keys: Keys) -> Report {
-    let settings = settings.clone();
+/// Runs a script on an empty store in `directory`; encrypted if there are `keys`.
+pub fn run(settings: &Settings, script: Script, directory: &Path, keys: &Keys) {
+    let given = (settings.clone(), script, keys.clone(), directory.to_owned());
+    let given = std::sync::Arc::new(given);
     Runtime::block_on(&RuntimeConfig::new(directory), move |handle| {
-        let (settings, env) = (settings.clone(), handle.env().clone());
-        let keys = keys.clone();
+        let (given, env) = (std::sync::Arc::clone(&given), handle.env().clone());
         async move {
-            let mut report = Report::default();
-            measure(&settings, env, keys, &mut report).await;
-            report
+            let (settings, script, keys, directory) = &*given;
+            measure(settings, script, env, keys, directory).await
         }
     })
     .expect("a runtime")
 }
 
-/// An empty store with the memory that `settings` give it.
-pub async fn open(settings: &Settings, env: &RealEnv, keys: Keys) -> Store<RealEnv> {
+/// A store with the memory that `settings` give it.
+pub async fn open(settings: &Settings, env: &RealEnv, fsync: Fsync, keys: &Keys) -> Store<RealEnv> {
     let options = Options {
-        fsync: Fsync::Group,
-        keys,
+        fsync,
+        keys: keys.clone(),
         cache_bytes: settings.cache_bytes,
         memtable_bytes: settings.memtable_bytes * 2,
         separate_from: settings.separate_from,
+        wal_segment_bytes: settings.wal_segment_bytes,
         ..Options::new("shard-00")
     };
     let (store, _) = Store::open(env.clone(), options)
         .await
-        .expect("an empty store");
+        .expect("a store in order");
     store
 }
 
-async fn measure(settings: &Settings, env: RealEnv, keys: Keys, report: &mut Report) {
-    let name = if keys.active().is_some() {
-        "torc encrypted"
-    } else {
-        "torc"
+async fn measure(
+    settings: &Settings,
+    script: &Script,
+    env: RealEnv,
+    keys: &Keys,
+    directory: &Path,
+) {
+    let population = Population::new(script.is_scattered);
+    let policy = |at: usize| {
+        let is_bulk = script.loads.get(at).is_some_and(|load| load.is_bulk);
+        if is_bulk { Fsync::Never } else { Fsync::Group }
     };
-    let store = open(settings, &env, keys).await;
-    for load in WRITES {
-        run_load(settings, &env, (name, &store), load, report).await;
+    let mut store = open(settings, &env, policy(0), keys).await;
+    for (number, load) in script.loads.iter().enumerate() {
+        if number == script.settled_after {
+            store.flush().await.expect("a flush");
+            store.compact().await.expect("a compaction");
+        }
+        let begun = Begun::now();
+        let run = Run {
+            settings,
+            load,
+            population: &population,
+            end: begun.at() + settings.duration,
+        };
+        let mut tally = Tally::new();
+        let clients: FuturesUnordered<_> = run
+            .clients()
+            .map(|number| one_client(&run, &env, &store, number))
+            .collect();
+        let add = |mine: Tally| {
+            tally.add(&mine);
+            std::future::ready(())
+        };
+        clients.for_each(add).await;
+        if load.is_bulk {
+            store.flush().await.expect("a flush");
+        }
+        begun.ended(&run, &tally, directory);
+        if policy(number) != policy(number + 1) {
+            store.close().await.expect("a clean end");
+            store = open(settings, &env, policy(number + 1), keys).await;
+        }
     }
-    store.flush().await.expect("a flush");
-    store.compact().await.expect("a compaction");
-    for load in READS {
-        run_load(settings, &env, (name, &store), load, report).await;
-    }
-    let stats = store.stats();
-    println!(
-        "{:<14} {} tables, {} KiB of filters and fences, {} flushes, {} compactions",
-        "",
-        stats.tables,
-        stats.table_memory_bytes >> 10,
-        stats.counts.flushes,
-        stats.counts.compactions,
-    );
     store.close().await.expect("a clean end");
 }
 
-async fn run_load(
-    settings: &Settings,
-    env: &RealEnv,
-    (name, store): (&'static str, &Store<RealEnv>),
-    load: Load,
-    report: &mut Report,
-) {
-    let begun = Begun::now();
-    let run = Run {
-        settings,
-        env,
-        store,
-        load,
-        end: begun.at() + settings.duration,
-        filled: Cell::new(0),
-        latencies: RefCell::new(Latencies::new()),
-    };
-    let clients: FuturesUnordered<_> = (0..load.clients())
-        .map(|client| one_client(&run, Numbers::new(client + 1)))
-        .collect();
-    clients.for_each(|()| std::future::ready(())).await;
-    report.add(name, load, &run.latencies.borrow(), &begun);
-}
-
-async fn one_client(run: &Run<'_>, mut numbers: Numbers) {
-    let is_timed = !matches!(run.load, Load::Fill { .. });
-    let number = || run.filled.replace(run.filled.get() + 1);
-    while let Some(step) = run.load.next(run.settings, &mut numbers, number) {
+async fn one_client(run: &Run<'_>, env: &RealEnv, store: &Store<RealEnv>, number: usize) -> Tally {
+    let mut client = Client::new(run, number);
+    while let Some(step) = client.next() {
         let sent = Instant::now();
-        let is_put = match step {
-            // Ours always decides on what is there.
-            Step::Insert { key, value } | Step::Update { key, value } => {
-                put(run.store, &key, value).await;
-                true
+        let mut scanned = 0;
+        match step.operation {
+            Operation::Read => {
+                let token = Token::of(TREE, &step.key);
+                let found = store.get(TREE, token, &step.key).await;
+                let found = found.expect("a readable store");
+                let expected = step.is_there.then_some(run.settings.value_bytes);
+                let found = found.map(|record| record.value.len());
+                assert_eq!(found, expected, "a wrong answer");
             }
-            Step::Get { key, is_there } => {
-                let token = Token::of(TREE, &key);
-                let found = run.store.get(TREE, token, &key).await;
-                assert_eq!(found.expect("a readable store").is_some(), is_there);
-                false
-            }
-        };
-        let now = Instant::now();
-        run.latencies.borrow_mut().record(is_put, now - sent);
-        if is_timed && now >= run.end {
-            return;
+            Operation::Scan => scanned = scan(store, &step.key, step.records).await,
+            Operation::Modify => put(env, store, &step.key, step.value.clone(), || {}).await,
+            _ => append(env, store, &step.key, step.value.clone()).await,
         }
-        run.env.give_way().await;
+        let scanned = u64::try_from(scanned).expect("64 bits");
+        client.done(&step, sent.elapsed(), scanned);
+        env.give_way().await;
     }
+    client.tally
 }
 
-async fn put(store: &Store<RealEnv>, key: &[u8], value: Vec<u8>) {
-    let record = Record {
+/// Bytes of the next so many records from a key on, in the order of the store.
+async fn scan(store: &Store<RealEnv>, from: &[u8], records: usize) -> usize {
+    let mut from = ScanFrom::Token(Token::of(TREE, from));
+    let (mut bytes, mut left) = (0, records);
+    while left > 0 {
+        let limits = ScanLimits {
+            records: left,
+            bytes: PAGE_BYTES,
+        };
+        let page = store.scan(TREE, from, Token::MAX, limits).await;
+        let page = page.expect("a readable store");
+        let sizes = page
+            .entries
+            .iter()
+            .map(|one| one.key.len() + one.record.value.len());
+        bytes += sizes.sum::<usize>();
+        left -= page.entries.len();
+        match page.next {
+            Some(next) => from = next,
+            None => break,
+        }
+    }
+    bytes
+}
+
+fn record(value: Bytes) -> Record {
+    Record {
         kind: Kind::Value,
         stamp: 1,
         expires_at_ms: 0,
-        value: Bytes::from(value),
-    };
+        value,
+    }
+}
+
+/// Writes a key after a look at what it has, as all writes of the program do; on return it is as durable as the
+/// store's policy says. Tries again when the store is overloaded.
+pub async fn put(
+    env: &RealEnv,
+    store: &Store<RealEnv>,
+    key: &[u8],
+    value: Bytes,
+    mut refused: impl FnMut(),
+) {
     let token = Token::of(TREE, key);
-    let (_, ticket) = store
-        .update(TREE, token, key, |_| Decision::Write(record, ()))
-        .await
-        .expect("an accepted update");
-    ticket.wait().await.expect("a durable update");
+    loop {
+        let record = record(value.clone());
+        match store
+            .update(TREE, token, key, |_| Decision::Write(record, ()))
+            .await
+        {
+            Ok(((), ticket)) => return ticket.wait().await.expect("a durable update"),
+            Err(WriteError::Overloaded { .. }) => {
+                refused();
+                env.sleep(BACK_OFF).await;
+            }
+            Err(error) => panic!("an update failed: {error}"),
+        }
+    }
+}
+
+/// As [`put`], without the look.
+async fn append(env: &RealEnv, store: &Store<RealEnv>, key: &[u8], value: Bytes) {
+    let record = record(value);
+    loop {
+        match store.append(TREE, key, &record).await {
+            Ok(ticket) => return ticket.wait().await.expect("a durable update"),
+            Err(WriteError::Overloaded { .. }) => env.sleep(BACK_OFF).await,
+            Err(error) => panic!("an update failed: {error}"),
+        }
+    }
 }

@@ -1,240 +1,399 @@
-//! What every engine is given: records, and loads.
+//! What every engine is given: data, limits, and loads.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
+use bytes::Bytes;
+use rand_xoshiro::Xoshiro256PlusPlus;
+use rand_xoshiro::rand_core::{RngCore as _, SeedableRng as _};
+use torc_measure::keys::{Distribution, Keys as Draw, below, mixed};
+use torc_measure::mix::{Mix, Operation, Ycsb};
+use torc_measure::sizes::Sizes;
+
+/// Bytes of a key.
+pub const KEY_BYTES: usize = 20;
 
 /// Data and limits, the same for all.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub keys: u32,
     pub value_bytes: usize,
-    /// Bytes from which on Torc puts a value into a blob.
+    /// Bytes from which on a value goes into a blob, where an engine has such.
     pub separate_from: Option<usize>,
     /// Memory for cached records or blocks.
     pub cache_bytes: usize,
     /// Memory of a memtable; each engine may have two.
     pub memtable_bytes: usize,
+    /// Size of a segment of our log.
+    pub wal_segment_bytes: u64,
     /// How long each load runs.
     pub duration: Duration,
 }
 
-/// The next option of the command line, with its value.
-pub fn option(words: &mut impl Iterator<Item = String>) -> Option<(String, String)> {
-    let word = words.next()?;
-    let value = words
-        .next()
-        .unwrap_or_else(|| panic!("{word} needs a value"));
-    Some((word, value))
+impl Settings {
+    /// Key and value.
+    pub fn record_bytes(&self) -> u64 {
+        u64::try_from(KEY_BYTES + self.value_bytes).expect("64 bits")
+    }
+
+    /// Whether values of this size are separated.
+    pub fn separates(&self) -> bool {
+        self.separate_from
+            .is_some_and(|from| from <= self.value_bytes)
+    }
 }
 
 /// Keys that a load draws from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Keys {
-    /// All of them, evenly.
-    Uniform,
-    /// The first thousand, evenly: they fit every cache.
-    Hot,
-    /// Keys that were never written.
+    /// Keys that are there.
+    Present(Distribution),
+    /// Keys that were never written, from among those that were.
     Absent,
 }
 
+/// Each key that is there equally often.
+pub const UNIFORM: Keys = Keys::Present(Distribution::Uniform);
+
 /// A kind of load.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Load {
-    /// Every key once, each put durable when it returns.
-    Fill { clients: usize },
-    /// Keys that are not there yet, each durable when it returns.
-    Insert { clients: usize },
-    /// Keys that are there: read, then written, as a store does that merges versions; each durable when
-    /// it returns.
-    Update { clients: usize },
-    /// Updates as above and gets, one half each, of any key.
-    Mixed { clients: usize },
-    /// Gets.
-    Get { clients: usize, keys: Keys },
-}
-
-/// What a client does next.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
-    Insert { key: Vec<u8>, value: Vec<u8> },
-    Update { key: Vec<u8>, value: Vec<u8> },
-    Get { key: Vec<u8>, is_there: bool },
-}
-
-/// What every engine goes through first, on one store.
-pub const WRITES: [Load; 5] = [
-    Load::Fill { clients: 64 },
-    Load::Insert { clients: 1 },
-    Load::Update { clients: 1 },
-    Load::Update { clients: 64 },
-    Load::Mixed { clients: 64 },
-];
-
-/// What comes after a full compaction.
-pub const READS: [Load; 5] = [
-    get(1, Keys::Hot),
-    get(1, Keys::Uniform),
-    get(64, Keys::Uniform),
-    get(1, Keys::Absent),
-    get(64, Keys::Absent),
-];
-
-const fn get(clients: usize, keys: Keys) -> Load {
-    Load::Get { clients, keys }
+#[derive(Clone, Debug)]
+pub struct Load {
+    pub name: String,
+    pub clients: usize,
+    /// Clients beside them that only overwrite.
+    pub writers: usize,
+    pub mix: Mix,
+    pub keys: Keys,
+    pub scan_records: Sizes,
+    /// Ends when all keys are there, and counts as durable only when it has ended; otherwise it ends after its time,
+    /// and each write is durable when it returns.
+    pub is_bulk: bool,
 }
 
 impl Load {
-    pub fn name(self) -> String {
-        match self {
-            Load::Fill { clients } => format!("fill, {}", of(clients)),
-            Load::Insert { clients } => format!("insert, {}", of(clients)),
-            Load::Update { clients } => format!("read and write, {}", of(clients)),
-            Load::Mixed { clients } => format!("50% reads, {}", of(clients)),
-            Load::Get { clients, keys } => {
-                let keys = match keys {
-                    Keys::Uniform => "any key",
-                    Keys::Hot => "hot keys",
-                    Keys::Absent => "absent keys",
-                };
-                format!("get {keys}, {}", of(clients))
-            }
+    fn new(name: &str, clients: usize, operation: Operation) -> Load {
+        Load {
+            name: name.to_owned(),
+            clients,
+            writers: 0,
+            mix: Mix::of(&[(operation, 1.0)]),
+            keys: UNIFORM,
+            scan_records: Sizes::Fixed(100),
+            is_bulk: false,
         }
     }
 
-    pub fn clients(self) -> usize {
-        match self {
-            Load::Fill { clients }
-            | Load::Insert { clients }
-            | Load::Update { clients }
-            | Load::Mixed { clients }
-            | Load::Get { clients, .. } => clients,
+    fn ycsb(name: &str, workload: Ycsb) -> Load {
+        let (mix, distribution, scan_records) = workload.parts();
+        Load {
+            mix,
+            keys: Keys::Present(distribution),
+            scan_records,
+            ..Load::new(&format!("YCSB {name}"), 64, Operation::Read)
+        }
+    }
+}
+
+/// What is done with one store, from empty on.
+pub struct Script {
+    /// Numbers of keys follow each other in no order.
+    pub is_scattered: bool,
+    pub loads: Vec<Load>,
+    /// Loads before everything is merged.
+    pub settled_after: usize,
+}
+
+/// All that is measured of an engine.
+pub fn scripts() -> [Script; 2] {
+    use Operation::{Insert, Modify, Read, Scan, Write};
+    let writes = vec![
+        Load::new("random fill, durable, 64 clients", 64, Insert),
+        Load::new("random fill, durable, 1 client", 1, Insert),
+    ];
+    let rest = vec![
+        Load {
+            is_bulk: true,
+            ..Load::new("bulk load", 64, Insert)
+        },
+        Load::new("read hit, 1 client", 1, Read),
+        Load::new("read hit, 64 clients", 64, Read),
+        Load {
+            keys: Keys::Absent,
+            ..Load::new("read miss, 64 clients", 64, Read)
+        },
+        Load::new("scan of 100, 1 client", 1, Scan),
+        Load::new("overwrite, 64 clients", 64, Write),
+        Load::new("read, then write, 64 clients", 64, Modify),
+        Load {
+            writers: 1,
+            ..Load::new("read while writing, 64 + 1 clients", 64, Read)
+        },
+        Load::ycsb("A", Ycsb::A),
+        Load::ycsb("B", Ycsb::B),
+        Load::ycsb("C", Ycsb::C),
+        Load::ycsb("D", Ycsb::D),
+        Load::ycsb("E", Ycsb::E),
+        Load::ycsb("F", Ycsb::F),
+    ];
+    [
+        Script {
+            is_scattered: true,
+            loads: writes,
+            settled_after: usize::MAX,
+        },
+        Script {
+            is_scattered: false,
+            loads: rest,
+            settled_after: 1,
+        },
+    ]
+}
+
+/// Which keys a store holds: those of the numbers from 0 on.
+pub struct Population {
+    is_scattered: bool,
+    next: AtomicU64,
+    /// All below are there.
+    count: AtomicU64,
+    /// What is there above.
+    ahead: Mutex<BTreeSet<u64>>,
+}
+
+impl Population {
+    pub fn new(is_scattered: bool) -> Population {
+        Population {
+            is_scattered,
+            next: AtomicU64::new(0),
+            count: AtomicU64::new(0),
+            ahead: Mutex::default(),
         }
     }
 
-    /// A client's next step. `filled` counts the keys that a fill has handed out.
-    pub fn next(
-        self,
-        settings: &Settings,
-        numbers: &mut Numbers,
-        filled: impl FnOnce() -> u32,
-    ) -> Option<Step> {
-        let is_put = match self {
-            Load::Fill { .. } => {
-                let number = filled();
-                return (number < settings.keys).then(|| Step::Insert {
-                    key: key("user", number),
-                    value: numbers.value(settings),
-                });
-            }
-            Load::Insert { .. } => {
-                return Some(Step::Insert {
-                    key: key("more", filled()),
-                    value: numbers.value(settings),
-                });
-            }
-            Load::Update { .. } => true,
-            Load::Mixed { .. } => numbers.next() >> 63 == 0,
-            Load::Get { .. } => false,
-        };
-        let keys = match self {
-            Load::Get { keys, .. } => keys,
-            _ => Keys::Uniform,
-        };
-        let key = numbers.key(settings, keys);
-        Some(if is_put {
-            let value = numbers.value(settings);
-            Step::Update { key, value }
+    /// Keys that are there, at least.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    fn key(&self, number: u64) -> Vec<u8> {
+        if self.is_scattered {
+            format!("user{:016x}", mixed(number)).into_bytes()
         } else {
-            let is_there = keys != Keys::Absent;
-            Step::Get { key, is_there }
-        })
-    }
-}
-
-fn of(clients: usize) -> String {
-    match clients {
-        1 => "1 client".to_owned(),
-        _ => format!("{clients} clients"),
-    }
-}
-
-/// Latencies of one load, in nanoseconds.
-#[derive(Clone)]
-pub struct Latencies {
-    pub puts: Histogram<u64>,
-    pub gets: Histogram<u64>,
-}
-
-impl Latencies {
-    pub fn new() -> Latencies {
-        let histogram = || Histogram::new(3).expect("three digits");
-        Latencies {
-            puts: histogram(),
-            gets: histogram(),
+            format!("user{number:016}").into_bytes()
         }
     }
 
-    pub fn record(&mut self, is_put: bool, took: Duration) {
+    fn inserted(&self, number: u64) {
+        let mut ahead = self.ahead.lock().expect("no client has panicked");
+        ahead.insert(number);
+        let mut count = self.count.load(Ordering::Relaxed);
+        while ahead.remove(&count) {
+            count += 1;
+        }
+        self.count.store(count, Ordering::Release);
+    }
+}
+
+/// What a client does next.
+#[derive(Clone, Debug)]
+pub struct Step {
+    pub operation: Operation,
+    pub key: Vec<u8>,
+    /// What is written, if anything is.
+    pub value: Bytes,
+    /// Of a read: whether the key must be there.
+    pub is_there: bool,
+    /// Records of a scan.
+    pub records: usize,
+    /// Of an insert.
+    number: u64,
+}
+
+/// What all clients of a load share.
+pub struct Run<'a> {
+    pub settings: &'a Settings,
+    pub load: &'a Load,
+    pub population: &'a Population,
+    /// When the first client starts no more.
+    pub end: Instant,
+}
+
+impl Run<'_> {
+    /// Clients of both kinds.
+    pub fn clients(&self) -> std::ops::Range<usize> {
+        0..self.load.clients + self.load.writers
+    }
+}
+
+/// One that does one thing after the other.
+pub struct Client<'a> {
+    run: &'a Run<'a>,
+    numbers: Numbers,
+    draw: Draw,
+    only_writes: bool,
+    pub tally: Tally,
+}
+
+impl<'a> Client<'a> {
+    pub fn new(run: &'a Run<'a>, number: usize) -> Client<'a> {
+        let distribution = match run.load.keys {
+            Keys::Present(distribution) => distribution,
+            Keys::Absent => Distribution::Uniform,
+        };
+        Client {
+            run,
+            numbers: Numbers::new(number + 1),
+            draw: Draw::new(distribution, run.population.count().max(1), 0.0),
+            only_writes: number >= run.load.clients,
+            tally: Tally::new(),
+        }
+    }
+
+    /// The next step, unless the load has ended.
+    pub fn next(&mut self) -> Option<Step> {
+        let Run {
+            settings,
+            load,
+            population,
+            end,
+        } = self.run;
+        if !load.is_bulk && Instant::now() >= *end {
+            return None;
+        }
+        let operation = if self.only_writes {
+            Operation::Write
+        } else {
+            load.mix.draw(&mut self.numbers.0)
+        };
+        let mut step = Step {
+            operation,
+            key: Vec::new(),
+            value: Bytes::new(),
+            is_there: load.keys != Keys::Absent,
+            records: 0,
+            number: 0,
+        };
+        if operation == Operation::Insert {
+            step.number = population.next.fetch_add(1, Ordering::Relaxed);
+            if load.is_bulk && step.number >= u64::from(settings.keys) {
+                return None;
+            }
+            step.key = population.key(step.number);
+        } else {
+            let count = population.count();
+            let number = self.draw.next(&mut self.numbers.0, count, 0);
+            step.key = population.key(number);
+            if !step.is_there {
+                // Behind all keys that begin like it, and before the next.
+                step.key[KEY_BYTES - 1] = b'x';
+            }
+        }
+        if operation.writes() {
+            step.value = self.numbers.value(settings.value_bytes);
+        }
+        if operation == Operation::Scan {
+            let records = load.scan_records.sample(&mut self.numbers.0, 1);
+            step.records = usize::try_from(records).expect("64 bits");
+        }
+        Some(step)
+    }
+
+    /// A step was done; `scanned` is the bytes that a scan returned.
+    pub fn done(&mut self, step: &Step, took: Duration, scanned: u64) {
+        use Operation::{Insert, Modify, Read, Scan, Write};
+        let record = self.run.settings.record_bytes();
+        let tally = &mut self.tally;
+        let histogram = match step.operation {
+            Read => &mut tally.reads,
+            Scan => &mut tally.scans,
+            _ => &mut tally.writes,
+        };
         let nanos = u64::try_from(took.as_nanos()).expect("a short time");
-        let histogram = if is_put {
-            &mut self.puts
-        } else {
-            &mut self.gets
-        };
         histogram.record(nanos).expect("a growing histogram");
-    }
-
-    #[cfg(any(feature = "fjall", feature = "rocksdb"))]
-    pub fn add(&mut self, other: &Latencies) {
-        self.puts.add(&other.puts).expect("one shape");
-        self.gets.add(&other.gets).expect("one shape");
+        tally.asked_bytes += match step.operation {
+            Read | Modify => record,
+            _ => scanned,
+        };
+        if matches!(step.operation, Insert | Modify | Write) {
+            tally.put_bytes += record;
+        }
+        if step.operation == Insert {
+            self.run.population.inserted(step.number);
+        }
     }
 }
 
-/// A stream of numbers that look random: xorshift64*.
-pub struct Numbers(u64);
+/// What clients did: latencies in nanoseconds, and bytes of records.
+#[derive(Clone)]
+pub struct Tally {
+    pub reads: hdrhistogram::Histogram<u64>,
+    pub writes: hdrhistogram::Histogram<u64>,
+    pub scans: hdrhistogram::Histogram<u64>,
+    pub put_bytes: u64,
+    pub asked_bytes: u64,
+}
+
+impl Tally {
+    pub fn new() -> Tally {
+        let histogram = || hdrhistogram::Histogram::new(3).expect("three digits");
+        Tally {
+            reads: histogram(),
+            writes: histogram(),
+            scans: histogram(),
+            put_bytes: 0,
+            asked_bytes: 0,
+        }
+    }
+
+    pub fn add(&mut self, other: &Tally) {
+        self.reads.add(&other.reads).expect("one shape");
+        self.writes.add(&other.writes).expect("one shape");
+        self.scans.add(&other.scans).expect("one shape");
+        self.put_bytes += other.put_bytes;
+        self.asked_bytes += other.asked_bytes;
+    }
+}
+
+/// A stream of numbers that look random, and what is made of them.
+pub struct Numbers(Xoshiro256PlusPlus);
 
 impl Numbers {
     pub fn new(seed: usize) -> Numbers {
-        let seed = u64::try_from(seed).expect("a small number");
-        Numbers(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+        let seed = u64::try_from(seed).expect("64 bits");
+        Numbers(Xoshiro256PlusPlus::seed_from_u64(seed))
     }
 
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    /// One of `keys` keys, evenly; `kind` is how they begin.
+    pub fn key(&mut self, kind: &str, keys: u32) -> Vec<u8> {
+        let number = below(&mut self.0, u64::from(keys));
+        key(kind, u32::try_from(number).expect("below a 32-bit bound"))
     }
 
-    fn below(&mut self, bound: u32) -> u32 {
-        let high = (u128::from(self.next()) * u128::from(bound)) >> 64;
-        u32::try_from(high).expect("below a 32-bit bound")
-    }
-
-    /// A key of the load.
-    pub fn key(&mut self, settings: &Settings, keys: Keys) -> Vec<u8> {
-        match keys {
-            Keys::Uniform => key("user", self.below(settings.keys)),
-            Keys::Hot => key("user", self.below(1000)),
-            Keys::Absent => key("none", self.below(settings.keys)),
-        }
-    }
-
-    /// A value of which half compresses.
-    pub fn value(&mut self, settings: &Settings) -> Vec<u8> {
-        let mut value = Vec::with_capacity(settings.value_bytes + 8);
-        while value.len() < settings.value_bytes / 2 {
-            value.extend_from_slice(&self.next().to_le_bytes());
-        }
-        value.resize(settings.value_bytes, b'.');
-        value
+    /// A value of which half compresses: a piece of a common supply, so that making it costs next to nothing.
+    pub fn value(&mut self, bytes: usize) -> Bytes {
+        let supply = supply();
+        let room = u64::try_from(supply.len() - bytes).expect("values below its size");
+        let begin = usize::try_from(below(&mut self.0, room)).expect("64 bits");
+        supply.slice(begin..begin + bytes)
     }
 }
 
-/// The key of a number: 20 bytes.
+/// Four mebibytes of 64 random bytes and 64 equal ones by turns.
+fn supply() -> Bytes {
+    static SUPPLY: std::sync::OnceLock<Bytes> = std::sync::OnceLock::new();
+    let make = || {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(0);
+        let mut bytes = vec![b'.'; 4 << 20];
+        for piece in bytes.chunks_exact_mut(128) {
+            rng.fill_bytes(&mut piece[..64]);
+        }
+        Bytes::from(bytes)
+    };
+    SUPPLY.get_or_init(make).clone()
+}
+
+/// The key of a number.
 pub fn key(kind: &str, number: u32) -> Vec<u8> {
     format!("{kind}{number:016}").into_bytes()
 }
