@@ -10,6 +10,7 @@ use std::collections::BinaryHeap;
 use std::collections::VecDeque;
 use std::collections::binary_heap::PeekMut;
 
+use futures_util::future::join_all;
 use torc_env::{Disk, TokenRange};
 
 use crate::error::ReadError;
@@ -141,8 +142,10 @@ impl<D: Disk, M: Iterator<Item = Entry>> Merge<D, M> {
     pub async fn next(&mut self) -> Result<Option<Stored>, ReadError> {
         if !self.is_begun {
             self.is_begun = true;
-            for source in 0..self.sources.len() {
-                if let Some(stored) = self.sources[source].next().await? {
+            // Each may wait for the device: at the same time.
+            let firsts = join_all(self.sources.iter_mut().map(Source::next)).await;
+            for (source, first) in firsts.into_iter().enumerate() {
+                if let Some(stored) = first? {
                     self.heads.push(Head { stored, source });
                 }
             }

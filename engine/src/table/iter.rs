@@ -13,14 +13,22 @@ use crate::record::ScanFrom;
 /// How much is read at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadAhead {
-    /// For a client's scan: 128 KiB, so that a page of results does not read much beyond itself.
+    /// For a client's scan: 16 KiB, then twice as much each time up to 128 KiB. Most pages end after a few
+    /// records of each run, and what is read beyond them is taken from other requests.
     Foreground,
     /// For compaction and streaming: 1 MiB.
     Background,
 }
 
 impl ReadAhead {
-    fn bytes(self) -> u64 {
+    fn bytes_first(self) -> u64 {
+        match self {
+            ReadAhead::Foreground => 16 << 10,
+            ReadAhead::Background => self.bytes_max(),
+        }
+    }
+
+    fn bytes_max(self) -> u64 {
         match self {
             ReadAhead::Foreground => 128 << 10,
             ReadAhead::Background => 1 << 20,
@@ -36,6 +44,8 @@ pub struct TableIter<D: Disk> {
     from: Option<ScanFrom>,
     window: Window,
     ahead: ReadAhead,
+    /// Of the next window.
+    ahead_bytes: u64,
     /// The block to decode next.
     next_block: usize,
     /// The first block behind the range. What lies there is not touched: it may be unreadable.
@@ -80,6 +90,7 @@ impl<D: Disk> TableIter<D> {
                 ..Window::default()
             },
             ahead,
+            ahead_bytes: ahead.bytes_first(),
             next_block,
             end_block: table.block_of(range.last) + 1,
             current: None,
@@ -151,11 +162,12 @@ impl<D: Disk> TableIter<D> {
         let mut end = first + 1;
         while end < self.end_block {
             let extent = self.table.extent(end);
-            if extent.offset + extent.len - start > self.ahead.bytes() {
+            if extent.offset + extent.len - start > self.ahead_bytes {
                 break;
             }
             end += 1;
         }
+        self.ahead_bytes = (self.ahead_bytes * 2).min(self.ahead.bytes_max());
         let span = self.table.span(first, end);
         debug_assert!(span.len > 0 && le::len64(end) > 0);
         self.window = Window {
@@ -169,5 +181,82 @@ impl<D: Disk> TableIter<D> {
     fn end(&mut self) {
         self.current = None;
         self.next_block = self.end_block;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use torc_env::{Disk as _, Env as _, Token, TreeId};
+
+    use super::*;
+    use crate::crypt::{Keys, Sealing};
+    use crate::record::{EntryRef, Kind};
+    use crate::table::{FilterBits, TableOptions, TableWriter, table_path};
+
+    const RECORDS: u64 = 600;
+
+    /// A table of values that do not compress.
+    async fn table(env: &torc_sim::SimEnv) -> Table<torc_sim::SimDisk> {
+        let dir = Path::new("tables");
+        env.disk().create_dir(dir).await.unwrap();
+        let options = TableOptions {
+            tree: TreeId(1),
+            block_bytes: 8 << 10,
+            filter: FilterBits::Eight,
+        };
+        let path = table_path(dir, 1);
+        let sealing = Sealing::default();
+        let mut writer = TableWriter::create(env.disk().clone(), &path, 1, options, &sealing)
+            .await
+            .unwrap();
+        let mut word = 1_u64;
+        for number in 0..RECORDS {
+            let mut value = Vec::new();
+            while value.len() < 1000 {
+                word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                value.extend_from_slice(&word.to_be_bytes());
+            }
+            let entry = EntryRef {
+                token: Token(u128::from(number)),
+                key: &number.to_be_bytes(),
+                seqno: number + 1,
+                kind: Kind::Value,
+                stamp: 1,
+                expires_at_ms: 0,
+                value: &value,
+            };
+            writer.add(&entry).await.unwrap();
+        }
+        writer.finish().await.unwrap();
+        Table::open(env.disk(), dir, 1, &Keys::default())
+            .await
+            .unwrap()
+    }
+
+    #[test]
+    fn a_scan_reads_little_at_first_and_more_as_it_goes_on() {
+        torc_sim::run(1, |env| async move {
+            let table = table(&env).await;
+            let from = ScanFrom::Token(Token(0));
+            let mut iter = table.iter(&from, TokenRange::ALL, ReadAhead::Foreground);
+            let mut windows = Vec::new();
+            let mut records = 0;
+            while iter.next().await.unwrap().is_some() {
+                records += 1;
+                if windows.last() != Some(&iter.window.start) {
+                    windows.push(iter.window.start);
+                }
+            }
+            assert_eq!(records, RECORDS);
+            let lengths: Vec<u64> = windows.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            for (length, most) in lengths.iter().zip([16, 32, 64, 128, 128]) {
+                // As many whole blocks as fit, and a sector at each end.
+                let range = (most - 12) << 10..=(most + 4) << 10;
+                assert!(range.contains(length), "{lengths:?}");
+            }
+            assert!(lengths.len() >= 4, "{lengths:?}");
+        });
     }
 }
