@@ -40,7 +40,7 @@ use crate::workload::{KEY_BYTES, Script, Settings, scripts};
 const CACHE_BYTES: usize = 32 << 20;
 const MEMTABLE_BYTES: usize = 16 << 20;
 /// What a process may take in all: besides caches and memtables filters, what is on its way, and its threads.
-const MEMORY_BYTES_MAX: u64 = 192 << 20;
+const MEMORY_BYTES_MAX: u64 = 320 << 20;
 /// Bytes of records that a bulk load writes, and fewer when records are so small that it would take long.
 const DATA_BYTES: usize = 512 << 20;
 const SMALL_DATA_BYTES: usize = 256 << 20;
