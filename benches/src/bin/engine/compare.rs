@@ -73,7 +73,7 @@ pub struct Compare {
     #[arg(long, value_delimiter = ',')]
     engines: Vec<Engine>,
     /// Of each load
-    #[arg(long, default_value_t = 1.5)]
+    #[arg(long, default_value_t = 1.2)]
     seconds: f64,
     /// A quarter of the data, a fifth of the time: to see that all of it works
     #[arg(long)]
