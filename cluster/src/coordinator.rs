@@ -7,5 +7,6 @@ pub(crate) mod batch;
 pub(crate) mod delete;
 pub(crate) mod get;
 pub(crate) mod put;
+mod refusal;
 pub(crate) mod scan;
 pub(crate) mod spread;

@@ -19,6 +19,7 @@ use futures_util::stream::FuturesUnordered;
 use torc_env::{CallError, Class, Env, Instant, mutation};
 
 use crate::api::{Failure, FailureCode, GetAnswer, Level, Sibling};
+use crate::coordinator::refusal::Refusal;
 use crate::coordinator::spread::{Missed, Spread, call_failure};
 use crate::core::{Core, deadline_passed};
 use crate::membership::Health;
@@ -70,7 +71,7 @@ async fn read_quorum<E: Env>(core: &Rc<Core<E>>, read: &Read<'_>) -> Result<Byte
         events: FuturesUnordered::new(),
         local: None,
         message: Bytes::new(),
-        refusal: None,
+        refusal: Refusal::default(),
     };
     round.run(requirement).await
 }
@@ -175,7 +176,7 @@ struct Round<'a, E: Env> {
     local: Option<Bytes>,
     /// The request to the others, encoded at the first one.
     message: Bytes,
-    refusal: Option<Failure>,
+    refusal: Refusal,
 }
 
 impl<E: Env> Round<'_, E> {
@@ -352,27 +353,13 @@ impl<E: Env> Round<'_, E> {
 
     fn failed(&mut self, member: MemberIndex, failure: Failure) {
         self.tracker.refused(member);
-        let tells_more = match &self.refusal {
-            None => true,
-            Some(known) => known.code == FailureCode::QuorumNotMet,
-        };
-        if tells_more {
-            self.refusal = Some(failure);
-        }
+        self.refusal.note(failure);
     }
 
     fn unmet(&self) -> Failure {
         let answered = self.answers.len();
-        match &self.refusal {
-            Some(refusal) if refusal.code != FailureCode::QuorumNotMet => Failure::refused(
-                refusal.code,
-                format_args!("{answered} replicas answered; {}", refusal.message),
-            ),
-            _ => Failure::refused(
-                FailureCode::QuorumNotMet,
-                format_args!("{answered} replicas answered, the others did not"),
-            ),
-        }
+        self.refusal
+            .unmet(format_args!("{answered} replicas answered"))
     }
 
     /// Merges the answers and brings those who gave them up to date.

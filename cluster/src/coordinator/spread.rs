@@ -21,6 +21,7 @@ use torc_engine::{Ticket, WriteError};
 use torc_env::{CallError, Class, Env, Instant, mutation};
 
 use crate::api::{Failure, FailureCode, Written};
+use crate::coordinator::refusal::Refusal;
 use crate::core::{Core, deadline_passed};
 use crate::hint;
 use crate::message::{ArchivedAnswer, Body, Response, failure_of};
@@ -71,8 +72,7 @@ pub(crate) struct Spread<E: Env> {
     events: FuturesUnordered<LocalBoxFuture<'static, Event>>,
     /// Nodes that could take a hint and were not asked yet, best first; `None` until needed.
     fallbacks: Option<std::vec::IntoIter<MemberIndex>>,
-    /// The most telling refusal so far.
-    refusal: Option<Failure>,
+    refusal: Refusal,
 }
 
 impl<E: Env> Spread<E> {
@@ -106,7 +106,7 @@ impl<E: Env> Spread<E> {
             tracker: Tracker::new(order.iter().copied(), requirement, missed == Missed::Sloppy),
             events: FuturesUnordered::new(),
             fallbacks: None,
-            refusal: None,
+            refusal: Refusal::default(),
         }
     }
 
@@ -335,13 +335,7 @@ impl<E: Env> Spread<E> {
         } else {
             self.tracker.refused(member);
         }
-        let tells_more = match &self.refusal {
-            None => true,
-            Some(known) => known.code == FailureCode::QuorumNotMet,
-        };
-        if tells_more {
-            self.refusal = Some(failure);
-        }
+        self.refusal.note(failure);
     }
 
     /// Under `sloppy`: asks the next node that is no replica to keep the state for `member`.
@@ -394,16 +388,8 @@ impl<E: Env> Spread<E> {
 
     fn unmet(&self) -> Failure {
         let reached = self.tracker.replicas();
-        match &self.refusal {
-            Some(refusal) if refusal.code != FailureCode::QuorumNotMet => Failure::refused(
-                refusal.code,
-                format_args!("{reached} replicas acknowledged; {}", refusal.message),
-            ),
-            _ => Failure::refused(
-                FailureCode::QuorumNotMet,
-                format_args!("{reached} replicas acknowledged, the others did not"),
-            ),
-        }
+        self.refusal
+            .unmet(format_args!("{reached} replicas acknowledged"))
     }
 }
 

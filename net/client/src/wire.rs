@@ -11,3 +11,4 @@ pub mod frame;
 mod fuzz_tests;
 pub mod handshake;
 pub mod message;
+pub mod sealed;

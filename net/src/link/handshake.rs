@@ -4,6 +4,7 @@
 //! the other one is: a request never reaches a node or a cluster that it was not meant for.
 
 use bytes::{Buf, BufMut, BytesMut};
+use torc_client::wire::sealed::{SealError, open, seal};
 use torc_env::{NodeId, ShardId};
 
 /// First bytes of either message.
@@ -75,20 +76,25 @@ pub enum Status {
 #[error("the peer does not speak the protocol between Torc's nodes")]
 pub struct HandshakeError;
 
+impl From<SealError> for HandshakeError {
+    fn from(_: SealError) -> Self {
+        Self
+    }
+}
+
 impl Intro {
     /// Appends the message.
     pub fn encode(&self, out: &mut BytesMut) {
-        let start = out.len();
-        out.put_slice(&MAGIC);
-        out.put_u8(self.version_min);
-        out.put_u8(self.version_max);
-        out.put_u16_le(self.shard.0);
-        out.put_u16_le(self.to_shard.0);
-        out.put_u16_le(0);
-        out.put_u128_le(self.node.0);
-        out.put_u128_le(self.to_node.0);
-        out.put_u128_le(self.cluster);
-        seal(out, start);
+        seal(out, MAGIC, |out| {
+            out.put_u8(self.version_min);
+            out.put_u8(self.version_max);
+            out.put_u16_le(self.shard.0);
+            out.put_u16_le(self.to_shard.0);
+            out.put_u16_le(0);
+            out.put_u128_le(self.node.0);
+            out.put_u128_le(self.to_node.0);
+            out.put_u128_le(self.cluster);
+        });
     }
 
     /// Takes the message off the front of `input`; `None` when more bytes are needed.
@@ -96,7 +102,7 @@ impl Intro {
     /// # Errors
     /// When the peer speaks something else; noticed at the first wrong byte.
     pub fn decode(input: &mut BytesMut) -> Result<Option<Self>, HandshakeError> {
-        let Some(mut bytes) = open(input, INTRO_BYTES)? else {
+        let Some(mut bytes) = open(input, MAGIC, INTRO_BYTES)? else {
             return Ok(None);
         };
         let (version_min, version_max) = (bytes.get_u8(), bytes.get_u8());
@@ -137,24 +143,23 @@ impl Intro {
 impl Verdict {
     /// Appends the message.
     pub fn encode(&self, out: &mut BytesMut) {
-        let start = out.len();
-        out.put_slice(&MAGIC);
-        out.put_u8(self.version);
-        out.put_u8(match self.status {
-            Status::Ready => 0,
-            Status::Version => 1,
-            Status::WrongNode => 2,
-            Status::WrongCluster => 3,
-            Status::Removed => 4,
-            Status::Busy => 5,
-            Status::Other(other) => other,
+        seal(out, MAGIC, |out| {
+            out.put_u8(self.version);
+            out.put_u8(match self.status {
+                Status::Ready => 0,
+                Status::Version => 1,
+                Status::WrongNode => 2,
+                Status::WrongCluster => 3,
+                Status::Removed => 4,
+                Status::Busy => 5,
+                Status::Other(other) => other,
+            });
+            out.put_u16_le(self.shard_count);
+            out.put_u16_le(self.shard.0);
+            out.put_u16_le(0);
+            out.put_u128_le(self.node.0);
+            out.put_u128_le(self.cluster);
         });
-        out.put_u16_le(self.shard_count);
-        out.put_u16_le(self.shard.0);
-        out.put_u16_le(0);
-        out.put_u128_le(self.node.0);
-        out.put_u128_le(self.cluster);
-        seal(out, start);
     }
 
     /// Takes the message off the front of `input`; `None` when more bytes are needed.
@@ -162,7 +167,7 @@ impl Verdict {
     /// # Errors
     /// When the peer speaks something else; noticed at the first wrong byte.
     pub fn decode(input: &mut BytesMut) -> Result<Option<Self>, HandshakeError> {
-        let Some(mut bytes) = open(input, VERDICT_BYTES)? else {
+        let Some(mut bytes) = open(input, MAGIC, VERDICT_BYTES)? else {
             return Ok(None);
         };
         let version = bytes.get_u8();
@@ -189,32 +194,10 @@ impl Verdict {
     }
 }
 
-fn seal(out: &mut BytesMut, start: usize) {
-    let checksum = crc_fast::crc32_iscsi(&out[start..]);
-    out.put_u32_le(checksum);
-}
-
-/// Checks magic and checksum of a message of `len` bytes and returns what is between them.
-fn open(input: &mut BytesMut, len: usize) -> Result<Option<BytesMut>, HandshakeError> {
-    let seen = input.len().min(MAGIC.len());
-    if input[..seen] != MAGIC[..seen] {
-        return Err(HandshakeError);
-    }
-    if input.len() < len {
-        return Ok(None);
-    }
-    let mut bytes = input.split_to(len);
-    let mut checksum = bytes.split_off(len - 4);
-    if crc_fast::crc32_iscsi(&bytes) != checksum.get_u32_le() {
-        return Err(HandshakeError);
-    }
-    bytes.advance(MAGIC.len());
-    Ok(Some(bytes))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use torc_client::wire::sealed::reseal;
 
     const INTRO: Intro = Intro {
         version_min: 1,
@@ -300,7 +283,7 @@ mod tests {
         crate::fuzz::parser("handshake of a link", &valid).fuzz(|bytes| {
             let mut fitting = BytesMut::from(bytes);
             fitting.truncate(bytes.len().saturating_sub(4));
-            seal(&mut fitting, 0);
+            reseal(&mut fitting, 0);
             for input in [BytesMut::from(bytes), fitting] {
                 if let Ok(Some(intro)) = Intro::decode(&mut input.clone()) {
                     intro.judge(NodeId(1), 1, |_| false);

@@ -11,6 +11,7 @@ use bytes::{Buf, BufMut, BytesMut};
 use torc_env::{NodeId, ShardId};
 
 use super::frame::VERSION;
+use super::sealed::{SealError, open, seal};
 
 /// First bytes of either message.
 pub const MAGIC: [u8; 4] = *b"TORC";
@@ -80,6 +81,15 @@ pub enum HandshakeError {
     Checksum,
 }
 
+impl From<SealError> for HandshakeError {
+    fn from(error: SealError) -> Self {
+        match error {
+            SealError::Magic(found) => HandshakeError::Magic { found },
+            SealError::Checksum => HandshakeError::Checksum,
+        }
+    }
+}
+
 impl Hello {
     /// A hello of this build.
     pub fn new(shard: Option<ShardId>) -> Self {
@@ -92,13 +102,12 @@ impl Hello {
 
     /// Appends the message.
     pub fn encode(&self, out: &mut BytesMut) {
-        let start = out.len();
-        out.put_slice(&MAGIC);
-        out.put_u8(self.version_min);
-        out.put_u8(self.version_max);
-        out.put_u16_le(self.shard.map_or(ANY_SHARD, |shard| shard.0));
-        out.put_u32_le(0);
-        seal(out, start);
+        seal(out, MAGIC, |out| {
+            out.put_u8(self.version_min);
+            out.put_u8(self.version_max);
+            out.put_u16_le(self.shard.map_or(ANY_SHARD, |shard| shard.0));
+            out.put_u32_le(0);
+        });
     }
 
     /// Takes the message off the front of `input`; `None` when more bytes are needed.
@@ -106,7 +115,7 @@ impl Hello {
     /// # Errors
     /// See [`HandshakeError`]. A wrong first byte is noticed before the rest has come.
     pub fn decode(input: &mut BytesMut) -> Result<Option<Self>, HandshakeError> {
-        let Some(mut bytes) = open(input, HELLO_BYTES)? else {
+        let Some(mut bytes) = open(input, MAGIC, HELLO_BYTES)? else {
             return Ok(None);
         };
         let version_min = bytes.get_u8();
@@ -130,24 +139,23 @@ impl Hello {
 impl Welcome {
     /// Appends the message.
     pub fn encode(&self, out: &mut BytesMut) {
-        let start = out.len();
-        out.put_slice(&MAGIC);
-        out.put_u8(self.version);
-        out.put_u8(match self.status {
-            Status::Ready => 0,
-            Status::Version => 1,
-            Status::Busy => 2,
-            Status::Other(other) => other,
+        seal(out, MAGIC, |out| {
+            out.put_u8(self.version);
+            out.put_u8(match self.status {
+                Status::Ready => 0,
+                Status::Version => 1,
+                Status::Busy => 2,
+                Status::Other(other) => other,
+            });
+            out.put_u16_le(self.shard_count);
+            out.put_u16_le(self.shard.0);
+            out.put_u16_le(0);
+            out.put_u128_le(self.node.0);
+            out.put_u128_le(self.cluster);
+            out.put_u64_le(self.epoch);
+            out.put_u32_le(self.frame_bytes_max);
+            out.put_u32_le(0);
         });
-        out.put_u16_le(self.shard_count);
-        out.put_u16_le(self.shard.0);
-        out.put_u16_le(0);
-        out.put_u128_le(self.node.0);
-        out.put_u128_le(self.cluster);
-        out.put_u64_le(self.epoch);
-        out.put_u32_le(self.frame_bytes_max);
-        out.put_u32_le(0);
-        seal(out, start);
     }
 
     /// Takes the message off the front of `input`; `None` when more bytes are needed.
@@ -155,7 +163,7 @@ impl Welcome {
     /// # Errors
     /// See [`HandshakeError`].
     pub fn decode(input: &mut BytesMut) -> Result<Option<Self>, HandshakeError> {
-        let Some(mut bytes) = open(input, WELCOME_BYTES)? else {
+        let Some(mut bytes) = open(input, MAGIC, WELCOME_BYTES)? else {
             return Ok(None);
         };
         let version = bytes.get_u8();
@@ -179,31 +187,6 @@ impl Welcome {
             frame_bytes_max: bytes.get_u32_le(),
         }))
     }
-}
-
-fn seal(out: &mut BytesMut, start: usize) {
-    let checksum = crc_fast::crc32_iscsi(&out[start..]);
-    out.put_u32_le(checksum);
-}
-
-/// Checks magic and checksum of a message of `len` bytes and returns what is between them.
-fn open(input: &mut BytesMut, len: usize) -> Result<Option<BytesMut>, HandshakeError> {
-    let seen = input.len().min(MAGIC.len());
-    if input[..seen] != MAGIC[..seen] {
-        let mut found = [0; 4];
-        found[..seen].copy_from_slice(&input[..seen]);
-        return Err(HandshakeError::Magic { found });
-    }
-    if input.len() < len {
-        return Ok(None);
-    }
-    let mut bytes = input.split_to(len);
-    let mut checksum = bytes.split_off(len - 4);
-    if crc_fast::crc32_iscsi(&bytes) != checksum.get_u32_le() {
-        return Err(HandshakeError::Checksum);
-    }
-    bytes.advance(MAGIC.len());
-    Ok(Some(bytes))
 }
 
 #[cfg(test)]
