@@ -261,20 +261,21 @@ fn counters(kernel: &impl Kernel) -> Counters {
     ] {
         counters.extend(table(&kernel.text(file).unwrap_or_default(), sort));
     }
-    for line in kernel.text("/proc/stat").unwrap_or_default().lines() {
-        let mut words = line.split_whitespace();
-        let cpu = words
-            .next()
-            .and_then(|name| name.strip_prefix("cpu")?.parse().ok());
-        // user nice system idle iowait irq softirq steal, in hundredths of a second.
-        if let (Some(cpu), Some(steal)) = (
-            cpu,
-            words.nth(7).and_then(|steal| steal.parse::<u64>().ok()),
-        ) {
-            counters.insert((cpu, HYPERVISOR.into()), steal.saturating_mul(10_000));
-        }
-    }
+    let stat = kernel.text("/proc/stat").unwrap_or_default();
+    counters.extend(stolen_us(&stat).map(|(cpu, stolen)| ((cpu, HYPERVISOR.into()), stolen)));
     counters
+}
+
+/// What a hypervisor took of each CPU since the start, in microseconds, as the text of `/proc/stat` says:
+/// in steps of 10 ms.
+pub fn stolen_us(stat: &str) -> impl Iterator<Item = (u32, u64)> {
+    stat.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let cpu = words.next()?.strip_prefix("cpu")?.parse().ok()?;
+        // user nice system idle iowait irq softirq steal, in hundredths of a second.
+        let steal: u64 = words.nth(7)?.parse().ok()?;
+        Some((cpu, steal.saturating_mul(10_000)))
+    })
 }
 
 /// Rows of a table with one column for each CPU.

@@ -30,6 +30,9 @@ pub struct Thread {
     /// Ready to work, while other threads had its CPU; part of either of the above.
     #[serde(default)]
     pub delayed_ns: Nanos,
+    /// A hypervisor had its CPU, likewise; with the last stretch for the whole run.
+    #[serde(default)]
+    pub stolen_ns: Nanos,
 }
 
 impl Thread {
@@ -38,6 +41,7 @@ impl Thread {
         self.busy_ns += other.busy_ns;
         self.wall_ns += other.wall_ns;
         self.delayed_ns += other.delayed_ns;
+        self.stolen_ns += other.stolen_ns;
     }
 
     /// Share of the time that it worked, 0 to 1.
@@ -48,6 +52,11 @@ impl Thread {
     /// Share of the time that it waited for a CPU, 0 to 1.
     pub fn delayed(&self) -> f64 {
         self.delayed_ns as f64 / self.wall_ns.max(1) as f64
+    }
+
+    /// Share of the time that a hypervisor had its CPU, 0 to 1.
+    pub fn stolen(&self) -> f64 {
+        self.stolen_ns as f64 / self.wall_ns.max(1) as f64
     }
 }
 
@@ -97,17 +106,9 @@ impl Health {
         }
     }
 
-    /// The busiest thread's share, 0 to 1.
-    pub fn busiest(&self) -> f64 {
-        self.threads.values().map(Thread::busy).fold(0.0, f64::max)
-    }
-
-    /// Share of the time that the most delayed thread waited for a CPU, 0 to 1.
-    pub fn delayed(&self) -> f64 {
-        self.threads
-            .values()
-            .map(Thread::delayed)
-            .fold(0.0, f64::max)
+    /// The largest share of a thread, 0 to 1.
+    pub fn most(&self, share: fn(&Thread) -> f64) -> f64 {
+        self.threads.values().map(share).fold(0.0, f64::max)
     }
 }
 
@@ -157,7 +158,7 @@ pub struct Facts<'a> {
 /// Judges whether the client distorted what it measured.
 pub fn judge(facts: Facts<'_>) -> Validity {
     let mut reasons = Vec::new();
-    let busiest = facts.health.busiest();
+    let busiest = facts.health.most(Thread::busy);
     if busiest > BUSY_MAX {
         reasons.push(format!(
             "the busiest client thread worked {:.0} % of the time (limit {:.0} %): use more \
@@ -212,11 +213,19 @@ fn why_late(health: &Health, limit: Nanos) -> String {
             alone as f64 / 1e3
         ));
     }
-    if health.delayed() > DELAYED_MAX {
+    let stolen = health.most(Thread::stolen);
+    if stolen > DELAYED_MAX {
+        causes.push(format!(
+            "the hypervisor had its CPUs for {:.1} % of the time",
+            stolen * 100.0
+        ));
+    }
+    let delayed = health.most(Thread::delayed);
+    if delayed > DELAYED_MAX {
         causes.push(format!(
             "other programs had its threads' CPUs for {:.1} % of the time (with --cpus and --realtime \
              only the kernel's own threads can)",
-            health.delayed() * 100.0
+            delayed * 100.0
         ));
     }
     if causes.is_empty() {
@@ -248,6 +257,7 @@ mod tests {
                 busy_ns: share,
                 wall_ns: 100,
                 delayed_ns: 7,
+                stolen_ns: 3,
             },
         );
         health
@@ -289,12 +299,18 @@ mod tests {
             words.contains("150 us") && words.contains("7.0 %"),
             "{words}"
         );
+        assert!(
+            words.contains("the hypervisor had its CPUs for 3.0 %"),
+            "{words}"
+        );
         assert!(!words.contains("machine itself"), "{words}");
         let mut alone = late.clone();
         alone.threads.clear();
         let words = judge(facts(&alone)).words();
         assert!(
-            words.contains("system calls") && !words.contains("other programs"),
+            words.contains("system calls")
+                && !words.contains("other programs")
+                && !words.contains("hypervisor"),
             "{words}"
         );
         late.pauses.polled(80_000_000);

@@ -142,6 +142,9 @@ pub struct Client {
     /// Share of the time that each thread was ready and others had its CPU, 0 to 1.
     #[serde(default)]
     pub threads_delayed: Vec<f64>,
+    /// Share of the time that a hypervisor had the thread's CPU, 0 to 1.
+    #[serde(default)]
+    pub threads_stolen: Vec<f64>,
     /// From when an operation was due and a connection free, to when it was sent.
     pub scheduling_lag_us: BTreeMap<String, f64>,
     /// What the machine alone adds to it: how long threads that had nothing to do were held up, at
@@ -153,13 +156,21 @@ pub struct Client {
 impl Client {
     /// The busiest thread's share, 0 to 1.
     pub fn busiest(&self) -> f64 {
-        self.threads_busy.iter().copied().fold(0.0, f64::max)
+        most(&self.threads_busy)
     }
 
-    /// The share of the thread that waited most for a CPU, 0 to 1.
-    pub fn delayed(&self) -> f64 {
-        self.threads_delayed.iter().copied().fold(0.0, f64::max)
+    /// How long the threads were without a CPU, for people.
+    pub fn without_a_cpu(&self) -> String {
+        format!(
+            "{:.1} % of the time to other programs and {:.1} % to the hypervisor",
+            most(&self.threads_delayed) * 100.0,
+            most(&self.threads_stolen) * 100.0
+        )
     }
+}
+
+fn most(shares: &[f64]) -> f64 {
+    shares.iter().copied().fold(0.0, f64::max)
 }
 
 /// What verification found.
@@ -231,7 +242,7 @@ pub fn interval(at_s: f64, recorder: &Recorder) -> Interval {
     let mut all = histogram(3);
     let mut result = Interval {
         at_s,
-        client_busy: recorder.health.busiest(),
+        client_busy: recorder.health.most(health::Thread::busy),
         lag_us_p999: micros(recorder.health.lag.value_at_quantile(0.999)),
         ..Interval::default()
     };
@@ -300,6 +311,7 @@ impl Outcome {
             client: Client {
                 threads_busy: threads(recorder, health::Thread::busy),
                 threads_delayed: threads(recorder, health::Thread::delayed),
+                threads_stolen: threads(recorder, health::Thread::stolen),
                 scheduling_lag_us: percentiles(&recorder.health.lag),
                 pauses_us: pauses(&recorder.health.pauses),
             },

@@ -99,7 +99,7 @@ pub fn text(outcome: &Outcome) -> String {
 
 fn client(outcome: &Outcome) -> String {
     let client = &outcome.client;
-    let without_a_cpu = format!("without a CPU {:.1} %", client.delayed() * 100.0);
+    let without_a_cpu = format!("lost its CPU for {}", client.without_a_cpu());
     let busiest = format!("busiest thread {:.0} %", client.busiest() * 100.0);
     if !outcome.open() {
         // Nothing is due at a time.

@@ -14,8 +14,8 @@ use super::outcome::Outcome;
 use super::run::{Bench, Run};
 use crate::failure::Failure;
 
-/// Probes that may be repeated because the client did not keep up, for each rate.
-const RETRIES: usize = 2;
+/// Runs that may be repeated because the client did not keep up, for each that counts.
+pub const RETRIES: usize = 2;
 /// Probes of a search at most.
 const PROBES_MAX: usize = 60;
 

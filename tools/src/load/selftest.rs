@@ -127,7 +127,7 @@ pub fn text(found: &Selftest) -> String {
          half       {:.0}/s open loop, busiest thread {:.0} %, latency p50 {:.1} us, p99 {:.1} us\n\
          lag        p50 {:.1} us, p99 {:.1} us, p99.9 {:.1} us, max {:.1} us at that rate\n\
          machine    alone adds p99 {}, p99.9 {}, max {} of it; the client was without a CPU for \
-         {:.1} % of the time\n\
+         {}\n\
          so         rates up to {:.0}/s can be measured with these connections and threads, and \
          latencies above {:.0} us told to a tenth\n",
         found.clock_ns,
@@ -146,7 +146,7 @@ pub fn text(found: &Selftest) -> String {
         alone("p99"),
         alone("p99.9"),
         alone("max"),
-        found.half.client.delayed() * 100.0,
+        found.half.client.without_a_cpu(),
         found.half.rate_per_s,
         10.0 * lag("p99.9"),
     )

@@ -65,6 +65,10 @@ impl World for VirtualWorld {
         0
     }
 
+    fn stolen(&mut self) -> Nanos {
+        0
+    }
+
     fn now(&mut self) -> Nanos {
         self.now += TICK_NS;
         self.now

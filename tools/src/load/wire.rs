@@ -131,6 +131,7 @@ mod tests {
                 busy_ns: 5,
                 wall_ns: 10,
                 delayed_ns: 1,
+                stolen_ns: 2,
             },
         );
         recorder.verdicts.lost = 4;

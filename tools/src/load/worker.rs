@@ -158,6 +158,8 @@ pub struct Worker<'a, W> {
     waited: Nanos,
     /// What [`World::delayed`] was when the interval began.
     delayed: Nanos,
+    /// What [`World::stolen`] was when the connections stood.
+    stolen: Nanos,
     next_check: Nanos,
 }
 
@@ -194,6 +196,7 @@ impl<'a, W: World> Worker<'a, W> {
             interval_began: 0,
             waited: 0,
             delayed: 0,
+            stolen: 0,
             next_check: 0,
             settings,
         }
@@ -226,6 +229,7 @@ impl<'a, W: World> Worker<'a, W> {
         }
         self.free_since = 0;
         self.recorder.health.pauses.clear();
+        self.stolen = self.world.stolen();
         Ok(())
     }
 
@@ -276,6 +280,11 @@ impl<'a, W: World> Worker<'a, W> {
         for slot in 0..self.slots.len() {
             self.drop_connection(slot, Status::Unfinished, "the run ended");
         }
+        let lost = Thread {
+            stolen_ns: self.world.stolen().saturating_sub(self.stolen),
+            ..Thread::default()
+        };
+        self.recorder.thread(self.settings.index, lost);
         let now = self.world.now();
         self.emit(now, emit);
         Ok(())
@@ -321,6 +330,7 @@ impl<'a, W: World> Worker<'a, W> {
             busy_ns: wall_ns.saturating_sub(self.waited),
             wall_ns,
             delayed_ns: delayed.saturating_sub(self.delayed),
+            ..Thread::default()
         };
         self.delayed = delayed;
         self.recorder.thread(self.settings.index, thread);

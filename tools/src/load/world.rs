@@ -13,6 +13,8 @@ use bytes::{Buf, BytesMut};
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
+use rustix::thread::CpuSet;
+use torc_tuning::jitter;
 
 use super::pauses::Pauses;
 use super::place::RealTime;
@@ -26,6 +28,9 @@ pub trait World {
     fn now(&mut self) -> Nanos;
     /// How long this thread was ready to run so far, and something else ran.
     fn delayed(&mut self) -> Nanos;
+    /// How long a hypervisor had this thread's CPU so far, on average of those that it may use, in
+    /// steps of a hundredth of a second. It may take long to find out.
+    fn stolen(&mut self) -> Nanos;
     /// Begins to connect a slot that has no connection.
     fn open(&mut self, slot: usize, address: SocketAddr) -> io::Result<()>;
     /// Whether the connection of `slot` stands; `false` while it is being made.
@@ -85,6 +90,8 @@ pub struct Sockets {
     scratch: Vec<u8>,
     /// The scheduler's account of this thread; `None` where the kernel keeps none.
     account: Option<File>,
+    /// CPUs that this thread may use.
+    cpus: Vec<u32>,
 }
 
 struct Socket {
@@ -117,6 +124,7 @@ impl Sockets {
             events: Vec::with_capacity(EVENTS_MAX),
             scratch: vec![0; READ_BYTES],
             account: File::open("/proc/thread-self/schedstat").ok(),
+            cpus: own_cpus(),
         })
     }
 
@@ -169,6 +177,17 @@ impl Sockets {
     }
 }
 
+/// CPUs that the calling thread may use.
+fn own_cpus() -> Vec<u32> {
+    let Ok(allowed) = rustix::thread::sched_getaffinity(None) else {
+        return Vec::new();
+    };
+    (0..CpuSet::MAX_CPU)
+        .filter(|cpu| allowed.is_set(*cpu))
+        .filter_map(|cpu| u32::try_from(cpu).ok())
+        .collect()
+}
+
 /// A moment on the machine's monotonic clock.
 fn monotonic(moment: Instant) -> Nanos {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
@@ -208,6 +227,13 @@ impl World for Sockets {
         let text = std::str::from_utf8(&text[..length]).unwrap_or("");
         let waited = text.split_whitespace().nth(1);
         waited.and_then(|word| word.parse().ok()).unwrap_or(0)
+    }
+
+    fn stolen(&mut self) -> Nanos {
+        let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+        let own = jitter::stolen_us(&text).filter(|(cpu, _)| self.cpus.contains(cpu));
+        let sum: u64 = own.map(|(_, stolen_us)| stolen_us).sum();
+        sum * 1000 / u64::try_from(self.cpus.len().max(1)).expect("a small number")
     }
 
     fn open(&mut self, slot: usize, address: SocketAddr) -> io::Result<()> {
@@ -352,6 +378,17 @@ mod tests {
             sockets.slept(0);
         }
         assert_eq!(sockets.stretch_ns, STRETCH_NS.start);
+    }
+
+    #[test]
+    fn what_the_hypervisor_takes_is_counted_for_the_own_cpus_alone() {
+        let mut sockets = sockets(Polls::Never);
+        assert!(!sockets.cpus.is_empty());
+        let own = sockets.stolen();
+        sockets.cpus = vec![u32::MAX];
+        assert_eq!(sockets.stolen(), 0, "there is no such CPU");
+        sockets.cpus = own_cpus();
+        assert!(sockets.stolen() >= own, "it only grows");
     }
 
     #[test]
