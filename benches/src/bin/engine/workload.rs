@@ -39,6 +39,7 @@ impl Settings {
     }
 
     /// Whether values of this size are separated.
+    #[cfg(any(feature = "fjall", feature = "rocksdb"))]
     pub fn separates(&self) -> bool {
         self.separate_from
             .is_some_and(|from| from <= self.value_bytes)
