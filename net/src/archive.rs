@@ -8,6 +8,8 @@
 //! Invariant: the directory is never made here. Where it should be mounted and is not, a node does not start and
 //! does not fill another disk.
 
+pub mod ending;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,8 +20,6 @@ use serde_json::{Value, json};
 use torc_engine::archive::trailer::Origin;
 use torc_engine::{ArchiveOptions, Layout, Stats, Store};
 use torc_env::{Class, Disk, Env, ShardId};
-
-pub mod ending;
 
 use crate::boot::identity::Identity;
 use crate::config::ArchiveConfig;
