@@ -26,7 +26,7 @@ use crate::config::ArchiveConfig;
 use crate::gather::on_every_shard;
 use crate::http::response::Problem;
 use crate::service::Service;
-use crate::snapshot::{read_whole, write_whole};
+use crate::snapshot::{place_whole, read_whole};
 
 /// The link in the data directory.
 pub(crate) const LINK: &str = "wal-archive";
@@ -35,7 +35,7 @@ pub const TOPOLOGIES: &str = "topology";
 /// How often the topology is looked at.
 const TOPOLOGY_INTERVAL: Duration = Duration::from_millis(250);
 /// How long an order to archive waits for a shard.
-const ORDER_PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const ORDER_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a stopping shard waits for its last segment.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -135,7 +135,7 @@ pub async fn now(service: &Service) -> Result<Value, Problem> {
         return Err(off());
     }
     let outcomes = on_every_shard(&service.handle, |service: Rc<Service>| async move {
-        in_time(&service.env, &service.store).await
+        in_time(&service.env, &service.store, ORDER_PATIENCE).await
     });
     let mut reach_us = u64::MAX;
     for (shard, outcome) in outcomes.await.into_iter().enumerate() {
@@ -152,16 +152,20 @@ pub async fn now(service: &Service) -> Result<Value, Problem> {
     Ok(json!({ "reach_us": reach_us }))
 }
 
-/// Archives what a store has written up to now, and says how far that reaches.
-pub(crate) async fn in_time<E: Env>(env: &E, store: &Store<E>) -> Result<u64, String> {
+/// Archives what a store has written up to now, unless that takes longer than `patience`, and says how far that
+/// reaches.
+pub(crate) async fn in_time<E: Env>(
+    env: &E,
+    store: &Store<E>,
+    patience: Duration,
+) -> Result<u64, String> {
     let archived = std::pin::pin!(store.archive_log());
-    let late = std::pin::pin!(env.sleep(ORDER_PATIENCE));
+    let late = std::pin::pin!(env.sleep(patience));
     match futures_util::future::select(archived, late).await {
         futures_util::future::Either::Left((reach, _)) => reach.map_err(|error| error.to_string()),
-        futures_util::future::Either::Right(_) => Err(format!(
-            "not archived within {} s",
-            ORDER_PATIENCE.as_secs()
-        )),
+        futures_util::future::Either::Right(_) => {
+            Err(format!("not archived within {} s", patience.as_secs()))
+        }
     }
 }
 
@@ -204,16 +208,8 @@ pub(crate) async fn finish(service: &Service) {
     if service.config.archive.is_none() {
         return;
     }
-    let archived = std::pin::pin!(service.store.archive_log());
-    let late = std::pin::pin!(service.env.sleep(STOP_PATIENCE));
-    match futures_util::future::select(archived, late).await {
-        futures_util::future::Either::Left((Ok(_), _)) => {}
-        futures_util::future::Either::Left((Err(error), _)) => {
-            tracing::warn!("the end of the log is archived after the next start: {error}");
-        }
-        futures_util::future::Either::Right(_) => {
-            tracing::warn!("the end of the log is archived after the next start: no time");
-        }
+    if let Err(reason) = in_time(&service.env, &service.store, STOP_PATIENCE).await {
+        tracing::warn!("the end of the log is archived after the next start: {reason}");
     }
 }
 
@@ -256,15 +252,8 @@ async fn keep_one(service: &Service, epoch: u64) -> io::Result<()> {
         return Ok(());
     }
     let bytes = read_whole(disk, Path::new("node/topology")).await?;
-    let part = dir.join("part");
-    match disk.remove(&part).await {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    write_whole(disk, &part, &bytes).await?;
     let name = format!("{:016x}-{epoch:016x}", service.env.wall().0);
-    disk.rename(&part, &dir.join(name)).await?;
-    disk.sync_dir(&dir).await
+    place_whole(disk, &dir, &name, &bytes).await
 }
 
 /// Since when a topology was known, in microseconds since 1970, and its epoch: what its file's name says.

@@ -92,7 +92,7 @@ pub fn settle(config: &ServerConfig, boot: &mut Boot, shards: u16) -> Result<(),
 async fn end<E: Env>(env: &E, identity: &Identity, stores: &Redistribution<E>, begins: Vec<Mark>) {
     let archived = async {
         for store in &stores.old {
-            archive::in_time(env, store).await?;
+            archive::in_time(env, store, archive::ORDER_PATIENCE).await?;
         }
         let ending = Ending {
             layout: identity.layout(),

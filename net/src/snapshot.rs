@@ -437,6 +437,23 @@ pub(crate) async fn read_whole<D: Disk>(disk: &D, path: &Path) -> io::Result<Byt
     Ok(buffer.into_bytes())
 }
 
+/// Makes a file in `dir`, whole or not at all; durable on return. Files of one directory are made one after the other.
+pub(crate) async fn place_whole<D: Disk>(
+    disk: &D,
+    dir: &Path,
+    name: &str,
+    bytes: &[u8],
+) -> io::Result<()> {
+    let part = dir.join("part");
+    match disk.remove(&part).await {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    write_whole(disk, &part, bytes).await?;
+    disk.rename(&part, &dir.join(name)).await?;
+    disk.sync_dir(dir).await
+}
+
 pub(crate) async fn write_whole<D: Disk>(disk: &D, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let file = disk.open(path, OpenMode::CreateNew).await?;
     let mut buffer = AlignedBuf::copy_of(bytes);

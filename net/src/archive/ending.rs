@@ -19,7 +19,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::{LINK, lineage_dir};
 use crate::boot::identity::Identity;
 use crate::config::ArchiveConfig;
-use crate::snapshot::write_whole;
+use crate::snapshot::place_whole;
 
 /// Where the endings of a lineage lie beside the stores.
 pub const ENDINGS: &str = "layouts";
@@ -132,15 +132,8 @@ pub(crate) async fn write<E: Env>(env: &E, identity: &Identity, ending: &Ending)
     let disk = env.disk();
     let dir = Path::new(LINK).join(dir_of(identity));
     disk.create_dir(&dir).await?;
-    let part = dir.join("part");
-    match disk.remove(&part).await {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    write_whole(disk, &part, ending.encode().as_bytes()).await?;
     let name = Ending::name(ending.layout.number);
-    disk.rename(&part, &dir.join(name)).await?;
-    disk.sync_dir(&dir).await
+    place_whole(disk, &dir, &name, ending.encode().as_bytes()).await
 }
 
 /// Takes back that the layout of `identity` has ended: its logs go on. Runs before they do.

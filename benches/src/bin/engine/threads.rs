@@ -31,12 +31,7 @@ pub fn run(settings: &Settings, script: &Script, engine: &impl Engine, directory
             engine.compact();
         }
         let begun = Begun::now();
-        let run = Run {
-            settings,
-            load,
-            population: &population,
-            end: begun.at() + settings.duration,
-        };
+        let run = Run::new(settings, load, &population, begun.at());
         // A single thread is what a bulk load is fastest with: nobody waits for a sync.
         let clients = if load.is_bulk { 0..1 } else { run.clients() };
         let mut tally = Tally::new();

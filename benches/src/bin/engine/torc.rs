@@ -72,12 +72,7 @@ async fn measure(
             store.compact().await.expect("a compaction");
         }
         let begun = Begun::now();
-        let run = Run {
-            settings,
-            load,
-            population: &population,
-            end: begun.at() + settings.duration,
-        };
+        let run = Run::new(settings, load, &population, begun.at());
         let mut tally = Tally::new();
         let clients: FuturesUnordered<_> = run
             .clients()

@@ -220,7 +220,22 @@ pub struct Run<'a> {
     pub end: Instant,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    /// That begins at a time.
+    pub fn new(
+        settings: &'a Settings,
+        load: &'a Load,
+        population: &'a Population,
+        begun: Instant,
+    ) -> Run<'a> {
+        Run {
+            settings,
+            load,
+            population,
+            end: begun + settings.duration,
+        }
+    }
+
     /// Clients of both kinds.
     pub fn clients(&self) -> std::ops::Range<usize> {
         0..self.load.clients + self.load.writers
