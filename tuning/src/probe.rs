@@ -1,9 +1,19 @@
-//! Pinning and raising the calling thread: what every measuring probe does first, and what
-//! `torc load` does with the threads that make its load.
+//! Where the calling thread may run, pinning and raising it: what every measuring probe does first, and
+//! what `torc load` does with the threads that make its load.
 
 use std::io;
 
 use crate::cpuset::CpuSet;
+
+/// CPUs that the calling thread may use.
+///
+/// # Errors
+/// The kernel's; none are known.
+pub fn allowed() -> io::Result<CpuSet> {
+    let set = rustix::thread::sched_getaffinity(None)?;
+    let cpus = (0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu));
+    Ok(cpus.filter_map(|cpu| u32::try_from(cpu).ok()).collect())
+}
 
 /// Pins the calling thread to one CPU.
 ///
@@ -14,7 +24,10 @@ pub fn pin(cpu: u32) -> io::Result<()> {
 }
 
 /// Keeps the calling thread on these CPUs.
-pub(crate) fn pin_to(cpus: &CpuSet) -> io::Result<()> {
+///
+/// # Errors
+/// The kernel's: one of them cannot be there, or this program may use none of them.
+pub fn pin_to(cpus: &CpuSet) -> io::Result<()> {
     let mut set = rustix::thread::CpuSet::new();
     for cpu in cpus.iter() {
         let index = usize::try_from(cpu).unwrap_or(usize::MAX);
@@ -57,6 +70,30 @@ fn schedule(policy: i32, priority: i32) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use crate::cpuset::CpuSet;
+
+    #[test]
+    fn this_process_may_use_some_cpu() {
+        assert!(!super::allowed().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_thread_keeps_to_the_cpus_that_it_is_pinned_to() {
+        let thread = std::thread::spawn(|| {
+            let one = CpuSet::of(super::allowed().unwrap().first().unwrap());
+            super::pin_to(&one).unwrap();
+            assert_eq!(super::allowed().unwrap(), one);
+            super::pin_to(&CpuSet::of(u32::MAX)).unwrap_err();
+            super::pin_to(&CpuSet::new()).unwrap_err();
+            assert_eq!(
+                super::allowed().unwrap(),
+                one,
+                "what is refused changes nothing"
+            );
+        });
+        thread.join().unwrap();
+    }
+
     /// The calling thread's.
     fn policy() -> String {
         let status = std::fs::read_to_string("/proc/thread-self/stat").unwrap();

@@ -5,7 +5,6 @@
 
 use std::io;
 
-use rustix::thread::{CpuSet as Mask, sched_getaffinity, sched_setaffinity};
 use torc_tuning::cpuset::CpuSet;
 use torc_tuning::probe;
 
@@ -65,13 +64,10 @@ impl Place {
 
     /// Keeps the calling thread off the CPUs of those that make load, where it may use others.
     pub fn leave(&self) {
-        let mut mask = Mask::new();
-        for cpu in self.others() {
-            mask.set(cpu);
-        }
-        if self.cpus.is_some() && mask.count() > 0 {
+        let others = self.others();
+        if self.cpus.is_some() && !others.is_empty() {
             // Where it is refused the scheduling lag tells.
-            sched_setaffinity(None, &mask).ok();
+            probe::pin_to(&others).ok();
         }
     }
 
@@ -91,18 +87,13 @@ impl Place {
         }
     }
 
-    /// CPUs that the program may use and these threads do not, in order.
-    pub fn others(&self) -> Vec<usize> {
-        let Ok(allowed) = sched_getaffinity(None) else {
-            return Vec::new();
-        };
-        let taken = |cpu: &usize| {
-            let cpu = u32::try_from(*cpu).unwrap_or(u32::MAX);
-            self.cpus.as_ref().is_some_and(|cpus| cpus.contains(cpu))
-        };
-        (0..Mask::MAX_CPU)
-            .filter(|cpu| allowed.is_set(*cpu) && !taken(cpu))
-            .collect()
+    /// CPUs that the program may use and these threads do not.
+    pub fn others(&self) -> CpuSet {
+        let allowed = probe::allowed().unwrap_or_default();
+        match &self.cpus {
+            Some(taken) => allowed.minus(taken),
+            None => allowed,
+        }
     }
 }
 
@@ -176,20 +167,19 @@ mod tests {
 
     #[test]
     fn threads_keep_to_their_cpus_and_the_rest_keeps_off() {
-        let cpu = Place::default().others()[0];
+        let cpu = Place::default().others().first().unwrap();
         let place = Place {
-            cpus: Some(CpuSet::of(u32::try_from(cpu).unwrap())),
+            cpus: Some(CpuSet::of(cpu)),
             realtime: false,
         };
         place.check().unwrap();
-        assert!(!place.others().contains(&cpu));
+        assert!(!place.others().contains(cpu));
         assert!(place.has_a_cpu_for_each(1) && !place.has_a_cpu_for_each(2));
         let thread = std::thread::spawn(move || {
             place.enter(3).unwrap();
-            sched_getaffinity(None).unwrap()
+            probe::allowed().unwrap()
         });
-        let mask = thread.join().unwrap();
-        assert!(mask.is_set(cpu) && mask.count() == 1);
+        assert_eq!(thread.join().unwrap(), CpuSet::of(cpu));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use torc_tuning::probe;
+
 use super::null_server::NullServer;
 use super::options::{Model, Options, Warmup};
 use super::outcome::Outcome;
@@ -63,11 +65,9 @@ pub fn run(options: &Options) -> Result<Selftest, Failure> {
 /// Keeps the server to the last CPU that the client's threads leave. Else the kernel moves it,
 /// whenever it wakes, to the CPU of the worker that woke it, and they take turns there.
 fn keep_to_one_cpu(client: &Place) {
-    if let Some(last) = client.others().last() {
-        let mut one = rustix::thread::CpuSet::new();
-        one.set(*last);
+    if let Some(last) = client.others().iter().next_back() {
         // Where it is refused the figures are lower, and as true.
-        rustix::thread::sched_setaffinity(None, &one).ok();
+        probe::pin(last).ok();
     }
 }
 

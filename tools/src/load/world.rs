@@ -13,8 +13,8 @@ use bytes::{Buf, BytesMut};
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use rustix::thread::CpuSet;
-use torc_tuning::jitter;
+use torc_tuning::cpuset::CpuSet;
+use torc_tuning::{jitter, probe};
 
 use super::pauses::Pauses;
 use super::place::RealTime;
@@ -91,7 +91,7 @@ pub struct Sockets {
     /// The scheduler's account of this thread; `None` where the kernel keeps none.
     account: Option<File>,
     /// CPUs that this thread may use.
-    cpus: Vec<u32>,
+    cpus: CpuSet,
 }
 
 struct Socket {
@@ -124,7 +124,7 @@ impl Sockets {
             events: Vec::with_capacity(EVENTS_MAX),
             scratch: vec![0; READ_BYTES],
             account: File::open("/proc/thread-self/schedstat").ok(),
-            cpus: own_cpus(),
+            cpus: probe::allowed().unwrap_or_default(),
         })
     }
 
@@ -177,17 +177,6 @@ impl Sockets {
     }
 }
 
-/// CPUs that the calling thread may use.
-fn own_cpus() -> Vec<u32> {
-    let Ok(allowed) = rustix::thread::sched_getaffinity(None) else {
-        return Vec::new();
-    };
-    (0..CpuSet::MAX_CPU)
-        .filter(|cpu| allowed.is_set(*cpu))
-        .filter_map(|cpu| u32::try_from(cpu).ok())
-        .collect()
-}
-
 /// A moment on the machine's monotonic clock.
 fn monotonic(moment: Instant) -> Nanos {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
@@ -231,7 +220,7 @@ impl World for Sockets {
 
     fn stolen(&mut self) -> Nanos {
         let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-        let own = jitter::stolen_us(&text).filter(|(cpu, _)| self.cpus.contains(cpu));
+        let own = jitter::stolen_us(&text).filter(|(cpu, _)| self.cpus.contains(*cpu));
         let sum: u64 = own.map(|(_, stolen_us)| stolen_us).sum();
         sum * 1000 / u64::try_from(self.cpus.len().max(1)).expect("a small number")
     }
@@ -385,9 +374,9 @@ mod tests {
         let mut sockets = sockets(Polls::Never);
         assert!(!sockets.cpus.is_empty());
         let own = sockets.stolen();
-        sockets.cpus = vec![u32::MAX];
+        sockets.cpus = CpuSet::of(u32::MAX);
         assert_eq!(sockets.stolen(), 0, "there is no such CPU");
-        sockets.cpus = own_cpus();
+        sockets.cpus = probe::allowed().unwrap();
         assert!(sockets.stolen() >= own, "it only grows");
     }
 
