@@ -28,6 +28,7 @@ pub mod output;
 mod redistribute;
 pub mod replay;
 pub mod resp;
+pub mod sealed;
 pub mod server;
 pub mod service;
 pub mod shard;

@@ -14,19 +14,21 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use torc_engine::{Layout, Mark};
 use torc_env::{Disk, Env};
-use xxhash_rust::xxh3::xxh3_128;
 
 use super::{LINK, lineage_dir};
 use crate::boot::identity::Identity;
 use crate::config::ArchiveConfig;
+use crate::sealed::{self, seal};
 use crate::snapshot::place_whole;
 
 /// Where the endings of a lineage lie beside the stores.
 pub const ENDINGS: &str = "layouts";
-const FORMAT: &str = "torc-layout-end";
 const VERSION: u64 = 1;
-/// Before the checksum in the last line.
-const CHECK: &str = "xxh3-128 ";
+const SEALED: sealed::Kind = sealed::Kind {
+    format: "torc-layout-end",
+    foreign: "it says nothing of the end of a layout",
+    versions: VERSION..=VERSION,
+};
 
 /// The end of a layout's logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,15 +65,13 @@ impl Ending {
             marks.collect::<Vec<_>>()
         };
         let document = json!({
-            "format": FORMAT,
+            "format": SEALED.format,
             "version": VERSION,
             "layout": self.layout.number,
             "ends": marks(&self.ends),
             "begins": marks(&self.begins),
         });
-        let body = format!("{document}\n");
-        let check = xxh3_128(body.as_bytes());
-        format!("{body}{CHECK}{check:032x}\n")
+        seal(&document.to_string())
     }
 
     /// Reads what [`Ending::encode`] wrote.
@@ -79,25 +79,7 @@ impl Ending {
     /// # Errors
     /// What is wrong with it, in words.
     pub fn decode(text: &str) -> Result<Ending, String> {
-        let end = text
-            .rfind(CHECK)
-            .ok_or("it is cut off, or something else")?;
-        let (body, check) = text.split_at(end);
-        if check != format!("{CHECK}{:032x}\n", xxh3_128(body.as_bytes())) {
-            return Err("its checksum does not fit: it was damaged or changed".into());
-        }
-        let document: Value = serde_json::from_str(body).map_err(|error| error.to_string())?;
-        if document.get("format").and_then(Value::as_str) != Some(FORMAT) {
-            return Err("it says nothing of the end of a layout".into());
-        }
-        match document.get("version").and_then(Value::as_u64) {
-            Some(VERSION) => {}
-            found => {
-                return Err(format!(
-                    "it has version {found:?}, this build reads {VERSION}"
-                ));
-            }
-        }
+        let document = SEALED.open(text)?;
         fields(&document).ok_or_else(|| "it is malformed".into())
     }
 }
@@ -195,10 +177,9 @@ mod tests {
     #[test]
     fn what_a_later_build_wrote_is_refused_by_name() {
         let text = ending().encode();
-        let (body, _) = text.split_once(CHECK).unwrap();
-        let later = body.replace("\"version\":1", "\"version\":2");
-        let later = format!("{later}{CHECK}{:032x}\n", xxh3_128(later.as_bytes()));
-        let refused = Ending::decode(&later).unwrap_err();
+        let (document, _) = text.split_once('\n').unwrap();
+        let later = document.replace("\"version\":1", "\"version\":2");
+        let refused = Ending::decode(&seal(&later)).unwrap_err();
         assert!(refused.contains("version Some(2)"), "{refused}");
     }
 

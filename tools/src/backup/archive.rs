@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use torc_net::sealed::{self, seal};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::failure::Failure;
@@ -14,10 +15,12 @@ use crate::failure::Failure;
 pub const VERSION: u64 = 2;
 /// What is written when there are no blobs, so that older builds read it.
 const VERSION_WITHOUT_BLOBS: u64 = 1;
-const FORMAT: &str = "torc-backup";
 const MANIFEST: &str = "backup.json";
-/// Before the checksum in a manifest's last line.
-const CHECK: &str = "xxh3-128 ";
+const SEALED: sealed::Kind = sealed::Kind {
+    format: "torc-backup",
+    foreign: "it is no manifest of a backup",
+    versions: VERSION_WITHOUT_BLOBS..=VERSION,
+};
 /// Bytes hashed or copied at once.
 pub const PIECE_BYTES: usize = 1 << 20;
 
@@ -209,7 +212,7 @@ impl Archive {
     pub fn write(&self, manifest: &Manifest) -> Result<(), Failure> {
         let path = self.backup(&manifest.id).join(MANIFEST);
         let manifest = Manifest {
-            format: FORMAT.to_owned(),
+            format: SEALED.format.to_owned(),
             version: version_of(manifest),
             ..manifest.clone()
         };
@@ -228,40 +231,11 @@ fn version_of(manifest: &Manifest) -> u64 {
 }
 
 fn format(manifest: &Manifest) -> Result<String, serde_json::Error> {
-    let mut text = serde_json::to_string_pretty(manifest)?;
-    text.push('\n');
-    text.push_str(&check_line(&text));
-    Ok(text)
-}
-
-/// The last line of a manifest.
-fn check_line(body: &str) -> String {
-    format!(
-        "{CHECK}{}\n",
-        hex(xxhash_rust::xxh3::xxh3_128(body.as_bytes()))
-    )
+    Ok(seal(&serde_json::to_string_pretty(manifest)?))
 }
 
 fn parse(text: &str) -> Result<Manifest, String> {
-    let end = text
-        .rfind(CHECK)
-        .ok_or("its last line is no checksum: it is cut off")?;
-    let (body, check) = text.split_at(end);
-    if check != check_line(body) {
-        return Err("its checksum does not fit: it was changed or damaged".into());
-    }
-    // The version decides before any other field is asked for.
-    let head: serde_json::Value = serde_json::from_str(body).map_err(|error| error.to_string())?;
-    let version = head.get("version").and_then(serde_json::Value::as_u64);
-    if head.get("format").and_then(serde_json::Value::as_str) != Some(FORMAT) {
-        return Err("it is no manifest of a backup".into());
-    }
-    if !version.is_some_and(|version| (VERSION_WITHOUT_BLOBS..=VERSION).contains(&version)) {
-        return Err(format!(
-            "it has version {version:?}, this build reads up to {VERSION}"
-        ));
-    }
-    serde_json::from_value(head).map_err(|error| error.to_string())
+    serde_json::from_value(SEALED.open(text)?).map_err(|error| error.to_string())
 }
 
 /// Hexadecimal form of a checksum.
@@ -318,7 +292,7 @@ mod tests {
 
     fn manifest() -> Manifest {
         Manifest {
-            format: FORMAT.into(),
+            format: SEALED.format.into(),
             version: VERSION,
             id: "0000018bcfe5680001ab".into(),
             stores: vec![StoreFiles {
