@@ -57,6 +57,12 @@ const STRETCH_NS: std::ops::Range<Nanos> = 20_000..500_000;
 /// the two are in balance, one sleep in a hundred ends too late.
 const STRETCH_NS_GROWS: Nanos = 9_900;
 const STRETCH_NS_SHRINKS: Nanos = 100;
+/// How often a thread that polls looks whether others wait for its CPU.
+const LOOK_EVERY_NS: Nanos = 100_000_000;
+/// One part in so many of its time that a thread waits for its CPU: from the first on it shares the CPU, below the second it
+/// has it for itself.
+const SHARED_FROM: Nanos = 50;
+const ALONE_BELOW: Nanos = 200;
 /// Slots reported at a time. Few, so that what is due does not wait for many answers.
 const EVENTS_MAX: usize = 32;
 
@@ -65,7 +71,8 @@ const EVENTS_MAX: usize = 32;
 pub enum Polls {
     /// It sleeps to the end: least CPU, some tens of microseconds of lag.
     Never,
-    /// It sleeps, and polls the last stretch.
+    /// It sleeps, and polls the last stretch, unless others want its CPU: it would take from the servers
+    /// what it measures, and be late all the same.
     LastStretch,
     /// It never sleeps. For a thread that has a CPU of its own: waking up takes its time, most of
     /// all in a virtual machine.
@@ -83,6 +90,7 @@ pub struct Sockets {
     polls: Polls,
     /// How long before an operation is due a sleep ends, when it ends in time.
     stretch_ns: Nanos,
+    company: Company,
     realtime: Option<RealTime>,
     epoll: OwnedFd,
     slots: Vec<Option<Socket>>,
@@ -118,6 +126,7 @@ impl Sockets {
             epoch_ns: monotonic(epoch),
             polls,
             stretch_ns: STRETCH_NS.start,
+            company: Company::default(),
             realtime,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             slots: (0..slots).map(|_| None).collect(),
@@ -132,6 +141,7 @@ impl Sockets {
     pub fn restart(&mut self, epoch: Instant) {
         self.epoch = epoch;
         self.epoch_ns = monotonic(epoch);
+        self.company.looked_at = 0;
     }
 
     /// Fills `ready` with the slots that have something, after so long at most.
@@ -167,6 +177,14 @@ impl Sockets {
         self.stretch_ns = stretch.clamp(STRETCH_NS.start, STRETCH_NS.end);
     }
 
+    /// Looks now and then whether others want this thread's CPU.
+    fn look_around(&mut self, now: Nanos) {
+        if self.polls == Polls::LastStretch && self.company.is_due(now) {
+            let waited = self.delayed();
+            self.company.note(now, waited);
+        }
+    }
+
     fn watch(&mut self, slot: usize, output: bool) -> io::Result<()> {
         let socket = open_socket(&mut self.slots, slot)?;
         if socket.watches_output != output {
@@ -174,6 +192,35 @@ impl Sockets {
             socket.watches_output = output;
         }
         Ok(())
+    }
+}
+
+/// Whether a thread shares its CPU with others, as far as is known.
+#[derive(Default)]
+struct Company {
+    is_there: bool,
+    looked_at: Nanos,
+    /// How long the thread had waited for its CPU by then.
+    waited: Nanos,
+}
+
+impl Company {
+    fn is_due(&self, now: Nanos) -> bool {
+        now.saturating_sub(self.looked_at) >= LOOK_EVERY_NS
+    }
+
+    /// At `now` the thread has waited for its CPU for so long in all.
+    fn note(&mut self, now: Nanos, waited: Nanos) {
+        let lost = waited.saturating_sub(self.waited);
+        let time = now.saturating_sub(self.looked_at);
+        let bound = if self.is_there {
+            ALONE_BELOW
+        } else {
+            SHARED_FROM
+        };
+        self.is_there = lost >= time / bound;
+        self.looked_at = now;
+        self.waited = waited;
     }
 }
 
@@ -314,6 +361,7 @@ impl World for Sockets {
         pauses: &mut Pauses,
     ) -> io::Result<()> {
         let mut before = self.now();
+        self.look_around(before);
         loop {
             if let Some(realtime) = &mut self.realtime {
                 realtime.keep(self.epoch_ns + before);
@@ -321,6 +369,7 @@ impl World for Sockets {
             let left = until.saturating_sub(before);
             let sleep = match self.polls {
                 Polls::Never => left,
+                Polls::LastStretch if self.company.is_there => left,
                 Polls::LastStretch => left.saturating_sub(self.stretch_ns),
                 Polls::Always => 0,
             };
@@ -367,6 +416,20 @@ mod tests {
             sockets.slept(0);
         }
         assert_eq!(sockets.stretch_ns, STRETCH_NS.start);
+    }
+
+    #[test]
+    fn a_thread_that_waits_for_its_cpu_stops_polling_until_it_has_it_for_itself() {
+        let mut company = Company::default();
+        let mut at = |now_ms: Nanos, waited_ms: Nanos| {
+            company.note(now_ms * 1_000_000, waited_ms * 1_000_000);
+            company.is_there
+        };
+        assert!(!at(1_000, 19), "less than a fiftieth");
+        assert!(at(2_000, 39), "a fiftieth");
+        assert!(at(3_000, 44), "less, and still not alone");
+        assert!(!at(4_000, 48), "less than a two-hundredth");
+        assert!(!at(5_000, 48));
     }
 
     #[test]
