@@ -126,7 +126,14 @@ pub trait Protocol: 'static {
 }
 
 /// Requests under way and their answers.
-enum Running<A> {
+struct Running<A> {
+    /// The only one. Most clients have one at a time, which needs no set to be found in and no waker of its own.
+    single: Option<Request<A>>,
+    /// All of them, when there are several or were since the last moment without any.
+    many: Many<A>,
+}
+
+enum Many<A> {
     Ordered(FuturesOrdered<Request<A>>),
     Unordered(FuturesUnordered<Request<A>>),
 }
@@ -151,33 +158,65 @@ impl<A> Future for Request<A> {
 
 impl<A: 'static> Running<A> {
     fn new(ordered: bool) -> Self {
-        if ordered {
-            Running::Ordered(FuturesOrdered::new())
+        let many = if ordered {
+            Many::Ordered(FuturesOrdered::new())
         } else {
-            Running::Unordered(FuturesUnordered::new())
-        }
+            Many::Unordered(FuturesUnordered::new())
+        };
+        Self { single: None, many }
     }
 
     fn push(&mut self, touches: Touches, answer: LocalBoxFuture<'static, A>) {
         let request = Request { touches, answer };
+        if self.len() == 0 {
+            self.single = Some(request);
+            return;
+        }
+        if let Some(older) = self.single.take() {
+            self.many.push(older);
+        }
+        self.many.push(request);
+    }
+
+    fn len(&self) -> usize {
+        usize::from(self.single.is_some()) + self.many.len()
+    }
+
+    /// The next answer that is ready; `None` when there is none now.
+    fn next(&mut self, cx: &mut Context<'_>) -> Option<(Touches, A)> {
+        let Some(single) = &mut self.single else {
+            return self.many.next(cx);
+        };
+        match single.poll_unpin(cx) {
+            Poll::Ready(answer) => {
+                self.single = None;
+                Some(answer)
+            }
+            Poll::Pending => None,
+        }
+    }
+}
+
+impl<A: 'static> Many<A> {
+    fn push(&mut self, request: Request<A>) {
         match self {
-            Running::Ordered(running) => running.push_back(request),
-            Running::Unordered(running) => running.push(request),
+            Many::Ordered(running) => running.push_back(request),
+            Many::Unordered(running) => running.push(request),
         }
     }
 
     fn len(&self) -> usize {
         match self {
-            Running::Ordered(running) => running.len(),
-            Running::Unordered(running) => running.len(),
+            Many::Ordered(running) => running.len(),
+            Many::Unordered(running) => running.len(),
         }
     }
 
-    /// The next answer that is ready; `None` when there is none now.
+    /// See [`Running::next`].
     fn next(&mut self, cx: &mut Context<'_>) -> Option<(Touches, A)> {
         let next = match self {
-            Running::Ordered(running) => running.poll_next_unpin(cx),
-            Running::Unordered(running) => running.poll_next_unpin(cx),
+            Many::Ordered(running) => running.poll_next_unpin(cx),
+            Many::Unordered(running) => running.poll_next_unpin(cx),
         };
         match next {
             Poll::Ready(answer) => answer,
@@ -271,7 +310,9 @@ pub async fn serve<P: Protocol>(
         }
         if connection.send_since.is_none() && !connection.out.borrow().is_empty() {
             connection.send_since = Some(env.now());
-            sending.set(flush(&env, &stream, Rc::clone(&connection.out)).fuse());
+            // Without another request nothing can gather behind what is there.
+            let gathers = more || connection.running.len() > 0;
+            sending.set(flush(&env, &stream, Rc::clone(&connection.out), gathers).fuse());
         }
         if connection.is_done(more) {
             break;
@@ -512,13 +553,16 @@ async fn receive(
     stream.recv(buffer).await
 }
 
-/// Sends what has gathered by the end of the tick.
+/// Sends what is there, with what `gathers` behind it until the end of the tick.
 async fn flush(
     env: &RealEnv,
     stream: &TcpStream,
     out: Rc<RefCell<Output>>,
+    gathers: bool,
 ) -> std::io::Result<Option<BytesMut>> {
-    env.end_of_tick().await;
+    if gathers {
+        env.end_of_tick().await;
+    }
     let sending = out.borrow_mut().take();
     sending.send(stream).await
 }
