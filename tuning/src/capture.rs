@@ -4,7 +4,7 @@
 //! By allow-list: no addresses, serial numbers, host names, users or processes; of the boot line
 //! only the arguments that this tool knows.
 
-use crate::host::BOOT_ARGUMENTS;
+use crate::host::{BOOT_ARGUMENTS, discarding_devices};
 use crate::kernel::{CALLS, Kernel, Refusal, Tree};
 
 /// Paths to take; `*` stands for every name of a directory.
@@ -63,6 +63,9 @@ const WANTED: &[&str] = &[
     "/sys/block/*/queue/nr_requests",
     "/sys/block/*/queue/write_cache",
     "/sys/block/*/queue/io_poll",
+    "/sys/block/*/queue/discard_max_bytes",
+    "/sys/block/*/dev",
+    "/sys/block/*/*/dev",
     "/sys/block/*/mq/*/cpu_list",
     "/sys/block/*/device/vendor",
     "/sys/block/*/device/numa_node",
@@ -201,6 +204,12 @@ fn filtered(kernel: &impl Kernel, tree: &mut Tree) {
         };
         tree.file("/proc/swaps", on);
     }
+    // Where file systems are mounted may name persons and places: only which devices discard is taken.
+    let discarding = discarding_devices(kernel);
+    let mounts = discarding
+        .iter()
+        .map(|device| format!("0 0 {device} / / rw - any none rw,discard\n"));
+    tree.file("/proc/self/mountinfo", mounts.collect::<String>());
     for process in kernel.list("/proc").unwrap_or_default() {
         let comm = format!("/proc/{process}/comm");
         let is_number = process.bytes().all(|byte| byte.is_ascii_digit());
@@ -266,13 +275,21 @@ mod tests {
         .file("/sys/class/net/eth0/address", "02:00:00:00:00:01\n")
         .file("/sys/class/net/eth0/operstate", "up\n")
         .file("/proc/sys/kernel/hostname", "alice\n")
-        .file("/proc/sys/kernel/random/boot_id", "x\n");
+        .file("/proc/sys/kernel/random/boot_id", "x\n")
+        .file(
+            "/proc/self/mountinfo",
+            "36 35 259:1 / /home/alice rw shared:1 - ext4 /dev/alice rw,discard\n",
+        );
         let taken = capture(&tree);
         assert_eq!(
             taken.text("/proc/cmdline").as_deref(),
             Some("nohz_full=1-3")
         );
         assert!(taken.read("/sys/class/net/eth0/operstate").is_ok());
+        assert_eq!(
+            taken.text("/proc/self/mountinfo").as_deref(),
+            Some("0 0 259:1 / / rw - any none rw,discard")
+        );
         for path in [
             "/sys/class/net/eth0/address",
             "/proc/sys/kernel/hostname",

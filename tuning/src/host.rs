@@ -18,6 +18,7 @@ use thiserror::Error;
 use crate::cpuset::CpuSet;
 use crate::kernel::Kernel;
 
+pub(crate) use blocks::discarding_devices;
 pub use blocks::{Block, HardwareQueue};
 pub use cpus::{Cache, CoreKind, Cpu, Cpus, NumaNode};
 pub use interrupts::{Interrupt, InterruptNumbers, Managed};

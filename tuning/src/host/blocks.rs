@@ -40,6 +40,9 @@ pub struct Block {
     pub write_cache: Option<String>,
     /// Whether completions may be polled for.
     pub poll: Option<bool>,
+    /// Whether it discards, and a file system on it tells it of every block that is freed (mounted with `discard`).
+    #[serde(default)]
+    pub discards_at_once: bool,
     /// Hardware queues.
     pub queues: Vec<HardwareQueue>,
 }
@@ -52,6 +55,7 @@ impl Block {
 }
 
 pub(super) fn read(kernel: &impl Kernel, interrupts: &[Interrupt]) -> Vec<Block> {
+    let discarding = discarding_devices(kernel);
     let mut blocks = Vec::new();
     for name in kernel.list("/sys/block").unwrap_or_default() {
         // Memory disks and unused loop devices have no place on the map.
@@ -60,12 +64,44 @@ pub(super) fn read(kernel: &impl Kernel, interrupts: &[Interrupt]) -> Vec<Block>
         if unused_loop || name.starts_with("ram") || name.starts_with("zram") {
             continue;
         }
-        blocks.extend(read_one(kernel, &name, interrupts));
+        blocks.extend(read_one(kernel, &name, interrupts, &discarding));
     }
     blocks
 }
 
-fn read_one(kernel: &impl Kernel, name: &str, interrupts: &[Interrupt]) -> Option<Block> {
+/// Numbers (`259:1`) of the devices whose file system is mounted with `discard`, in order.
+pub(crate) fn discarding_devices(kernel: &impl Kernel) -> Vec<String> {
+    let mounts = kernel.text("/proc/self/mountinfo").unwrap_or_default();
+    let mut devices: Vec<String> = mounts.lines().filter_map(discarding_device).collect();
+    devices.sort();
+    devices.dedup();
+    devices
+}
+
+/// The device of a line of mountinfo: `36 35 259:1 / /mnt rw,noatime shared:1 - ext4 /dev/root rw,discard`.
+fn discarding_device(line: &str) -> Option<String> {
+    let (mount, file_system) = line.split_once(" - ")?;
+    let options = file_system.split(' ').nth(2)?;
+    let discards = options.split(',').any(|option| option == "discard");
+    let device = mount.split(' ').nth(2)?;
+    discards.then(|| device.to_owned())
+}
+
+/// Numbers of a device and its partitions.
+fn device_numbers(kernel: &impl Kernel, name: &str) -> Vec<String> {
+    let home = format!("/sys/block/{name}");
+    let parts = kernel.list(&home).unwrap_or_default();
+    let parts = parts.iter().map(|part| format!("{home}/{part}/dev"));
+    let files = std::iter::once(format!("{home}/dev")).chain(parts);
+    files.filter_map(|file| kernel.text(&file)).collect()
+}
+
+fn read_one(
+    kernel: &impl Kernel,
+    name: &str,
+    interrupts: &[Interrupt],
+    discarding: &[String],
+) -> Option<Block> {
     let queue = format!("/sys/block/{name}/queue");
     let number = |file: &str| kernel.number::<u64>(&format!("{queue}/{file}"));
     let mut queues = Vec::new();
@@ -96,6 +132,10 @@ fn read_one(kernel: &impl Kernel, name: &str, interrupts: &[Interrupt]) -> Optio
         requests: number("nr_requests"),
         write_cache: kernel.text(&format!("{queue}/write_cache")),
         poll: number("io_poll").map(|poll| poll == 1),
+        discards_at_once: number("discard_max_bytes").is_some_and(|bytes| bytes > 0)
+            && device_numbers(kernel, name)
+                .iter()
+                .any(|number| discarding.contains(number)),
         queues,
     })
 }

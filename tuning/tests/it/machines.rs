@@ -460,6 +460,7 @@ pub fn disk(tree: &mut Tree, name: &str, node: u32, scheduler: &str) {
         .file(format!("{queue}/wbt_lat_usec"), "2000\n")
         .file(format!("{queue}/write_cache"), "write through\n")
         .file(format!("{queue}/io_poll"), "0\n")
+        .file(format!("{queue}/discard_max_bytes"), "2147450880\n")
         .file(
             format!("/sys/block/{name}/device/numa_node"),
             format!("{node}\n"),

@@ -336,3 +336,35 @@ fn a_wrong_root_or_unknown_kernel_gives_one_clear_message() {
         );
     }
 }
+
+#[test]
+fn a_disk_that_is_told_of_every_freed_block_is_found() {
+    let found = |mounts: &str, discard_max_bytes: &str| {
+        let mut tree = build(&shape("two-core-vm"));
+        tree.file("/sys/block/vda/dev", "254:0\n")
+            .file("/sys/block/vda/vda1/dev", "254:1\n")
+            .file("/sys/block/vda/queue/discard_max_bytes", discard_max_bytes)
+            .file("/proc/self/mountinfo", mounts);
+        let findings = check(&read(&tree));
+        let mut findings = findings.iter();
+        findings.any(|finding| finding.id == "mount-discard" && finding.found.contains(" vda "))
+    };
+    let mount = |number: &str, options: &str| {
+        format!(
+            "22 1 0:21 / /proc rw - proc proc rw\n\
+             36 1 {number} / /data rw,noatime shared:1 - ext4 /dev/root {options}\n"
+        )
+    };
+    assert!(found(&mount("254:0", "rw,discard"), "4096\n"));
+    assert!(
+        found(&mount("254:1", "rw,discard,errors=panic"), "4096\n"),
+        "a partition"
+    );
+    assert!(!found(&mount("254:1", "rw,nodiscard"), "4096\n"));
+    assert!(!found(&mount("254:1", "rw,discard"), "0\n"), "it cannot");
+    assert!(
+        !found(&mount("254:2", "rw,discard"), "4096\n"),
+        "another disk"
+    );
+    assert!(!found("", "4096\n"));
+}
