@@ -48,9 +48,10 @@ pub struct CompactJob {
     pub sealing: Sealing,
     /// The piece of the ring that is merged; the records in it are spread evenly.
     pub range: TokenRange,
-    /// Bytes of the input, about, and of the values that are moved.
+    /// Bytes of the input tables, about.
     pub bytes: u64,
-    /// How far it may go.
+    /// How far it may go, in bytes of tables, as what is owed is counted: values come along. Counting them, a job that
+    /// moves many would seem to have done all that is owed, and be held while level 0 fills up.
     pub pace: Arc<Pace>,
 }
 

@@ -333,7 +333,7 @@ impl<E: Env> Inner<E> {
             emptied: emptied.blobs,
             sealing: self.sealing(),
             range: plan.range,
-            bytes: plan.bytes.saturating_add(emptied.bytes),
+            bytes: plan.bytes,
             pace,
         }
     }

@@ -11,8 +11,6 @@ use torc_sim::{DiskOptions, SimEnv, Simulation};
 use crate::support::{options, put, value};
 use crate::table_support::noise;
 
-const KEYS: u64 = 4000;
-const VALUE_BYTES: usize = 1000;
 const CLIENTS: u64 = 16;
 
 /// What came of a load in virtual time.
@@ -35,9 +33,31 @@ impl Outcome {
     }
 }
 
-/// Clients that overwrite keys one after the other for `seconds`. A background job waits for `step_us` before
-/// each of its steps.
-fn overwrite(seed: u64, step_us: u64, options: Options, seconds: u64) -> Outcome {
+/// Values that are written, and how fast the background is.
+struct Load {
+    seed: u64,
+    keys: u64,
+    value_bytes: usize,
+    /// A background job waits for so long before each of its steps.
+    step_us: u64,
+}
+
+/// Many keys with small values.
+const SMALL: Load = Load {
+    seed: 1,
+    keys: 4000,
+    value_bytes: 1000,
+    step_us: 600,
+};
+
+/// Clients that overwrite keys one after the other for `seconds`.
+fn overwrite(load: Load, options: Options, seconds: u64) -> Outcome {
+    let Load {
+        seed,
+        keys,
+        value_bytes,
+        step_us,
+    } = load;
     let world = torc_sim::Options {
         background_us: step_us..=step_us + step_us / 4,
         give_way: 1.0,
@@ -61,8 +81,8 @@ fn overwrite(seed: u64, step_us: u64, options: Options, seconds: u64) -> Outcome
             let load = async move {
                 let mut number = client;
                 loop {
-                    let key = (number.wrapping_mul(0x9E37_79B9_7F4A_7C15) % KEYS).to_be_bytes();
-                    match put(&store, key, value(noise(number, VALUE_BYTES), 1)).await {
+                    let key = (number.wrapping_mul(0x9E37_79B9_7F4A_7C15) % keys).to_be_bytes();
+                    match put(&store, key, value(noise(number, value_bytes), 1)).await {
                         Ok(()) => {}
                         Err(WriteError::Overloaded { .. }) => {
                             clock.sleep(Duration::from_millis(10)).await;
@@ -107,7 +127,7 @@ fn small() -> Options {
 
 #[test]
 pub fn updates_slow_down_evenly_when_merges_cannot_follow() {
-    let outcome = overwrite(1, 600, small(), 40);
+    let outcome = overwrite(SMALL, small(), 40);
     println!("{outcome:?}");
     assert!(
         outcome.delayed > 1000,
@@ -120,7 +140,11 @@ pub fn updates_slow_down_evenly_when_merges_cannot_follow() {
 
 #[test]
 fn updates_do_not_wait_when_the_background_keeps_up() {
-    let outcome = overwrite(1, 10, small(), 10);
+    let load = Load {
+        step_us: 10,
+        ..SMALL
+    };
+    let outcome = overwrite(load, small(), 10);
     println!("{outcome:?}");
     let updates: u64 = outcome.seconds.iter().sum();
     assert!(outcome.delayed * 100 <= updates, "{outcome:?}");
@@ -128,7 +152,26 @@ fn updates_do_not_wait_when_the_background_keeps_up() {
 }
 
 #[test]
+fn updates_do_not_stop_while_values_are_moved_out_of_blobs() {
+    let options = Options {
+        memtable_bytes: 4 << 20,
+        ..small()
+    };
+    let load = Load {
+        keys: 8000,
+        value_bytes: 16_000,
+        step_us: 10,
+        ..SMALL
+    };
+    let outcome = overwrite(load, options, 20);
+    println!("{outcome:?}");
+    assert_eq!(outcome.refused, 0, "{outcome:?}");
+    assert!(outcome.level0_runs_max < 16, "{outcome:?}");
+    assert!(outcome.lowest_percent(10) >= 70, "{outcome:?}");
+}
+
+#[test]
 fn pacing_is_the_same_each_time() {
-    let run = || overwrite(7, 600, small(), 5);
+    let run = || overwrite(Load { seed: 7, ..SMALL }, small(), 5);
     assert_eq!(run(), run());
 }
