@@ -24,7 +24,7 @@ use torc_env::{Env as _, Token};
 use torc_runtime::{RealEnv, Runtime, RuntimeConfig};
 
 use crate::torc::{TREE, put};
-use crate::workload::{Numbers, Settings, key};
+use crate::workload::{Durations, Numbers, Settings, key};
 
 const CLIENTS: usize = 16;
 /// Updates between two looks at the size of the tables.
@@ -57,7 +57,7 @@ impl Amplification {
             cache_bytes: 1 << 20,
             memtable_bytes: 1 << 20,
             wal_segment_bytes: 64 << 20,
-            duration: std::time::Duration::ZERO,
+            durations: Durations::default(),
         }
     }
 }

@@ -14,14 +14,14 @@ pub struct Fjall {
 }
 
 impl Fjall {
-    /// An empty one.
+    /// In a directory of its own, made if there is nothing yet.
     pub fn open(settings: &Settings, directory: &Path) -> Fjall {
         let bytes = |bytes: usize| u64::try_from(bytes).expect("a size in memory");
         let db = Database::builder(directory)
             .cache_size(bytes(settings.cache_bytes))
             .worker_threads(2)
             .open()
-            .expect("an empty database");
+            .expect("a database in order");
         let options = || {
             let blobs = settings.separates().then(KvSeparationOptions::default);
             KeyspaceCreateOptions::default()

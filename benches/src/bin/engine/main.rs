@@ -1,5 +1,5 @@
-//! What the storage engine does by itself, and beside RocksDB and fjall: one shard's store on the
-//! real runtime and the real disk.
+//! What the storage engine does by itself, and beside RocksDB and fjall: shards' stores on the real runtime and
+//! the real disk.
 //!
 //! `cargo run --release -p torc-benches --bin engine -- COMMAND`
 //!
@@ -12,6 +12,7 @@ mod ceiling;
 mod compare;
 #[cfg(feature = "fjall")]
 mod fjall;
+mod layout;
 mod memory;
 mod overwrite;
 mod results;

@@ -31,7 +31,7 @@ use torc_env::{Env as _, Token};
 use torc_runtime::{RealEnv, Runtime, RuntimeConfig};
 
 use crate::torc::{TREE, open, put};
-use crate::workload::{Numbers, Settings, key};
+use crate::workload::{Durations, Numbers, Settings, key};
 use series::Series;
 
 /// Whether the rate of overwrites holds for minutes
@@ -80,7 +80,7 @@ impl Overwrite {
             cache_bytes: 32 << 20,
             memtable_bytes: 16 << 20,
             wal_segment_bytes: 64 << 20,
-            duration: Duration::ZERO,
+            durations: Durations::default(),
         }
     }
 }

@@ -9,7 +9,8 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use crate::ceiling::Ceiling;
-use crate::workload::{Run, Tally};
+use crate::layout::Layout;
+use crate::workload::{Load, Settings, Tally, Until};
 
 /// Everything that a table and a page are made of.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -19,10 +20,11 @@ pub struct Results {
     pub cells: Vec<Cell>,
 }
 
-/// One engine with values of one size.
+/// One engine in one layout with values of one size.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Cell {
     pub engine: String,
+    pub layout: Layout,
     pub value_bytes: usize,
     /// Keys that the bulk load writes.
     pub keys: u32,
@@ -48,6 +50,8 @@ pub struct Row {
     pub read: Option<f64>,
     /// Bytes of the directory for each byte of a record that is there.
     pub kept: f64,
+    /// Of a load that overwrites until so much has been: bytes that were put for each byte that is there.
+    pub overwritten: Option<f64>,
 }
 
 /// Of a latency, in microseconds.
@@ -67,11 +71,29 @@ impl Results {
         )
     }
 
-    /// Takes a cell; it replaces an older one.
+    /// Takes a cell; its rows replace older ones.
     pub fn add(&mut self, cell: Cell) {
-        self.cells
-            .retain(|old| (&old.engine, old.value_bytes) != (&cell.engine, cell.value_bytes));
-        self.cells.push(cell);
+        let is_it = |old: &&mut Cell| {
+            (&old.engine, old.layout, old.value_bytes)
+                == (&cell.engine, cell.layout, cell.value_bytes)
+        };
+        let Some(old) = self.cells.iter_mut().find(is_it) else {
+            return self.cells.push(cell);
+        };
+        let mut rows = std::mem::take(&mut old.rows);
+        for row in &cell.rows {
+            match rows.iter_mut().find(|other| other.load == row.load) {
+                Some(other) => other.clone_from(row),
+                None => rows.push(row.clone()),
+            }
+        }
+        *old = Cell { rows, ..cell };
+    }
+
+    pub fn layouts(&self) -> Vec<Layout> {
+        let layouts = self.cells.iter().map(|cell| cell.layout);
+        let layouts: std::collections::BTreeSet<Layout> = layouts.collect();
+        layouts.into_iter().collect()
     }
 
     /// The sizes of values, smallest first.
@@ -81,18 +103,21 @@ impl Results {
         sizes.into_iter().collect()
     }
 
-    /// Engines, and loads, each once, in the order of appearance.
+    /// Engines, each once, in the order of appearance.
     pub fn engines(&self) -> Vec<&str> {
         distinct(self.cells.iter().map(|cell| &*cell.engine))
     }
 
-    pub fn loads(&self) -> Vec<&str> {
-        let rows = self.cells.iter().flat_map(|cell| &cell.rows);
-        distinct(rows.map(|row| &*row.load))
+    /// Loads that were measured in a layout, likewise.
+    pub fn loads(&self, layout: Layout) -> Vec<&str> {
+        let cells = self.cells.iter().filter(|cell| cell.layout == layout);
+        distinct(cells.flat_map(|cell| &cell.rows).map(|row| &*row.load))
     }
 
-    pub fn cell(&self, engine: &str, value_bytes: usize) -> Option<&Cell> {
-        let is_it = |cell: &&Cell| cell.engine == engine && cell.value_bytes == value_bytes;
+    pub fn cell(&self, engine: &str, layout: Layout, value_bytes: usize) -> Option<&Cell> {
+        let is_it = |cell: &&Cell| {
+            (&*cell.engine, cell.layout, cell.value_bytes) == (engine, layout, value_bytes)
+        };
         self.cells.iter().find(is_it)
     }
 }
@@ -104,6 +129,7 @@ impl Cell {
 }
 
 /// When a load began: on the clock, in CPU time, and in bytes that this process moved to and from disks.
+#[derive(Clone, Copy)]
 pub struct Begun {
     at: Instant,
     cpu: Duration,
@@ -123,11 +149,21 @@ impl Begun {
         self.at
     }
 
-    /// The load has just ended: prints its row, as JSON for the process that put all together, and for people.
-    pub fn ended(&self, run: &Run<'_>, tally: &Tally, directory: &Path) {
+    /// The load has just ended, and the instances of an engine hold so many keys: prints its row, as JSON for the
+    /// process that put all together, and for people.
+    pub fn ended(
+        &self,
+        load: &Load,
+        settings: &Settings,
+        keys: u64,
+        tallies: &[Tally],
+        directory: &Path,
+    ) {
         let took = self.at.elapsed().as_secs_f64();
         let cpu = (cpu_time() - self.cpu).as_secs_f64();
         let moved = Moved::so_far();
+        let mut tally = Tally::new();
+        tallies.iter().for_each(|one| tally.add(one));
         let done = tally.reads.len() + tally.writes.len() + tally.scans.len();
         let ratio = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
         let kinds = [
@@ -136,9 +172,9 @@ impl Begun {
             ("scan", &tally.scans),
         ];
         let kinds = kinds.into_iter().filter(|(_, one)| !one.is_empty());
-        let live = run.population.count() * run.settings.record_bytes();
+        let live = keys * settings.record_bytes();
         let row = Row {
-            load: run.load.name.clone(),
+            load: load.name.clone(),
             ops_per_s: done as f64 / took,
             cpu_us: cpu * 1e6 / done.max(1) as f64,
             latency_us: kinds
@@ -147,6 +183,10 @@ impl Begun {
             written: ratio(moved.written - self.moved.written, tally.put_bytes),
             read: ratio(moved.read - self.moved.read, tally.asked_bytes),
             kept: bytes_below(directory) as f64 / live.max(1) as f64,
+            overwritten: match load.until {
+                Until::Overwritten(_) => ratio(tally.put_bytes, live),
+                _ => None,
+            },
         };
         println!("{}", serde_json::to_string(&row).expect("plain data"));
         eprintln!("{:<34} {:>10.0}/s, {took:.1} s", row.load, row.ops_per_s);
@@ -221,4 +261,49 @@ fn bytes_below(directory: &Path) -> u64 {
             false => metadata.blocks() * BLOCK,
         })
         .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cell(layout: Layout, rows: &[(&str, f64)]) -> Cell {
+        let row = |(load, ops_per_s): &(&str, f64)| Row {
+            load: (*load).to_owned(),
+            ops_per_s: *ops_per_s,
+            cpu_us: 1.0,
+            latency_us: BTreeMap::new(),
+            written: None,
+            read: None,
+            kept: 1.0,
+            overwritten: None,
+        };
+        Cell {
+            engine: "an engine".to_owned(),
+            layout,
+            value_bytes: 100,
+            keys: 10,
+            memory_bytes_max: None,
+            rows: rows.iter().map(row).collect(),
+            failure: None,
+        }
+    }
+
+    #[test]
+    fn rows_measured_again_replace_older_ones_of_the_same_layout() {
+        let mut results = Results::default();
+        results.add(cell(Layout::OneCore, &[("read", 1.0), ("write", 2.0)]));
+        results.add(cell(Layout::Pinned, &[("scan", 3.0)]));
+        results.add(cell(Layout::OneCore, &[("write", 4.0)]));
+        let found = |layout| {
+            let cell = results.cell("an engine", layout, 100).unwrap();
+            let rows = cell.rows.iter();
+            rows.map(|row| (&*row.load, row.ops_per_s))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(found(Layout::OneCore), [("read", 1.0), ("write", 4.0)]);
+        assert_eq!(found(Layout::Pinned), [("scan", 3.0)]);
+        assert_eq!(results.loads(Layout::OneCore), ["read", "write"]);
+        assert_eq!(results.layouts(), [Layout::OneCore, Layout::Pinned]);
+    }
 }

@@ -1,12 +1,14 @@
-//! Runs the loads over an engine that blocks: a thread for each client.
+//! Runs the loads over engines that block: a thread for each client.
 
 use std::path::Path;
 use std::time::Instant;
 
+use core_affinity::CoreId;
 use torc_measure::mix::Operation;
 
+use crate::layout::pin;
 use crate::results::Begun;
-use crate::workload::{Client, Population, Run, Script, Settings, Tally};
+use crate::workload::{Client, Load, Population, Run, Script, Settings, Tally};
 
 /// An engine, opened.
 pub trait Engine: Sync {
@@ -22,38 +24,87 @@ pub trait Engine: Sync {
     fn compact(&self);
 }
 
-/// Runs a script on an empty engine in `directory`.
-pub fn run(settings: &Settings, script: &Script, engine: &impl Engine, directory: &Path) {
-    let population = Population::new(script.is_scattered);
+/// Opens an engine in a directory of its own, for a bulk load or for others.
+pub type Open<'a, E> = dyn Fn(&Path, bool) -> E + 'a;
+
+/// Runs a script on empty engines, each with its part of it and its clients on its core; `directory` holds them all.
+pub fn run<E: Engine>(
+    settings: &Settings,
+    script: Script,
+    cores: &[CoreId],
+    directory: &Path,
+    open: &Open<'_, E>,
+) {
+    let settings = settings.part(cores.len());
+    let script = script.part(cores.len());
+    let open = |is_bulk| -> Vec<(E, CoreId)> {
+        let directory_of = |core: &CoreId| directory.join(core.id.to_string());
+        let open = |core: &CoreId| (open(&directory_of(core), is_bulk), *core);
+        cores.iter().map(open).collect()
+    };
+    let new = |_: &_| Population::new(script.is_scattered);
+    let populations: Vec<Population> = cores.iter().map(new).collect();
+    let mut engines = open(script.loads.iter().any(Load::is_bulk));
     for (number, load) in script.loads.iter().enumerate() {
         if number == script.settled_after {
-            engine.flush();
-            engine.compact();
+            on_each(&engines, |engine| {
+                engine.flush();
+                engine.compact();
+            });
+            drop(engines);
+            engines = open(false);
         }
         let begun = Begun::now();
-        let run = Run::new(settings, load, &population, begun.at());
-        // A single thread is what a bulk load is fastest with: nobody waits for a sync.
-        let clients = if load.is_bulk { 0..1 } else { run.clients() };
-        let mut tally = Tally::new();
-        std::thread::scope(|scope| {
-            let run = &run;
-            let clients: Vec<_> = clients
-                .map(|client| scope.spawn(move || one_client(run, engine, client)))
-                .collect();
-            for client in clients {
-                tally.add(&client.join().expect("a client that ends"));
-            }
-        });
-        if load.is_bulk {
-            engine.flush();
+        let runs = populations.iter();
+        let runs = runs.map(|population| Run::new(&settings, load, population, begun.at()));
+        let runs: Vec<Run<'_>> = runs.collect();
+        let tallies = all_clients(&runs, &engines);
+        if load.is_bulk() {
+            on_each(&engines, E::flush);
         }
-        begun.ended(&run, &tally, directory);
+        let keys = populations.iter().map(Population::count).sum();
+        begun.ended(load, &settings, keys, &tallies, directory);
     }
+}
+
+/// Does something with all at the same time.
+fn on_each<E: Engine>(engines: &[(E, CoreId)], what: impl Fn(&E) + Sync) {
+    std::thread::scope(|scope| {
+        let what = &what;
+        for (engine, _) in engines {
+            scope.spawn(move || what(engine));
+        }
+    });
+}
+
+/// What each client has done.
+fn all_clients<E: Engine>(runs: &[Run<'_>], engines: &[(E, CoreId)]) -> Vec<Tally> {
+    std::thread::scope(|scope| {
+        let mut clients = Vec::new();
+        for (run, (engine, core)) in runs.iter().zip(engines) {
+            // A single thread is what a bulk load is fastest with: nobody waits for a sync.
+            let numbers = if run.load.is_bulk() {
+                0..1
+            } else {
+                run.clients()
+            };
+            clients.extend(numbers.map(|number| {
+                scope.spawn(move || {
+                    pin(*core);
+                    one_client(run, engine, number)
+                })
+            }));
+        }
+        let clients = clients.into_iter();
+        clients
+            .map(|client| client.join().expect("a client that ends"))
+            .collect()
+    })
 }
 
 fn one_client(run: &Run<'_>, engine: &impl Engine, number: usize) -> Tally {
     let mut client = Client::new(run, number);
-    let syncs = !run.load.is_bulk;
+    let syncs = !run.load.is_bulk();
     while let Some(step) = client.next() {
         let sent = Instant::now();
         let mut scanned = 0;

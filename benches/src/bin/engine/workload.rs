@@ -28,14 +28,34 @@ pub struct Settings {
     pub memtable_bytes: usize,
     /// Size of a segment of our log.
     pub wal_segment_bytes: u64,
-    /// How long each load runs.
-    pub duration: Duration,
+    pub durations: Durations,
+}
+
+/// How long loads run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Durations {
+    /// That end after their time.
+    pub load: Duration,
+    /// At most, overwrites that end when so much has been overwritten.
+    pub overwrite_max: Duration,
 }
 
 impl Settings {
     /// Key and value.
     pub fn record_bytes(&self) -> u64 {
         u64::try_from(KEY_BYTES + self.value_bytes).expect("64 bits")
+    }
+
+    /// Of one of so many equal instances.
+    pub fn part(&self, instances: usize) -> Settings {
+        let count = u32::try_from(instances).expect("not so many cores");
+        Settings {
+            keys: self.keys / count,
+            cache_bytes: self.cache_bytes / instances,
+            memtable_bytes: self.memtable_bytes / instances,
+            wal_segment_bytes: self.wal_segment_bytes / u64::from(count),
+            ..self.clone()
+        }
     }
 
     /// Whether values of this size are separated.
@@ -58,6 +78,17 @@ pub enum Keys {
 /// Each key that is there equally often.
 pub const UNIFORM: Keys = Keys::Present(Distribution::Uniform);
 
+/// What ends a load.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Until {
+    /// All keys are there. Such a load is durable only when it has ended; in others each write is when it returns.
+    Loaded,
+    /// Its time is over.
+    Time,
+    /// So many times as many writes as there are keys have begun, or the longest time for that is over.
+    Overwritten(u64),
+}
+
 /// A kind of load.
 #[derive(Clone, Debug)]
 pub struct Load {
@@ -68,9 +99,7 @@ pub struct Load {
     pub mix: Mix,
     pub keys: Keys,
     pub scan_records: Sizes,
-    /// Ends when all keys are there, and counts as durable only when it has ended; otherwise it ends after its time,
-    /// and each write is durable when it returns.
-    pub is_bulk: bool,
+    pub until: Until,
 }
 
 impl Load {
@@ -82,7 +111,19 @@ impl Load {
             mix: Mix::of(&[(operation, 1.0)]),
             keys: UNIFORM,
             scan_records: Sizes::Fixed(100),
-            is_bulk: false,
+            until: Until::Time,
+        }
+    }
+
+    pub fn is_bulk(&self) -> bool {
+        self.until == Until::Loaded
+    }
+
+    /// Of one of so many equal instances: its clients. A lone writer is one for each.
+    fn part(&self, instances: usize) -> Load {
+        Load {
+            clients: self.clients / instances,
+            ..self.clone()
         }
     }
 
@@ -106,6 +147,23 @@ pub struct Script {
     pub settled_after: usize,
 }
 
+impl Script {
+    /// Of one of so many equal instances. Loads of fewer clients are left out: they would leave instances idle, and
+    /// say what they say of one.
+    pub fn part(mut self, instances: usize) -> Script {
+        self.loads.retain(|load| load.clients >= instances);
+        self.loads = self.loads.iter().map(|load| load.part(instances)).collect();
+        self
+    }
+
+    /// Only loads in whose names `part` occurs, and what they build on.
+    pub fn only(mut self, part: &str) -> Script {
+        self.loads
+            .retain(|load| load.is_bulk() || load.name.contains(part));
+        self
+    }
+}
+
 /// All that is measured of an engine.
 pub fn scripts() -> [Script; 2] {
     use Operation::{Insert, Modify, Read, Scan, Write};
@@ -115,7 +173,7 @@ pub fn scripts() -> [Script; 2] {
     ];
     let rest = vec![
         Load {
-            is_bulk: true,
+            until: Until::Loaded,
             ..Load::new("bulk load", 64, Insert)
         },
         Load::new("read hit, 1 client", 1, Read),
@@ -125,11 +183,14 @@ pub fn scripts() -> [Script; 2] {
             ..Load::new("read miss, 64 clients", 64, Read)
         },
         Load::new("scan of 100, 1 client", 1, Scan),
-        Load::new("overwrite, 64 clients", 64, Write),
+        Load {
+            until: Until::Overwritten(3),
+            ..Load::new("overwrite ×3, 64 clients", 64, Write)
+        },
         Load::new("read, then write, 64 clients", 64, Modify),
         Load {
             writers: 1,
-            ..Load::new("read while writing, 64 + 1 clients", 64, Read)
+            ..Load::new("read while writing, 64 clients", 64, Read)
         },
         Load::ycsb("A", Ycsb::A),
         Load::ycsb("B", Ycsb::B),
@@ -216,8 +277,11 @@ pub struct Run<'a> {
     pub settings: &'a Settings,
     pub load: &'a Load,
     pub population: &'a Population,
-    /// When the first client starts no more.
-    pub end: Instant,
+    /// When no client begins a step any more.
+    end: Option<Instant>,
+    /// So many steps are begun at most; how many have been.
+    steps_max: u64,
+    steps: AtomicU64,
 }
 
 impl<'a> Run<'a> {
@@ -228,12 +292,31 @@ impl<'a> Run<'a> {
         population: &'a Population,
         begun: Instant,
     ) -> Run<'a> {
+        let Durations {
+            load: duration,
+            overwrite_max,
+        } = settings.durations;
+        let (end, steps_max) = match load.until {
+            Until::Loaded => (None, u64::MAX),
+            Until::Time => (Some(begun + duration), u64::MAX),
+            Until::Overwritten(times) => (Some(begun + overwrite_max), times * population.count()),
+        };
         Run {
             settings,
             load,
             population,
-            end: begun + settings.duration,
+            end,
+            steps_max,
+            steps: AtomicU64::new(0),
         }
+    }
+
+    /// Whether another step may begin; counts it if so.
+    fn goes_on(&self) -> bool {
+        if self.end.is_some_and(|end| Instant::now() >= end) {
+            return false;
+        }
+        self.steps_max == u64::MAX || self.steps.fetch_add(1, Ordering::Relaxed) < self.steps_max
     }
 
     /// Clients of both kinds.
@@ -272,9 +355,9 @@ impl<'a> Client<'a> {
             settings,
             load,
             population,
-            end,
+            ..
         } = self.run;
-        if !load.is_bulk && Instant::now() >= *end {
+        if !self.run.goes_on() {
             return None;
         }
         let operation = if self.only_writes {
@@ -292,7 +375,7 @@ impl<'a> Client<'a> {
         };
         if operation == Operation::Insert {
             step.number = population.next.fetch_add(1, Ordering::Relaxed);
-            if load.is_bulk && step.number >= u64::from(settings.keys) {
+            if load.is_bulk() && step.number >= u64::from(settings.keys) {
                 return None;
             }
             step.key = population.key(step.number);
@@ -340,7 +423,8 @@ impl<'a> Client<'a> {
     }
 }
 
-/// What clients did: latencies in nanoseconds, and bytes of records.
+/// What clients did: latencies in nanoseconds, and bytes of records. Histograms of two digits, as three take half a
+/// mebibyte a client of the memory that the engine is given.
 #[derive(Clone)]
 pub struct Tally {
     pub reads: hdrhistogram::Histogram<u64>,
@@ -352,7 +436,7 @@ pub struct Tally {
 
 impl Tally {
     pub fn new() -> Tally {
-        let histogram = || hdrhistogram::Histogram::new(3).expect("three digits");
+        let histogram = || hdrhistogram::Histogram::new(2).expect("two digits");
         Tally {
             reads: histogram(),
             writes: histogram(),
@@ -412,4 +496,80 @@ fn supply() -> Bytes {
 /// The key of a number.
 pub fn key(kind: &str, number: u32) -> Vec<u8> {
     format!("{kind}{number:016}").into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            keys: 10,
+            value_bytes: 100,
+            separate_from: None,
+            cache_bytes: 32 << 20,
+            memtable_bytes: 16 << 20,
+            wal_segment_bytes: 16 << 20,
+            durations: Durations {
+                load: Duration::ZERO,
+                overwrite_max: Duration::from_secs(3600),
+            },
+        }
+    }
+
+    fn of_name(script: &Script, part: &str) -> Load {
+        let mut loads = script.loads.iter();
+        let load = loads.find(|load| load.name.contains(part));
+        load.expect("a load of that name").clone()
+    }
+
+    #[test]
+    fn parts_divide_keys_memory_and_clients_and_leave_out_lone_clients() {
+        let part = settings().part(2);
+        assert_eq!((part.keys, part.cache_bytes), (5, 16 << 20));
+        assert_eq!(part.memtable_bytes, 8 << 20);
+        let [_, script] = scripts();
+        let all = script.loads.len();
+        let script = script.part(2);
+        assert_eq!(script.loads.len(), all - 2, "two loads have one client");
+        let load = of_name(&script, "while writing");
+        assert_eq!((load.clients, load.writers), (32, 1));
+        assert!(script.loads[script.settled_after - 1].is_bulk());
+    }
+
+    #[test]
+    fn a_choice_of_loads_keeps_what_they_build_on() {
+        let [fills, script] = scripts();
+        let names = |script: Script| -> Vec<String> {
+            script.loads.into_iter().map(|load| load.name).collect()
+        };
+        assert_eq!(names(script.only("YCSB C")), ["bulk load", "YCSB C"]);
+        assert!(names(fills.only("YCSB C")).is_empty());
+    }
+
+    #[test]
+    fn overwrites_end_when_everything_has_been_three_times() {
+        let (settings, population) = (settings(), Population::new(false));
+        let run_all = |load: &Load| {
+            let run = Run::new(&settings, load, &population, Instant::now());
+            let mut clients = [Client::new(&run, 0), Client::new(&run, 1)];
+            let mut done = 0;
+            while let Some((client, step)) = clients
+                .iter_mut()
+                .find_map(|client| client.next().map(|step| (client, step)))
+            {
+                client.done(&step, Duration::from_micros(1), 0);
+                done += 1;
+            }
+            done
+        };
+        let [_, script] = scripts();
+        assert_eq!(run_all(&of_name(&script, "bulk")), 10);
+        assert_eq!(run_all(&of_name(&script, "overwrite")), 30);
+        assert_eq!(
+            run_all(&of_name(&script, "read hit")),
+            0,
+            "its time is zero"
+        );
+    }
 }

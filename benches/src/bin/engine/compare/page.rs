@@ -14,7 +14,8 @@ const CEILINGS: &str = "/*CEILINGS*/{}";
 
 pub fn html(results: &Results) -> String {
     let of_size = |value_bytes| -> BTreeMap<&str, f64> {
-        let loads = results.loads().into_iter();
+        let layouts = results.layouts().into_iter();
+        let loads = layouts.flat_map(|layout| results.loads(layout));
         loads
             .filter_map(|load| Some((load, ceiling::of(&results.ceilings, load, value_bytes)?)))
             .collect()
@@ -31,6 +32,7 @@ pub fn html(results: &Results) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::Layout;
     use crate::results::Cell;
 
     #[test]
@@ -39,6 +41,7 @@ mod tests {
             ceilings: Vec::new(),
             cells: vec![Cell {
                 engine: "an engine".to_owned(),
+                layout: Layout::Pinned,
                 value_bytes: 1000,
                 keys: 10,
                 memory_bytes_max: None,

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::ceiling::{self, Work};
+use crate::layout::Layout;
 use crate::results::{Results, Row};
 
 use super::{OURS, PEER};
@@ -10,18 +11,22 @@ use super::{OURS, PEER};
 /// First how we stand beside the peer, then all figures.
 pub fn markdown(results: &Results) -> String {
     let mut out = String::new();
-    beside(results, &mut out).expect("memory");
+    for layout in results.layouts() {
+        beside(results, layout, &mut out).expect("memory");
+    }
     ceilings(results, &mut out).expect("memory");
-    for value_bytes in results.sizes() {
-        figures(results, value_bytes, &mut out).expect("memory");
+    for layout in results.layouts() {
+        for value_bytes in results.sizes() {
+            figures(results, layout, value_bytes, &mut out).expect("memory");
+        }
     }
     out
 }
 
 /// For each load and size our rate over the peer's, and its p99.9 over ours.
-fn beside(results: &Results, out: &mut String) -> std::fmt::Result {
+fn beside(results: &Results, layout: Layout, out: &mut String) -> std::fmt::Result {
     let sizes = results.sizes();
-    writeln!(out, "## {OURS} beside {PEER}\n")?;
+    writeln!(out, "\n## {OURS} beside {PEER}, {}\n", layout.name())?;
     writeln!(
         out,
         "Rate over rate · p99.9 over p99.9 (of reads / of writes where there are both): above 1 ours is better.\n"
@@ -31,10 +36,10 @@ fn beside(results: &Results, out: &mut String) -> std::fmt::Result {
         write!(out, " {} |", size(*value_bytes))?;
     }
     writeln!(out, "\n|---|{}", "---|".repeat(sizes.len()))?;
-    for load in results.loads() {
+    for load in results.loads(layout) {
         write!(out, "| {load} |")?;
         for value_bytes in &sizes {
-            let row = |engine| results.cell(engine, *value_bytes)?.row(load);
+            let row = |engine| results.cell(engine, layout, *value_bytes)?.row(load);
             let (Some(ours), Some(theirs)) = (row(OURS), row(PEER)) else {
                 write!(out, " |")?;
                 continue;
@@ -77,20 +82,26 @@ fn ceilings(results: &Results, out: &mut String) -> std::fmt::Result {
     Ok(())
 }
 
-/// All figures of all engines with values of one size.
-fn figures(results: &Results, value_bytes: usize, out: &mut String) -> std::fmt::Result {
+/// All figures of all engines in one layout with values of one size.
+fn figures(
+    results: &Results,
+    layout: Layout,
+    value_bytes: usize,
+    out: &mut String,
+) -> std::fmt::Result {
     let engines: Vec<&str> = results.engines();
     let cells = engines.iter();
-    let cells = cells.filter_map(|engine| results.cell(engine, value_bytes));
+    let cells = cells.filter_map(|engine| results.cell(engine, layout, value_bytes));
     let cells: Vec<_> = cells.collect();
     let keys = cells.first().map_or(0, |cell| cell.keys);
-    writeln!(out, "\n## Values of {}, {keys} keys\n", size(value_bytes))?;
+    let (layout_name, size) = (layout.name(), size(value_bytes));
+    writeln!(out, "\n## Values of {size}, {layout_name}, {keys} keys\n")?;
     write!(out, "| load | ceiling |")?;
     for cell in &cells {
         write!(out, " {} |", cell.engine)?;
     }
     writeln!(out, "\n|---|---|{}", "---|".repeat(cells.len()))?;
-    for load in results.loads() {
+    for load in results.loads(layout) {
         let ceiling = ceiling::of(&results.ceilings, load, value_bytes);
         let ceiling = ceiling.map_or("–".to_owned(), number);
         write!(out, "| {load} | {ceiling} |")?;
@@ -130,6 +141,9 @@ fn figures_of(row: &Row) -> String {
         row.kept
     )
     .expect("memory");
+    if let Some(times) = row.overwritten {
+        write!(out, "<br>{times:.1} times").expect("memory");
+    }
     out
 }
 
@@ -167,6 +181,7 @@ mod tests {
     fn twice_the_rate_and_half_the_tail_are_better() {
         let cell = |engine: &str, ops_per_s, p999| Cell {
             engine: engine.to_owned(),
+            layout: Layout::OneCore,
             value_bytes: 1000,
             keys: 10,
             memory_bytes_max: None,
@@ -185,6 +200,7 @@ mod tests {
                 written: None,
                 read: Some(4.0),
                 kept: 0.6,
+                overwritten: Some(2.25),
             }],
             failure: Some("signal: 9".to_owned()),
         };
@@ -195,7 +211,7 @@ mod tests {
         let table = markdown(&results);
         assert!(table.contains("| read | **2.00** · 2.00 |"), "{table}");
         assert!(
-            table.contains("**200**<br>1.0 / 2.0 / 50<br>3.0 · – 4.00 0.60"),
+            table.contains("**200**<br>1.0 / 2.0 / 50<br>3.0 · – 4.00 0.60<br>2.2 times"),
             "{table}"
         );
         assert!(
