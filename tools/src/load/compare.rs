@@ -11,6 +11,7 @@ use torc_tuning::stats::{
 };
 
 use super::outcome::Outcome;
+use crate::failure::Failure;
 
 /// Percentiles that are compared.
 const COMPARED: [&str; 3] = ["p50", "p99", "p99.9"];
@@ -32,6 +33,25 @@ pub fn order(systems: usize, repeats: usize) -> Vec<usize> {
             turn
         })
         .collect()
+}
+
+/// Runs, and again while the client did not keep up and so often at most. What decides is the client's
+/// own lag, never what the servers did, so that it favours none of them.
+///
+/// # Errors
+/// Those of `run`, at the first.
+pub fn undisturbed(
+    retries: usize,
+    mut run: impl FnMut() -> Result<Outcome, Failure>,
+) -> Result<Outcome, Failure> {
+    let mut outcome = run()?;
+    for _ in 0..retries {
+        if !outcome.validity.client {
+            break;
+        }
+        outcome = run()?;
+    }
+    Ok(outcome)
 }
 
 /// Compares the runs of two systems: rate (in a closed loop) and percentiles of each operation
@@ -166,6 +186,7 @@ pub fn text(before: &str, after: &str, comparisons: &[Comparison], invalid: usiz
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::health::Validity;
     use crate::load::outcome::Setup;
     use crate::load::schedule::Schedule;
     use crate::load::virtual_world::{self, Service};
@@ -228,6 +249,61 @@ mod tests {
     fn a_slowdown_of_five_percent_is_found() {
         let share = found(1.05, 20, 600_000_000);
         assert!(share >= 0.9, "found in {share} of comparisons");
+    }
+
+    /// What is taken for a run of a system, with so many retries, whose runs come out like this; and how many were made.
+    fn taken(retries: usize, runs: &[Validity]) -> (Validity, usize) {
+        let mut random = Xoshiro256PlusPlus::seed_from_u64(6);
+        let outcome = run(&mut random, 1.0, 1_000_000);
+        let mut made = 0;
+        let taken = undisturbed(retries, || {
+            made += 1;
+            let validity = runs[made - 1].clone();
+            Ok(Outcome {
+                validity,
+                ..outcome.clone()
+            })
+        });
+        (taken.unwrap().validity, made)
+    }
+
+    #[test]
+    fn a_run_is_done_again_only_while_the_client_did_not_keep_up_and_so_often_at_most() {
+        let late = |run: &str| Validity {
+            reasons: vec![run.to_owned()],
+            client: true,
+        };
+        let slow_server = Validity {
+            client: false,
+            ..late("the servers did not keep up")
+        };
+        let good = Validity::default();
+        let runs = [late("first"), late("second"), late("third"), good.clone()];
+        assert_eq!(taken(0, &runs), (late("first"), 1));
+        assert_eq!(
+            taken(2, &runs),
+            (late("third"), 3),
+            "the last one tells why"
+        );
+        assert_eq!(taken(3, &runs), (good.clone(), 4));
+        assert_eq!(taken(9, &runs), (good.clone(), 4));
+        assert_eq!(taken(9, &[good.clone()]), (good, 1));
+        let runs = [late("first"), slow_server.clone()];
+        assert_eq!(
+            taken(9, &runs),
+            (slow_server, 2),
+            "no system gets a better chance"
+        );
+    }
+
+    #[test]
+    fn a_run_that_fails_is_not_done_again() {
+        let mut made = 0;
+        let failed = undisturbed(9, || {
+            made += 1;
+            Err(Failure::new("the server is gone"))
+        });
+        assert!(failed.is_err() && made == 1);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::{Args, Parser};
 
 use super::agents;
-use super::compare::{self as comparing, order};
+use super::compare::{self as comparing, order, undisturbed};
 use super::html;
 use super::null_server::NullServer;
 use super::options::{Live, Options, check_rate, parse_duration};
@@ -301,7 +301,8 @@ pub fn compare(args: &Compare) -> Result<(), Failure> {
     while done < repeats {
         let orders = order(benches.len(), done + 1);
         for system in &orders[done * benches.len()..] {
-            let outcome = run_undisturbed(&mut benches[*system], args.retries)?;
+            let bench = &mut benches[*system];
+            let outcome = undisturbed(args.retries, || Ok(bench.run()?.outcome))?;
             output::note(&format!(
                 "run {} of {repeats}  {:<20} {:.0}/s  {}",
                 done + 1,
@@ -328,19 +329,6 @@ pub fn compare(args: &Compare) -> Result<(), Failure> {
         systems.iter().flat_map(|(_, outcomes)| outcomes),
         require_valid,
     )
-}
-
-/// Runs, and again while the client did not keep up and so often at most. What decides is the client's
-/// own lag, never what the servers did, so that it favours none of them.
-fn run_undisturbed(bench: &mut Bench, retries: usize) -> Result<Outcome, Failure> {
-    let mut outcome = bench.run()?.outcome;
-    for _ in 0..retries {
-        if !outcome.validity.client {
-            break;
-        }
-        outcome = bench.run()?.outcome;
-    }
-    Ok(outcome)
 }
 
 fn conclude(systems: &[(String, Vec<Outcome>)], out: Option<&Path>) -> Result<(), Failure> {
