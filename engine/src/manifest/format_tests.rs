@@ -1,15 +1,16 @@
 //! The manifest's bytes: as documented, and whole or found to be damaged.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use torc_env::{AlignedBuf, Disk, Env, File, OpenMode, Token, TokenRange, TreeId};
-use torc_sim::{Cuts, SimDisk, SimEnv, at_every_power_cut};
+use torc_env::{AlignedBuf, Class, Disk, Env, File, OpenMode, ShardId, Token, TokenRange, TreeId};
+use torc_sim::{Cuts, DiskOptions, SimDisk, SimEnv, Simulation, at_every_power_cut};
 
 use super::change::{Change, Listed, State};
 use super::files::{LogFile, Pointer, RootFile, log_path, root_path};
-use super::{Manifest, files};
+use super::{FULL_RETRY, Manifest, files};
 use crate::crypt::{DataKey, FileUse, Keys, WriterSalt, test_keys};
 use crate::dump::assert_on_page;
 use crate::error::OpenError;
@@ -309,6 +310,63 @@ fn a_log_is_continued_under_a_salt_of_its_own() {
         let read = LogFile::read(disk, &dir(), pointer, &keys, salt).await;
         assert_eq!(read.unwrap().1, state_after(&edits()));
     });
+}
+
+async fn logs(env: &SimEnv) -> usize {
+    let entries = env.disk().list(&dir()).await.unwrap();
+    let logs = entries.iter().filter(|entry| entry.name.ends_with(".log"));
+    logs.count()
+}
+
+/// More edits than fit into what a log has reserved, each of which finds that the log's key is not the active one.
+async fn more_edits_than_fit(manifest: &Manifest<SimEnv>, env: &SimEnv) {
+    for number in 1..=200 {
+        let edit = [Change::AddSegment(SegmentId(number))];
+        manifest.commit(&edit).await.unwrap();
+        assert_eq!(logs(env).await, 1, "after edit {number}");
+    }
+}
+
+#[test]
+fn new_logs_that_a_full_disk_refuses_leave_nothing_behind_however_often_they_are_tried() {
+    for (seed, room) in [(1, 0), (2, 4096), (3, 200 << 10)] {
+        let simulation = Simulation::new(seed, torc_sim::Options::default());
+        let host = simulation.add_host(1);
+        let manifest = simulation.run_on(host, ShardId(0), |env| async move {
+            env.disk().create_dir(&dir()).await.unwrap();
+            let opened = Manifest::open(&env, &dir(), true, &test_keys(&[1])).await;
+            opened.unwrap()
+        });
+        let manifest = Rc::new(manifest.unwrap());
+        manifest.set_keys(&test_keys(&[2, 1]));
+        let used: u64 = simulation.files(host).iter().map(|(_, bytes)| bytes).sum();
+        simulation.set_disk(
+            host,
+            DiskOptions {
+                capacity_bytes: used + room,
+                ..DiskOptions::default()
+            },
+        );
+        let is_done = Rc::new(Cell::new(false));
+        let writer = (manifest.clone(), is_done.clone());
+        let left = simulation.run_on(host, ShardId(0), |env| async move {
+            let edits = env.clone();
+            env.spawn(Class::Control, async move {
+                more_edits_than_fit(&writer.0, &edits).await;
+                writer.1.set(true);
+            });
+            env.sleep(20 * FULL_RETRY).await;
+            logs(&env).await
+        });
+        assert_eq!(left.unwrap(), 1, "with {room} bytes of room");
+        assert!(!is_done.get(), "an edit waits for room");
+        simulation.set_disk(host, DiskOptions::default());
+        simulation.run_on(host, ShardId(0), |env| async move {
+            env.sleep(2 * FULL_RETRY).await;
+        });
+        assert!(is_done.get());
+        assert_eq!(manifest.key_ids(), BTreeSet::from([manifest.active_key()]));
+    }
 }
 
 #[cfg(mutations)]
