@@ -138,6 +138,9 @@ impl PurgeRule {
                 .floor(entry.token)
                 .is_some_and(|floor| entry.stamp < floor)
             || mutation::on("purge_tombstone_early") && entry.kind == Kind::Tombstone
+            || mutation::on("purge_expired_early")
+                && entry.kind == Kind::Value
+                && is_dead(entry, self.now_ms)
     }
 }
 

@@ -638,7 +638,10 @@ fn encode<E: Env>(
             tree: target.tree().0,
             key: &operation.key,
             value: operation.value.as_deref(),
-            ttl_seconds: operation.ttl_seconds,
+            ttl_seconds: match mutation::on("expiry_lost_on_the_way") {
+                true => 0,
+                false => operation.ttl_seconds,
+            },
             context: context.as_deref(),
             if_match: if_match.as_deref(),
             flags: bits,

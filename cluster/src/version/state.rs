@@ -271,6 +271,9 @@ impl State {
         if conflict.joins_retries() {
             merged.join_retries(self, other);
         }
+        if conflict.orders_by_time() && mutation::on("lww_keeps_lowest") {
+            merged.siblings.truncate(1);
+        }
         let dropped = conflict.first_kept(merged.siblings.len());
         merged.siblings.drain(..dropped);
         if mutation::on("drop_sibling") && merged.siblings.len() > 1 {

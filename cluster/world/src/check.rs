@@ -7,7 +7,9 @@ mod answers;
 mod convergence;
 mod dots;
 mod durability;
+mod expiry;
 mod freshness;
+mod last_write;
 mod resurrection;
 mod session;
 mod siblings;
@@ -58,15 +60,17 @@ impl Findings {
 type Checker = fn(&History, &Ancestry, &mut Findings);
 
 /// Every checker by its name.
-const CHECKERS: [(&str, Checker); 8] = [
+const CHECKERS: [(&str, Checker); 10] = [
     ("answers", answers::check),
     ("dots", dots::check),
     ("durability", durability::check),
     ("resurrection", resurrection::check),
     ("siblings", siblings::check),
+    ("expiry", expiry::check),
     ("freshness", freshness::check),
     ("session", session::check),
     ("convergence", convergence::check),
+    ("last_write", last_write::check),
 ];
 
 /// Everything that the history violates.

@@ -14,8 +14,8 @@ use torc_cluster::api::{
 use torc_env::{Env, Instant};
 use torc_sim::Rng;
 
-use crate::cluster::{Cluster, NODE_CLASS};
-use crate::config::{Config, Load};
+use crate::cluster::{self, Cluster, NODE_CLASS};
+use crate::config::{Config, Expiry, Load};
 use crate::history::{KeyId, Kind, Outcome, Read, Value, Write, WriteId};
 use crate::record::Recorder;
 use crate::value;
@@ -46,10 +46,13 @@ pub(crate) struct Client {
     number: u16,
     n: u8,
     load: Load,
+    expiry: Expiry,
     keyspace: Bytes,
     cluster: Rc<Cluster>,
     recorder: Recorder,
     rng: Rng,
+    /// Of its own, so that all else is the same with and without values that expire.
+    expiry_rng: Rng,
     known: BTreeMap<KeyId, Known>,
 }
 
@@ -64,10 +67,12 @@ impl Client {
             number,
             n: config.effective_n(),
             load: config.load.clone(),
+            expiry: config.expiry,
             keyspace: cluster.keyspace(),
             cluster: cluster.clone(),
             recorder: recorder.clone(),
             rng: Rng::stream(config.seed, &format!("client {number}")),
+            expiry_rng: Rng::stream(config.seed, &format!("expiry {number}")),
             known: BTreeMap::new(),
         }
     }
@@ -141,6 +146,12 @@ impl Client {
                 .map(|sibling| value::parse(key, &sibling.value))
                 .collect::<Vec<Value>>()
         });
+        let expire_ns = answer.as_ref().map(|answer| {
+            let values = answer.siblings.iter();
+            values
+                .map(|sibling| cluster::expires_ns(sibling.expires_at_ms))
+                .collect::<Vec<_>>()
+        });
         self.recorder.read(Read {
             client: self.number,
             key,
@@ -149,6 +160,7 @@ impl Client {
             begun_ns,
             ended_ns: self.now_ns(),
             values: values.clone(),
+            expire_ns: expire_ns.unwrap_or_default(),
         });
         let (Some(answer), Some(values)) = (answer, values) else {
             return;
@@ -180,6 +192,13 @@ impl Client {
         }
         options.w = level;
         let seen = known.map_or_else(Vec::new, |known| known.seen);
+        let ttl_seconds = match kind {
+            Kind::Put => self.expiry.draw_seconds(&mut self.expiry_rng),
+            Kind::Delete => None,
+        };
+        let default = Some(self.expiry.default_seconds);
+        let default = default.filter(|seconds| kind == Kind::Put && *seconds > 0);
+        let lives_seconds = ttl_seconds.or(default);
         let id = self.recorder.begin(Write {
             client: self.number,
             key,
@@ -187,6 +206,7 @@ impl Client {
             seen: seen.clone(),
             w,
             sloppy: options.sloppy,
+            lives_ns: lives_seconds.map(|seconds| seconds * 1_000_000_000),
             is_retried: false,
             begun_ns: self.now_ns(),
             ended_ns: u64::MAX,
@@ -200,6 +220,7 @@ impl Client {
         }
         let length = self.rng.log_within(1..=self.load.value_bytes);
         let value = (kind == Kind::Put).then(|| value::of(key, id, length));
+        let value = value.map(|value| (value, ttl_seconds));
         let answer = self.attempt(id, key, value, options).await;
         let outcome = match &answer {
             Ok(written) => Outcome::Done {
@@ -226,7 +247,7 @@ impl Client {
         &mut self,
         id: WriteId,
         key: KeyId,
-        value: Option<Bytes>,
+        value: Option<(Bytes, Option<u64>)>,
         options: WriteOptions,
     ) -> Result<Written, Failure> {
         let attempts = if options.idempotency.is_some() { 5 } else { 1 };
@@ -237,7 +258,10 @@ impl Client {
                 self.recorder.retried(id);
             }
             let answer = match &value {
-                Some(value) => self.put(key, value.clone(), options.clone()).await,
+                Some((value, ttl_seconds)) => {
+                    let value = value.clone();
+                    self.put(key, value, *ttl_seconds, options.clone()).await
+                }
                 None => self.delete(key, options.clone()).await,
             };
             last = answer.unwrap_or_else(|| Err(no_answer()));
@@ -258,13 +282,14 @@ impl Client {
         &mut self,
         key: KeyId,
         value: Bytes,
+        ttl_seconds: Option<u64>,
         write: WriteOptions,
     ) -> Option<Result<Written, Failure>> {
         let request = PutRequest {
             keyspace: self.keyspace.clone(),
             key: value::key(key),
             value,
-            ttl_seconds: None,
+            ttl_seconds,
             write,
         };
         self.ask(move |node, deadline| async move {
@@ -332,6 +357,6 @@ impl Client {
     }
 
     fn now_ns(&self) -> u64 {
-        self.cluster.simulation().now().0
+        cluster::civil_ns(self.cluster.simulation())
     }
 }

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use torc_cluster::keyspace::{DEFAULT_NAME, Keyspace};
+use torc_cluster::keyspace::Keyspace;
 use torc_cluster::membership::{Health, MembershipConfig, View};
 use torc_cluster::node::{HintOptions, Node, NodeConfig, RepairOptions};
 use torc_cluster::topology::Description;
 use torc_cluster::version::{BootIdentity, StateRef};
 use torc_engine::{Fsync, Keys, Options as StoreOptions, Store};
 use torc_env::{Class, Env, ShardId, Token, TreeId};
-use torc_sim::{HostId, Rng, SimEnv, Simulation};
+use torc_sim::{EPOCH, HostId, Rng, SimEnv, Simulation};
 
 use crate::config::Config;
 use crate::history::{DotId, DotSeen, Holding, KeyId};
@@ -44,6 +44,7 @@ struct Running {
 pub(crate) struct Cluster {
     simulation: Simulation,
     config: Config,
+    keyspace: Keyspace,
     hosts: Vec<HostId>,
     boots: RefCell<Vec<u64>>,
     /// By host.
@@ -51,6 +52,17 @@ pub(crate) struct Cluster {
     /// By host and shard; `None` until it has started.
     running: RefCell<Vec<Vec<Option<Running>>>>,
     troubles: RefCell<Vec<String>>,
+}
+
+/// Civil time since the epoch of all runs, by a clock that is right: the time of histories.
+pub(crate) fn civil_ns(simulation: &Simulation) -> u64 {
+    u64::try_from(simulation.civil().as_nanos()).expect("within centuries")
+}
+
+/// An expiry as the product says it, in the time of histories; `None` = never.
+pub(crate) fn expires_ns(at_ms: u64) -> Option<u64> {
+    let since_epoch_ms = at_ms.saturating_sub(EPOCH.millis());
+    (at_ms != 0).then_some(since_epoch_ms * 1_000_000)
 }
 
 impl Cluster {
@@ -61,6 +73,7 @@ impl Cluster {
         Rc::new(Self {
             simulation: simulation.clone(),
             config: config.clone(),
+            keyspace: config.keyspace(),
             boots: RefCell::new(vec![0; hosts.len()]),
             key_files: RefCell::new(
                 config
@@ -91,15 +104,7 @@ impl Cluster {
 
     /// Name of the keyspace that clients use.
     pub(crate) fn keyspace(&self) -> Bytes {
-        Bytes::copy_from_slice(self.keyspace_name().as_bytes())
-    }
-
-    fn keyspace_name(&self) -> &'static str {
-        if self.config.n == Keyspace::default_keyspace().n {
-            DEFAULT_NAME
-        } else {
-            "world"
-        }
+        Bytes::copy_from_slice(self.keyspace.name.as_bytes())
     }
 
     /// Starts a host unless it was started before.
@@ -313,16 +318,11 @@ impl Cluster {
     fn is_complete(&self, view: &View, members: usize) -> bool {
         view.liveness.iter().all(|seen| seen.health == Health::Up)
             && view.topology.ring_member_count() == members
-            && view.topology.keyspace(self.keyspace_name()).is_some()
+            && view.topology.keyspace(&self.keyspace.name).is_some()
     }
 
     /// Creates the clients' keyspace, once the cluster is founded.
     pub(crate) async fn create_keyspace(&self) -> Result<(), String> {
-        let keyspace = Keyspace {
-            name: self.keyspace_name().to_owned(),
-            n: self.config.n,
-            ..Keyspace::default_keyspace()
-        };
         let mut last = "no node runs".to_owned();
         for _ in 0..50 {
             let founder = self
@@ -330,7 +330,7 @@ impl Cluster {
                 .into_iter()
                 .find(|running| running.node.ready());
             if let Some(running) = founder {
-                let (node, keyspace) = (running.node.clone(), keyspace.clone());
+                let (node, keyspace) = (running.node.clone(), self.keyspace.clone());
                 let put = running.env.execute(Class::Control, async move {
                     node.membership().put_keyspace(keyspace).await
                 });
@@ -425,6 +425,7 @@ impl Cluster {
                     counter: sibling.dot.counter,
                 },
                 value: sibling.value.map(|bytes| value::parse(key, bytes)),
+                expires_ns: expires_ns(sibling.expires_at_ms),
             }));
         }
         dots
@@ -434,7 +435,7 @@ impl Cluster {
     /// them is not running.
     fn replicas(&self, key: KeyId) -> Option<Vec<(HostId, Running, TreeId, Token)>> {
         let view = self.living().first()?.node.membership().view()?;
-        let keyspace = view.topology.keyspace(self.keyspace_name())?;
+        let keyspace = view.topology.keyspace(&self.keyspace.name)?;
         let token = Token::of(keyspace.id, &value::key(key));
         let n = usize::from(view.topology.effective_n(keyspace));
         let mut replicas = Vec::new();

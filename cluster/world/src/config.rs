@@ -4,7 +4,12 @@
 //! world with everything in it hides what only shows alone. Keys are few so that they collide; stores
 //! are tiny so that they flush and compact.
 
+use std::time::Duration;
+
+use torc_cluster::keyspace::{Conflict, Keyspace};
 use torc_sim::{HostId, Options as SimOptions, Rng};
+
+use crate::nemesis::CLOCK_OFF_MAX;
 
 /// Which faults the nemesis may choose from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -134,6 +139,52 @@ impl Load {
             sloppy,
             mixed_levels: rng.chance(0.4),
         }
+    }
+}
+
+/// Values that expire.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Expiry {
+    /// Share of puts that say when their value expires.
+    pub share: f64,
+    /// Longest time of those that expire during the run, in seconds; all others live for [`LONG_SECONDS`].
+    pub seconds_max: u64,
+    /// The keyspace's own, for puts that do not say; 0 = never.
+    pub default_seconds: u64,
+}
+
+/// Longer than any run: what is to live so long is there in the end.
+pub const LONG_SECONDS: u64 = 86_400;
+/// Shorter than the time that passes between the last write and the last look at the replicas: what is to
+/// live no longer is gone by then.
+const SHORT_SECONDS_MAX: u64 = 8;
+
+impl Expiry {
+    /// Nothing does.
+    const NONE: Expiry = Expiry {
+        share: 0.0,
+        seconds_max: 1,
+        default_seconds: 0,
+    };
+
+    fn draw(rng: &mut Rng) -> Self {
+        let on = rng.chance(0.3);
+        let share = 0.1 + 0.9 * rng.fraction();
+        let seconds_max = rng.within(1..=SHORT_SECONDS_MAX);
+        let default_seconds = *rng.pick(&[0, 0, 0, seconds_max, LONG_SECONDS]);
+        Self {
+            share: if on { share } else { 0.0 },
+            seconds_max,
+            default_seconds: if on { default_seconds } else { 0 },
+        }
+    }
+
+    /// How long the value of a put is to live, as it says itself.
+    pub fn draw_seconds(&self, rng: &mut Rng) -> Option<u64> {
+        let is_long = rng.chance(0.2);
+        let short = rng.within(1..=self.seconds_max);
+        let seconds = if is_long { LONG_SECONDS } else { short };
+        rng.chance(self.share).then_some(seconds)
     }
 }
 
@@ -267,6 +318,10 @@ pub struct Config {
     pub shards: Vec<u16>,
     /// Copies of a key that the keyspace asks for.
     pub n: u8,
+    /// What becomes of concurrent writes.
+    pub conflict: Conflict,
+    /// What expires.
+    pub expiry: Expiry,
     /// Virtual nodes of each node.
     pub vnodes: u16,
     /// What the clients do.
@@ -312,6 +367,8 @@ impl Config {
             seed,
             shards,
             n,
+            conflict: Conflict::Siblings,
+            expiry: Expiry::draw(&mut Rng::stream(seed, "expiry")),
             vnodes: *rng.pick(&[4, 8, 16]),
             load: Load::draw(rng),
             stores: Stores::draw(rng, Blobs::draw(&mut Rng::stream(seed, "blobs"))),
@@ -332,11 +389,22 @@ impl Config {
             config.load.sloppy = 0.0;
             config.repair.automatic = true;
             config.aim_join(&mut Rng::stream(seed, "join"));
+            config.expiry = Expiry::NONE;
+        } else {
+            config.draw_conflict(&mut Rng::stream(seed, "conflict"));
         }
         config
     }
 
-    /// What a joining node has missed shows where nobody else has it any more, on keys that are written meanwhile.
+    /// Where writes are ordered by time, clocks matter.
+    fn draw_conflict(&mut self, rng: &mut Rng) {
+        if rng.chance(0.15) {
+            self.conflict = Conflict::Lww;
+            self.faults.clock |= self.faults.any() && rng.chance(0.5);
+        }
+    }
+
+    /// What a joining node has missed shows where nobody else has it any more, and nothing excuses that, on keys that are written meanwhile.
     fn aim_join(&mut self, rng: &mut Rng) {
         if rng.chance(0.5) {
             self.n = 1;
@@ -369,6 +437,33 @@ impl Config {
             self.repair.hint_interval_ms = 10_000;
             self.repair.automatic = true;
         }
+    }
+
+    /// The clients' keyspace.
+    pub fn keyspace(&self) -> Keyspace {
+        let default = Keyspace {
+            n: self.n,
+            conflict: self.conflict,
+            ttl_default_seconds: self.expiry.default_seconds,
+            ..Keyspace::default_keyspace()
+        };
+        if default == Keyspace::default_keyspace() {
+            return default;
+        }
+        Keyspace {
+            name: "world".to_owned(),
+            ..default
+        }
+    }
+
+    /// How far a host's clock may be off at any time, as those see it who ask it for milliseconds.
+    pub fn clock_off_max(&self) -> Duration {
+        let skew = if self.faults.clock {
+            CLOCK_OFF_MAX
+        } else {
+            Duration::ZERO
+        };
+        skew + Duration::from_millis(1)
     }
 
     /// How many nodes found the cluster.
@@ -421,6 +516,19 @@ mod tests {
             let with = drawn.iter().filter(|config| fault(&config.faults)).count();
             assert!(with > 0 && with < drawn.len());
         }
+    }
+
+    #[test]
+    fn in_some_worlds_values_expire_and_in_some_the_last_write_wins() {
+        let drawn: Vec<Config> = (0..300).map(Config::draw).collect();
+        let count = |matches: fn(&Config) -> bool| drawn.iter().filter(|one| matches(one)).count();
+        let expires = |config: &Config| config.expiry.share > 0.0;
+        let is_lww = |config: &Config| config.conflict == Conflict::Lww;
+        assert!((60..120).contains(&count(expires)));
+        assert!((25..70).contains(&count(is_lww)));
+        assert!(count(|config| config.expiry.share > 0.0 && config.conflict == Conflict::Lww) > 5);
+        assert!(count(|config| config.expiry.default_seconds > 0) > 10);
+        assert!(count(|config| config.faults.clock && config.conflict == Conflict::Lww) > 10);
     }
 
     #[test]

@@ -121,9 +121,11 @@ pub struct Write {
     pub w: u8,
     /// Whether hints count as acks.
     pub sloppy: bool,
+    /// How long after it was done its value expires; `None` = never.
+    pub lives_ns: Option<u64>,
     /// Whether it was sent more than once, by its name: it may have got a dot at each coordinator.
     pub is_retried: bool,
-    /// When it was issued, in nanoseconds of true time.
+    /// When it was issued, in nanoseconds of true civil time since the beginning, as all times here.
     pub begun_ns: u64,
     /// When its answer came.
     pub ended_ns: u64,
@@ -142,12 +144,14 @@ pub struct Read {
     pub r: u8,
     /// What the answer had to cover, for a read within a session.
     pub at_least: Option<Vec<WriteId>>,
-    /// When it was issued, in nanoseconds of true time.
+    /// When it was issued.
     pub begun_ns: u64,
     /// When its answer came.
     pub ended_ns: u64,
     /// The live values; `None` when it failed.
     pub values: Option<Vec<Value>>,
+    /// When each of them expires, as the answer says it; `None` = never.
+    pub expire_ns: Vec<Option<u64>>,
 }
 
 /// A version of a key by its identity in the product: the dot.
@@ -168,6 +172,8 @@ pub struct DotSeen {
     pub dot: DotId,
     /// What is stored under it; `None` for a tombstone.
     pub value: Option<Value>,
+    /// When it expires; `None` = never.
+    pub expires_ns: Option<u64>,
 }
 
 /// What a replica holds of a key in the end.
@@ -194,6 +200,17 @@ pub struct Final {
     pub listed: Option<Vec<Value>>,
 }
 
+/// What is known of the run's times. All zero: all clocks are right, and nothing is late.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Times {
+    /// How far any clock may be off.
+    pub clock_off_ns: u64,
+    /// How far a stamp may be ahead of the clock of the node that made it.
+    pub stamp_ahead_ns: u64,
+    /// How long after its client has given up a write may still happen.
+    pub late_ns: u64,
+}
+
 /// A whole run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct History {
@@ -201,6 +218,12 @@ pub struct History {
     pub n: u8,
     /// Whether ranges were repaired. If not, a replica may miss what no hint brought it.
     pub is_repaired: bool,
+    /// Whether of concurrent writes the one with the highest stamp stays, and no other.
+    pub is_ordered_by_time: bool,
+    /// What is known of its times.
+    pub times: Times,
+    /// When the last look at the replicas began.
+    pub last_look_ns: u64,
     /// Every write, in order of beginning.
     pub writes: Vec<Write>,
     /// Every read, in order of beginning.
@@ -223,6 +246,34 @@ impl History {
             let number = u32::try_from(index).expect("fewer than 2^32 writes");
             (WriteId(number), write)
         })
+    }
+
+    /// Until when a write may have happened, if it has.
+    pub fn latest_ns(&self, write: &Write) -> u64 {
+        // An attempt of one that was retried may have been given up before another was answered.
+        if write.outcome.is_done() && !write.is_retried {
+            write.ended_ns
+        } else {
+            write.ended_ns.saturating_add(self.times.late_ns)
+        }
+    }
+
+    /// When the value of a write expires at the earliest, by the clock of the node that made it; `None` = never.
+    pub fn expires_ns_min(&self, write: &Write) -> Option<u64> {
+        let expires_ns = write.begun_ns + write.lives_ns?;
+        Some(expires_ns.saturating_sub(self.times.clock_off_ns))
+    }
+
+    /// When it expires at the latest, likewise.
+    pub fn expires_ns_max(&self, write: &Write) -> Option<u64> {
+        let expires_ns = self.latest_ns(write).saturating_add(write.lives_ns?);
+        Some(expires_ns.saturating_add(self.times.clock_off_ns))
+    }
+
+    /// Whether a write is so much later than another that its stamp is higher whatever the clocks were.
+    pub fn is_stamped_above(&self, later: &Write, earlier: &Write) -> bool {
+        let apart_ns = 2 * self.times.clock_off_ns + self.times.stamp_ahead_ns;
+        self.latest_ns(earlier).saturating_add(apart_ns) < later.begun_ns
     }
 
     /// Whether a read at `r` meets one of `acks` replicas.

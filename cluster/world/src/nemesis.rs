@@ -137,8 +137,11 @@ pub struct Planned {
     pub fault: Fault,
 }
 
-/// Clocks are within this of each other, so that no node has to refuse work because of them.
+/// Clocks are within this of the true time when they are set, so that no node has to refuse work because of them.
 const SKEW_MS_MAX: u64 = 200;
+const DRIFT_PPM_MAX: u64 = 1_000;
+/// How far a clock may be off when it has drifted for as long as a run has faults, founding included.
+pub(crate) const CLOCK_OFF_MAX: Duration = Duration::from_millis(SKEW_MS_MAX + 100);
 
 /// Draws the faults of a run of this length, in order of time.
 pub fn plan(config: &Config, length: Duration) -> Vec<Planned> {
@@ -231,7 +234,7 @@ fn kinds(faults: &Faults) -> Vec<Draw> {
         (faults.clock, |config, rng| Fault::Clock {
             host: host(config, rng),
             skew_ms: signed(rng, SKEW_MS_MAX),
-            drift_ppm: signed(rng, 1_000),
+            drift_ppm: signed(rng, DRIFT_PPM_MAX),
         }),
         (faults.starve, |config, rng| Fault::Starve {
             host: host(config, rng),

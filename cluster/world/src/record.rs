@@ -18,13 +18,10 @@ struct Recording {
 }
 
 impl Recorder {
-    pub(crate) fn new(n: u8, is_repaired: bool) -> Self {
+    /// Of a run about which this is known.
+    pub(crate) fn new(known: History) -> Self {
         let recording = Recording {
-            history: History {
-                n,
-                is_repaired,
-                ..History::default()
-            },
+            history: known,
             ..Recording::default()
         };
         Self(Rc::new(RefCell::new(recording)))
@@ -66,6 +63,11 @@ impl Recorder {
         if !dots.contains(&seen) {
             dots.push(seen);
         }
+    }
+
+    /// The last look at the replicas begins.
+    pub(crate) fn looked_at_last(&self, now_ns: u64) {
+        self.0.borrow_mut().history.last_look_ns = now_ns;
     }
 
     pub(crate) fn finish(&self, finals: Vec<crate::history::Final>) -> History {

@@ -9,14 +9,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use torc_cluster::api::{GetRequest, Level, ScanRequest};
+use torc_cluster::hlc::SKEW_MAX_DEFAULT;
 use torc_env::Env;
 use torc_sim::{HostId, Rng, Simulation, Stalled};
 
 use crate::check::{Violation, check};
 use crate::client::Client;
-use crate::cluster::{Cluster, NODE_CLASS};
+use crate::cluster::{Cluster, NODE_CLASS, civil_ns};
 use crate::config::Config;
-use crate::history::{Final, History, KeyId, Outcome, Value};
+use crate::history::{Final, History, KeyId, Outcome, Times, Value};
 use crate::nemesis::{Fault, Nemesis, Planned, plan};
 use crate::record::Recorder;
 use crate::{story, value};
@@ -27,6 +28,8 @@ const READY_MAX: Duration = Duration::from_secs(120);
 const CONVERGENCE_MAX: Duration = Duration::from_secs(300);
 /// Longer than any message is late or any request lives.
 const STRAGGLERS: Duration = Duration::from_secs(15);
+/// What the stamps of a run add up to that follow each other faster than time: a microsecond each.
+const STAMPS: Duration = Duration::from_millis(10);
 /// Civil time that a run with idle hours begins with: what is deleted in it is purged by whole hours,
 /// and the next one is near.
 const BEFORE_THE_HOUR: Duration = Duration::from_secs(50 * 60);
@@ -123,7 +126,7 @@ pub fn run_config(config: Config, options: &Options) -> Report {
     if options.keep_events {
         simulation.keep_lines();
     }
-    let recorder = Recorder::new(config.effective_n(), config.repair.automatic);
+    let recorder = Recorder::new(known(&config));
     let planned = plan(&config, length(&config));
     let world = World {
         cluster: Cluster::new(&simulation, &config),
@@ -158,6 +161,22 @@ pub fn run_config(config: Config, options: &Options) -> Report {
         events: simulation.lines(),
         violations,
         config,
+    }
+}
+
+/// What is known of a run before it begins.
+fn known(config: &Config) -> History {
+    let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    History {
+        n: config.effective_n(),
+        is_repaired: config.repair.automatic,
+        is_ordered_by_time: config.conflict.orders_by_time(),
+        times: Times {
+            clock_off_ns: nanos(config.clock_off_max()),
+            stamp_ahead_ns: nanos(SKEW_MAX_DEFAULT + STAMPS),
+            late_ns: nanos(STRAGGLERS),
+        },
+        ..History::default()
     }
 }
 
@@ -241,7 +260,7 @@ impl World {
             self.cluster.start(*host);
         }
         self.found().await?;
-        end.began_ns = self.simulation().now().0;
+        end.began_ns = civil_ns(self.simulation());
         self.load().await;
         if self.config.idle.is_some() {
             self.idle().await;
@@ -402,6 +421,7 @@ impl World {
             let what = format!("{hints} hints are not delivered {CONVERGENCE_MAX:?} after healing");
             return Err(other("liveness", &what));
         }
+        self.recorder.looked_at_last(civil_ns(self.simulation()));
         let mut held = Vec::new();
         for key in self.keys() {
             for seen in self.cluster.dots(key).await {

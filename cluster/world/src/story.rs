@@ -15,10 +15,14 @@ pub fn of_key(history: &History, key: KeyId, began_ns: u64, faults: &[Planned]) 
             Kind::Delete => "delete",
         };
         let sloppy = if write.sloppy { " sloppy" } else { "" };
+        let lives = match write.lives_ns {
+            Some(lives_ns) => format!(" for {}", millis(lives_ns)),
+            None => String::new(),
+        };
         lines.push((
             write.begun_ns,
             format!(
-                "{id} client {} {kind} w={}{sloppy} sees [{}]",
+                "{id} client {} {kind}{lives} w={}{sloppy} sees [{}]",
                 write.client,
                 write.w,
                 ids(&write.seen)

@@ -15,8 +15,8 @@ use crate::tasks::{Kind, Owner};
 use crate::timer::{GiveWay, Sleep};
 use crate::world::World;
 
-/// True time at the start of every run: 2026-01-01 00:00 UTC, in microseconds.
-const EPOCH_US: u64 = 1_767_225_600_000_000;
+/// Civil time at the start of every run: 2026-01-01 00:00 UTC.
+pub const EPOCH: WallTime = WallTime(1_767_225_600_000_000);
 
 /// One shard of one life of a host. After a crash of the host it does nothing any more.
 #[derive(Clone)]
@@ -102,7 +102,7 @@ impl Env for SimEnv {
         let host = &hosts[self.0.host.index()];
         let true_us = self.0.world.now_ns() / 1000;
         let drift_us = i128::from(true_us) * i128::from(host.drift_ppm) / 1_000_000;
-        let civil_us = EPOCH_US + true_us + self.0.world.civil_us.get();
+        let civil_us = EPOCH.0 + true_us + self.0.world.civil_us.get();
         let wall = i128::from(civil_us) + i128::from(host.skew_us) + drift_us;
         WallTime(u64::try_from(wall).unwrap_or(0))
     }

@@ -28,7 +28,7 @@ mod world;
 use std::future::Future;
 
 pub use disk::{SimDisk, SimFile};
-pub use env::SimEnv;
+pub use env::{EPOCH, SimEnv};
 pub use host::{Handler, HostId, PowerCut};
 pub use options::{DiskOptions, NetOptions, Options, Schedule};
 pub use power::{Cuts, at_every_power_cut};

@@ -197,6 +197,12 @@ impl Simulation {
         hosts[host.index()].drift_ppm = drift_ppm;
     }
 
+    /// How much of civil time has passed since [`EPOCH`](crate::EPOCH) by a clock that is right.
+    pub fn civil(&self) -> Duration {
+        let world = self.world();
+        Duration::from_nanos(world.now_ns()) + Duration::from_micros(world.civil_us.get())
+    }
+
     /// Lets civil time pass on every host, and nothing else: hours in which a cluster idles.
     pub fn pass_civil_time(&self, passed: Duration) {
         let world = self.world();

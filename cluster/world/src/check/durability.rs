@@ -8,9 +8,10 @@ use crate::history::{Final, History, Kind, Outcome, Value, Write, WriteId};
 
 pub(super) fn check(history: &History, ancestry: &Ancestry, findings: &mut Findings) {
     for last in &history.finals {
+        let shown = |values: &Vec<Value>| ancestry.shown(values, history.last_look_ns);
         let held = last.replicas.iter().map(|holding| &holding.values);
-        let held: Vec<_> = held.map(|values| ancestry.closure(values)).collect();
-        let read = last.read.as_ref().map(|values| ancestry.closure(values));
+        let held: Vec<_> = held.map(shown).collect();
+        let read = last.read.as_ref().map(shown);
         let of_key = history
             .numbered()
             .filter(|(_, write)| write.key == last.key);
@@ -18,15 +19,12 @@ pub(super) fn check(history: &History, ancestry: &Ancestry, findings: &mut Findi
             let Some(holders) = promised(history, last, write) else {
                 continue;
             };
-            if ancestry.may_be_deleted(id) {
-                continue;
-            }
-            let found = held.iter().filter(|set| set.contains(id)).count();
+            let found = held.iter().filter(|held| held.accounts_for(id)).count();
             if found < holders {
                 findings.add(last.key, lost(last, id, found, holders));
             }
-            if let (Some(set), Some(values)) = (&read, &last.read)
-                && !set.contains(id)
+            if let (Some(shown), Some(values)) = (&read, &last.read)
+                && !shown.accounts_for(id)
             {
                 let shown = list(values);
                 findings.add(

@@ -4,20 +4,20 @@
 
 use super::Findings;
 use super::durability::list;
-use crate::ancestry::Ancestry;
-use crate::history::{History, Kind, Read, Value};
+use crate::ancestry::{Ancestry, Shown};
+use crate::history::{History, Kind, Read, Value, WriteId};
 
 pub(super) fn check(history: &History, ancestry: &Ancestry, findings: &mut Findings) {
     for read in &history.reads {
         let Some(values) = &read.values else { continue };
-        let shown = ancestry.closure(values);
+        let shown = ancestry.shown(values, read.ended_ns);
         for (id, write) in history.numbered() {
             let must_be_there = write.key == read.key
                 && write.kind == Kind::Put
                 && write.outcome.is_done()
                 && write.ended_ns < read.begun_ns
                 && history.is_strict(read.r, write.outcome.replicas());
-            if must_be_there && !shown.contains(id) && !ancestry.may_be_deleted(id) {
+            if must_be_there && !shown.accounts_for(id) {
                 findings.add(
                     read.key,
                     format!(
@@ -36,7 +36,7 @@ pub(super) fn check(history: &History, ancestry: &Ancestry, findings: &mut Findi
                 && history.is_strict(read.r, earlier.r)
         });
         for earlier in earlier {
-            let Some(gone) = first_missing(earlier, &shown, ancestry) else {
+            let Some(gone) = first_missing(earlier, &shown) else {
                 continue;
             };
             findings.add(
@@ -52,15 +52,10 @@ pub(super) fn check(history: &History, ancestry: &Ancestry, findings: &mut Findi
     }
 }
 
-fn first_missing(
-    earlier: &Read,
-    shown: &crate::ancestry::WriteSet,
-    ancestry: &Ancestry,
-) -> Option<crate::history::WriteId> {
+fn first_missing(earlier: &Read, shown: &Shown<'_>) -> Option<WriteId> {
     let values = earlier.values.iter().flatten();
-    values
-        .filter_map(Value::write)
-        .find(|id| !shown.contains(*id) && !ancestry.may_be_deleted(*id))
+    let mut writes = values.filter_map(Value::write);
+    writes.find(|id| !shown.accounts_for(*id))
 }
 
 #[cfg(test)]

@@ -11,10 +11,10 @@ pub(super) fn check(history: &History, ancestry: &Ancestry, findings: &mut Findi
         let (Some(values), Some(at_least)) = (&read.values, &read.at_least) else {
             continue;
         };
-        let shown = ancestry.closure(values);
+        let shown = ancestry.shown(values, read.ended_ns);
         for id in at_least {
             let is_put = history.write(*id).kind == Kind::Put;
-            if is_put && !shown.contains(*id) && !ancestry.may_be_deleted(*id) {
+            if is_put && !shown.accounts_for(*id) {
                 findings.add(
                     read.key,
                     format!(

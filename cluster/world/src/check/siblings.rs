@@ -61,6 +61,9 @@ impl View<'_> {
             let (whose, shown) = (&self.whose, list(self.values));
             findings.add(self.key, format!("{whose} sees {shown}: {what}"));
         };
+        if history.is_ordered_by_time && self.values.len() > 1 {
+            add("only one of them may stay".to_owned());
+        }
         for (index, value) in self.values.iter().enumerate() {
             let Some(id) = value.write() else {
                 add(format!("{value} was never written"));
@@ -113,6 +116,12 @@ mod tests {
             "siblings",
             "put retried \n put sees 0 \n final 0,1 | 0,1 | 0,1",
         );
+    }
+
+    #[test]
+    fn where_the_last_write_wins_there_are_no_siblings() {
+        accepts("lww \n put \n put \n read shows 1");
+        refuses("siblings", "lww \n put \n put \n read shows 0,1");
     }
 
     #[test]

@@ -4,12 +4,16 @@
 //! it. Writes are numbered from 0 in order of appearance.
 //!
 //! ```text
-//! put [sees 0,1] [w 2] [client 1] [retried] [refused | doubt | counts 2+1]
+//! put [sees 0,1] [w 2] [client 1] [retried] [lives 100] [refused | doubt | counts 2+1]
 //! delete …
 //! read shows 0,1 | shows - | shows ? | fails  [r 2] [client 1] [at_least 0,1]
-//! dot 7.1 is 0 | dot 7.1 is tombstone
+//! dot 7.1 is 0 [expires 70] | dot 7.1 is tombstone
 //! final 0,1 | 0,1 | 0,1 [read 0,1]
+//! wait 100
+//! lww
 //! ```
+//!
+//! The last one says that writes are ordered by time. A step takes 5 and begins 10 after the one before.
 
 use super::{Violation, check};
 use crate::history::{
@@ -49,6 +53,10 @@ pub(crate) fn tell(story: &str) -> History {
     };
     let mut now = 0;
     for line in story.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        if let Some(time) = line.strip_prefix("wait ") {
+            now += time.parse::<u64>().unwrap();
+            continue;
+        }
         let (line, together) = match line.strip_prefix("& ") {
             Some(rest) => (rest, true),
             None => (line, false),
@@ -73,6 +81,7 @@ fn step(history: &mut History, line: &str, now: u64) {
         |word: &str, default: &str| -> u8 { after(word).unwrap_or(default).parse().unwrap() };
     let client = u16::from(number("client", "0"));
     match words[0] {
+        "lww" => history.is_ordered_by_time = true,
         kind @ ("put" | "delete") => {
             let all = format!("{}+0", number("w", "2"));
             let counts = after("counts").unwrap_or(&all);
@@ -98,6 +107,7 @@ fn step(history: &mut History, line: &str, now: u64) {
                 seen: writes(after("sees").unwrap_or("-")),
                 w: number("w", "2"),
                 sloppy: words.contains(&"sloppy"),
+                lives_ns: after("lives").map(|time| time.parse().unwrap()),
                 is_retried: words.contains(&"retried"),
                 begun_ns: now,
                 ended_ns: now + 5,
@@ -112,6 +122,7 @@ fn step(history: &mut History, line: &str, now: u64) {
             begun_ns: now,
             ended_ns: now + 5,
             values: after("shows").map(values),
+            expire_ns: Vec::new(),
         }),
         "dot" => {
             let (actor, counter) = words[1].split_once('.').unwrap();
@@ -122,6 +133,7 @@ fn step(history: &mut History, line: &str, now: u64) {
                     counter: counter.parse().unwrap(),
                 },
                 value: (words[3] != "tombstone").then(|| Value::Of(writes(words[3])[0])),
+                expires_ns: after("expires").map(|time| time.parse().unwrap()),
             });
         }
         "final" => {
@@ -142,6 +154,7 @@ fn step(history: &mut History, line: &str, now: u64) {
                     values,
                 }
             });
+            history.last_look_ns = now;
             history.finals.push(Final {
                 key: KEY,
                 replicas: replicas.collect(),

@@ -33,6 +33,7 @@ macro_rules! found {
 found!(
     ack_before_sync,
     drop_sibling,
+    expiry_lost_on_the_way,
     forget_requests,
     hint_counts_as_replica,
     hint_deleted_before_ack,
@@ -40,7 +41,9 @@ found!(
     joiner_does_not_catch_up,
     keys_of_log_forgotten,
     late_is_refused,
+    lww_keeps_lowest,
     merge_brings_back_superseded,
+    purge_expired_early,
     purge_tombstone_early,
     put_ignores_context,
     put_removes_unseen_siblings,
