@@ -287,7 +287,7 @@ mod tests {
         );
         assert_eq!(taken(3, &runs), (good.clone(), 4));
         assert_eq!(taken(9, &runs), (good.clone(), 4));
-        assert_eq!(taken(9, &[good.clone()]), (good, 1));
+        assert_eq!(taken(9, std::slice::from_ref(&good)), (good, 1));
         let runs = [late("first"), slow_server.clone()];
         assert_eq!(
             taken(9, &runs),
