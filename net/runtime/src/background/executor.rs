@@ -10,13 +10,14 @@ use std::future::poll_fn;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use glommio::timer::Timer;
 use glommio::{LocalExecutor, LocalExecutorBuilder, Placement};
@@ -91,7 +92,7 @@ fn prepare(settings: &Settings) -> io::Result<LocalExecutor> {
 /// Takes jobs and runs them, all at once, until the runtime stops.
 async fn serve(settings: &Settings, inbox: &Inbox, started: &mpsc::SyncSender<io::Result<()>>) {
     let disk = GlommioDisk::new(settings);
-    let warmed = warm(&disk, &settings.data_dir, &settings.name).await;
+    let warmed = over_a_net(warm(&disk, &settings.data_dir, &settings.name)).await;
     let failed = warmed.is_err();
     if started.send(warmed).is_err() || failed {
         return;
@@ -111,9 +112,22 @@ async fn serve(settings: &Settings, inbox: &Inbox, started: &mpsc::SyncSender<io
             if let Poll::Ready(Some(())) = running.poll_next_unpin(cx) {
                 return Poll::Ready(());
             }
-            std::future::Future::poll(Pin::new(&mut net), cx).map(drop)
+            Future::poll(Pin::new(&mut net), cx).map(drop)
         })
         .await;
+    }
+}
+
+/// Lets the executor look around every [`NET_INTERVAL`] until `work` is done: a wake-up of its ring may get lost, and then
+/// nothing else would wake it.
+async fn over_a_net<F: Future>(work: F) -> F::Output {
+    let mut work = pin!(work);
+    loop {
+        let net = Timer::new(NET_INTERVAL);
+        match select(work.as_mut(), net).await {
+            Either::Left((output, _)) => return output,
+            Either::Right(_) => {}
+        }
     }
 }
 
