@@ -191,7 +191,8 @@ impl Executor {
             late.into_iter().for_each(Waker::wake);
             self.run_quantum();
         }
-        LOCAL.with(Local::has_ready)
+        // Whoever asked for the end of a tick after `late` was taken gets the next one.
+        LOCAL.with(Local::has_ready) || !self.at_end_of_tick.borrow().is_empty()
     }
 
     /// Whether a task is ready to run.
@@ -356,6 +357,28 @@ mod tests {
         );
         assert!(!executor.tick());
         assert_eq!(*seen.borrow(), ["early", "late"]);
+    }
+
+    #[test]
+    fn who_asks_for_the_end_of_the_tick_again_is_not_left_behind() {
+        let executor = Rc::new(executor());
+        let times = Rc::new(Cell::new(0));
+        let (late, seen) = (Rc::clone(&executor), Rc::clone(&times));
+        executor.spawn(Class::Foreground, async move {
+            std::future::poll_fn(|cx| {
+                if seen.get() == 3 {
+                    return Poll::Ready(());
+                }
+                seen.set(seen.get() + 1);
+                late.wake_at_end_of_tick(cx.waker().clone());
+                Poll::Pending
+            })
+            .await;
+        });
+        // The shard sleeps when a tick leaves nothing ready.
+        while executor.tick() {}
+        assert_eq!(times.get(), 3);
+        assert!(executor.tasks.borrow().is_empty());
     }
 
     #[test]
