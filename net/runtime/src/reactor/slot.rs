@@ -30,6 +30,8 @@ pub(super) enum Resource {
     Paths(CString, CString),
     /// The address of a peer.
     Address(Box<SockAddr>),
+    /// A descriptor that is being closed.
+    Closing(OwnedFd),
 }
 
 /// A list of byte runs and the structures by which sendmsg finds them.
