@@ -278,7 +278,7 @@ mod tests {
         .file("/proc/sys/kernel/random/boot_id", "x\n")
         .file(
             "/proc/self/mountinfo",
-            "36 35 259:1 / /home/alice rw shared:1 - ext4 /dev/alice rw,discard\n",
+            "36 35 259:1 / /mnt/alice rw shared:1 - ext4 /dev/alice rw,discard\n",
         );
         let taken = capture(&tree);
         assert_eq!(
