@@ -115,6 +115,10 @@ impl Service {
                 "background_disk_wait_us".into(),
                 u64::try_from(background_wait).unwrap_or(u64::MAX),
             ),
+            (
+                "removed_pending_bytes".into(),
+                self.handle.removed_pending_bytes(),
+            ),
             ("hint_age_ms".into(), gauges.hint_age_ms),
             ("oldest_unrepaired_ms".into(), gauges.oldest_unrepaired_ms),
             ("hedge_delay_us".into(), gauges.hedge_delay_us),

@@ -48,7 +48,7 @@ pub trait Disk: Clone + 'static {
     /// Opens a file. A created name is not durable before [`Disk::sync_dir`].
     fn open(&self, path: &Path, mode: OpenMode) -> impl Future<Output = io::Result<Self::File>>;
 
-    /// Removes a file. Durable after [`Disk::sync_dir`].
+    /// Removes a file. Durable after [`Disk::sync_dir`]. Whoever has it open reads on; its space is free some time later.
     fn remove(&self, path: &Path) -> impl Future<Output = io::Result<()>>;
 
     /// Renames a file over whatever has the new name. Durable after [`Disk::sync_dir`].

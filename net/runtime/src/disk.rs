@@ -15,6 +15,7 @@ use torc_env::{AlignedBuf, DirEntry, Disk, File, OpenMode, SECTOR_BYTES};
 
 use crate::executor;
 use crate::reactor::op;
+use crate::reclaim::PIECE_BYTES;
 use crate::shard::{Core, Root};
 use crate::sys;
 
@@ -171,6 +172,23 @@ impl RingDisk {
         let fd = op::open(&self.core, &self.root().fd, path, flags, 0o644).await?;
         Ok(Rc::new(fd))
     }
+
+    fn file(&self, fd: Rc<OwnedFd>) -> RingFile {
+        RingFile {
+            open: Rc::new(Open {
+                core: Rc::clone(&self.core),
+                fd: Some(fd),
+            }),
+        }
+    }
+
+    /// Opens a file that is about to be removed, if it is so large that its space should be given back in pieces.
+    async fn open_large(&self, path: &Path) -> Option<OwnedFd> {
+        let flags = libc::O_RDWR | libc::O_NOFOLLOW;
+        let fd = self.open_fd(path, flags).await.ok()?;
+        let is_large = sys::file_len(fd.as_fd()).is_ok_and(|len| len > PIECE_BYTES);
+        is_large.then(|| Rc::try_unwrap(fd).ok()).flatten()
+    }
 }
 
 impl Disk for RingDisk {
@@ -193,16 +211,19 @@ impl Disk for RingDisk {
             }
             opened => opened?,
         };
-        Ok(RingFile {
-            open: Rc::new(Open {
-                core: Rc::clone(&self.core),
-                fd: Some(fd),
-            }),
-        })
+        Ok(self.file(fd))
     }
 
     async fn remove(&self, path: &Path) -> io::Result<()> {
-        op::unlink(&self.core, &self.root().fd, inside(path)?).await
+        let path = inside(path)?;
+        let large = self.open_large(path).await;
+        op::unlink(&self.core, &self.root().fd, path).await?;
+        if let Some(fd) = large
+            && let Err(fd) = self.core.shared.reclaim.take(fd)
+        {
+            drop(self.file(Rc::new(fd)));
+        }
+        Ok(())
     }
 
     async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

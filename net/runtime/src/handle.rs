@@ -103,6 +103,11 @@ impl ShardHandle {
         self.env.core().shared.background.waited()
     }
 
+    /// Bytes of removed files of the whole node that still take space: it is given back piece by piece.
+    pub fn removed_pending_bytes(&self) -> u64 {
+        self.env.core().shared.reclaim.pending_bytes()
+    }
+
     /// Ends every shard of this runtime; [`Runtime::wait`](crate::Runtime::wait) then returns.
     pub fn stop_all(&self) {
         self.env.core().shared.stop();

@@ -31,6 +31,7 @@ pub mod net;
 pub mod probe;
 mod random;
 mod reactor;
+mod reclaim;
 mod runtime;
 mod shard;
 mod spin;

@@ -25,6 +25,7 @@ use crate::mesh::{self, Mesh};
 use crate::probe::ProbeError;
 use crate::random::Random;
 use crate::reactor::Reactor;
+use crate::reclaim::Reclaim;
 use crate::shard::{self, CONTROL_MESSAGES_MAX, Core, Root, ShardEnds, Shared};
 use crate::spin::Spin;
 use crate::sys;
@@ -84,6 +85,7 @@ impl Runtime {
                 .collect(),
             stopping: AtomicBool::new(false),
             background: Background::new(config),
+            reclaim: Arc::new(Reclaim::new()),
         });
         let mut runtime = Runtime {
             shared,
@@ -203,6 +205,7 @@ impl Drop for Runtime {
             }
         }
         self.shared.background.stop();
+        self.shared.reclaim.stop();
     }
 }
 

@@ -27,6 +27,7 @@ use crate::handle::ShardHandle;
 use crate::mesh::{Inbox, Mesh, Reply, Request};
 use crate::random::Random;
 use crate::reactor::Reactor;
+use crate::reclaim::Reclaim;
 use crate::spin::Spin;
 use crate::timer::Timers;
 
@@ -58,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) stopping: AtomicBool,
     /// Runs background jobs.
     pub(crate) background: Background,
+    /// Gives the space of removed files back.
+    pub(crate) reclaim: Arc<Reclaim>,
 }
 
 impl Shared {

@@ -74,12 +74,37 @@ pub(crate) fn eventfd_clear(fd: BorrowedFd<'_>) {
 
 /// Length of an open file in bytes.
 pub(crate) fn file_len(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(len_and_named(fd)?.0)
+}
+
+/// Length of an open file in bytes, and whether it has a name.
+pub(crate) fn len_and_named(fd: BorrowedFd<'_>) -> io::Result<(u64, bool)> {
     let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
     // SAFETY: the kernel fills `stat`, which has the size that it expects.
     check(unsafe { libc::fstat(fd.as_raw_fd(), stat.as_mut_ptr()) })?;
     // SAFETY: fstat returned success, so `stat` is initialised.
     let stat = unsafe { stat.assume_init() };
-    Ok(u64::try_from(stat.st_size).unwrap_or(0))
+    let named = stat.st_nlink > 0;
+    Ok((u64::try_from(stat.st_size).unwrap_or(0), named))
+}
+
+/// Of `fcntl`: which signal a descriptor sends. The libc crate has it for few targets.
+const F_SETSIG: libc::c_int = 10;
+
+/// Whether a file that this descriptor may write is open elsewhere too, in this process or another. The kernel grants a lease
+/// when it is not. Descriptors that were duplicated from this one do not count.
+pub(crate) fn is_open_elsewhere(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let control = |command, value: libc::c_int| {
+        // SAFETY: these commands take an integer, no pointer.
+        check(unsafe { libc::fcntl(fd.as_raw_fd(), command, value) })
+    };
+    // Who opens the file while the lease lasts has a signal sent here; the usual one would end the process.
+    control(F_SETSIG, libc::SIGURG)?;
+    match control(libc::F_SETLEASE, libc::F_WRLCK) {
+        Ok(_) => control(libc::F_SETLEASE, libc::F_UNLCK).map(|_| false),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 /// Cuts or extends a file. Blocks the caller for as long as the file system takes.

@@ -256,6 +256,7 @@ fn a_server_follows_the_plan_and_the_disks_properties() {
     let metrics = cluster.metrics(0);
     for expected in [
         "torc_background_disk_wait_us ",
+        "torc_removed_pending_bytes ",
         "torc_socket_arrivals_total{shard=\"0\",cpu=",
     ] {
         assert!(

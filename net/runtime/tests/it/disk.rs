@@ -78,3 +78,46 @@ fn many_reads_in_flight_each_get_their_own_sector() {
         futures_util::future::join_all(reads).await;
     });
 }
+
+#[test]
+fn a_large_file_that_was_removed_is_read_on_and_keeps_its_other_name() {
+    const BYTES: u64 = 12 << 20;
+    on_shard(|shard| async move {
+        let env = shard.env();
+        let disk = env.disk();
+        let paths = ["read", "linked", "alone"].map(Path::new);
+        for path in paths {
+            let file = disk.open(path, OpenMode::CreateNew).await.unwrap();
+            file.allocate(BYTES).await.unwrap();
+            let mut end = AlignedBuf::zeroed(SECTOR_BYTES);
+            end.fill(7);
+            let at = BYTES - SECTOR_BYTES as u64;
+            file.write_at(at, end).await.0.unwrap();
+        }
+        let kept = Path::new("kept");
+        disk.hard_link(paths[1], kept).await.unwrap();
+        let reader = disk.open(paths[0], OpenMode::Read).await.unwrap();
+        for path in paths {
+            disk.remove(path).await.unwrap();
+            let gone = disk.open(path, OpenMode::Read).await.err().unwrap();
+            assert_eq!(gone.kind(), ErrorKind::NotFound);
+        }
+        let until = env.now() + std::time::Duration::from_secs(60);
+        // The one that nobody reads goes first, after the thread has met the one that is read.
+        while shard.removed_pending_bytes() > BYTES {
+            assert!(env.now() < until, "nothing is given back");
+            env.sleep(std::time::Duration::from_millis(1)).await;
+        }
+        let linked = disk.open(kept, OpenMode::Read).await.unwrap();
+        for file in [reader, linked] {
+            let at = BYTES - SECTOR_BYTES as u64;
+            let (read, end) = file.read_at(at, AlignedBuf::zeroed(SECTOR_BYTES)).await;
+            assert_eq!(read.unwrap(), SECTOR_BYTES);
+            assert!(end.iter().all(|byte| *byte == 7));
+        }
+        while shard.removed_pending_bytes() > 0 {
+            assert!(env.now() < until, "a file stays that nobody reads any more");
+            env.sleep(std::time::Duration::from_millis(1)).await;
+        }
+    });
+}
