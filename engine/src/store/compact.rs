@@ -15,10 +15,14 @@ use crate::compaction::{
 };
 use crate::error::{JobError, WriteError};
 use crate::jobs::{CompactJob, CompactOutput, Pace};
+use crate::le::len64;
 use crate::purge::PurgeRule;
 
 /// How long compaction rests after a failure or for want of space.
 const REST: Duration = Duration::from_secs(1);
+/// What a compaction moves out of blobs for each byte of its tables, where that is more than two memtables hold. Writing
+/// tables again in order to empty blobs then costs at most a quarter of what is moved.
+const MOVED_PER_BYTE: u64 = 4;
 /// Difference between civil and monotonic time beyond which the civil clock is not believed.
 const JUMP_MAX: Duration = Duration::from_secs(3600);
 
@@ -296,14 +300,25 @@ impl<E: Env> Inner<E> {
     }
 
     /// The blobs that a compaction takes values out of: those with little left in them, and those that are not
-    /// encrypted with the active key.
+    /// encrypted with the active key. More of them than it may empty at once are left to those that follow, so that none
+    /// holds up the ones that are due; what goes beyond what a tree may keep of the dead is not left.
     fn emptied_by(&self, tree: TreeId, plan: &Plan) -> Emptied {
         let key = Some(self.active_key());
-        let worn = self.tables.borrow().worn(&self.options, tree, key);
+        let tables = self.tables.borrow();
+        let worn = tables.worn(&self.options, tree, key);
+        let memtables = len64(self.options.memtable_bytes);
+        let by_tables = plan.bytes.saturating_mul(MOVED_PER_BYTE);
+        let wanted = memtables
+            .max(by_tables)
+            .max(tables.dead_in_excess(&self.options, tree));
         // What is taken out needs room until its blob goes.
         let free = self.health.free_bytes.get();
         let room = free.saturating_sub(self.options.reserve_bytes) / 2;
-        emptied(plan, &worn, self.options.compaction_bytes_max.min(room))
+        emptied(
+            plan,
+            &worn,
+            wanted.min(self.options.compaction_bytes_max).min(room),
+        )
     }
 
     fn merge_job(

@@ -16,6 +16,7 @@ use crate::error::ReadError;
 use crate::levels::{BOTTOM, Edit, Levels, Run, TableRef};
 use crate::manifest::{Change, Listed};
 use crate::options::Options;
+use crate::pacing::mul_div;
 use crate::purge::PurgeFloors;
 use crate::stats::Stats;
 use crate::table::{Table, TableInfo, table_path};
@@ -217,6 +218,24 @@ impl<D: Disk> Tables<D> {
             (is_worn || is_stale || is_urgent).then_some((*id, worn))
         });
         worn.collect()
+    }
+
+    /// Bytes of a tree's dead values beyond the part of its blobs that may be dead. More than none when blobs are worn
+    /// faster than they are emptied.
+    pub(super) fn dead_in_excess(&self, options: &Options, tree: TreeId) -> u64 {
+        let Some(tree) = self.trees.get(&tree) else {
+            return 0;
+        };
+        let percent = u64::from(options.blob_dead_percent.clamp(1, 100));
+        let blobs = tree.blobs.values();
+        let (values, dead) = blobs.fold((0_u64, 0_u64), |(values, dead), in_use| {
+            let of_blob = in_use.blob.file().value_bytes;
+            (
+                values.saturating_add(of_blob),
+                dead.saturating_add(in_use.dead()),
+            )
+        });
+        dead.saturating_sub(mul_div(values, percent, 100))
     }
 
     /// Ids for the files of one job.

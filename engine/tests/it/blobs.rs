@@ -144,6 +144,59 @@ fn blobs_that_are_mostly_dead_are_emptied_without_being_asked() {
     });
 }
 
+/// Most bytes of values that one compaction has moved since `before`, and how many compactions there were, once nothing
+/// is left to be done. Nothing is flushed meanwhile.
+async fn moved_by_each(env: &SimEnv, store: &Store<SimEnv>) -> (u64, u64) {
+    let (mut most, mut compactions) = (0, 0);
+    let mut before = store.stats().counts;
+    let mut idle = 0;
+    while idle < 10_000 {
+        env.sleep(Duration::from_micros(200)).await;
+        let now = store.stats().counts;
+        idle += 1;
+        if now.compactions > before.compactions {
+            assert_eq!(now.compactions, before.compactions + 1, "looked too late");
+            assert_eq!(now.flushes, before.flushes);
+            most = most.max(now.blob_bytes_written - before.blob_bytes_written);
+            compactions += 1;
+            idle = 0;
+        }
+        before = now;
+    }
+    (most, compactions)
+}
+
+/// Otherwise level 0 fills up behind one that moves all that it can, and reads wait for the disk.
+#[test]
+fn no_compaction_moves_more_values_than_two_memtables_hold_and_all_are_emptied_all_the_same() {
+    torc_sim::run(13, |env| async move {
+        let idle = Options {
+            strategy: None,
+            ..options()
+        };
+        let (mut store, _) = Store::open(env.clone(), idle.clone()).await.unwrap();
+        // Eight memtables of values, of which half die in each blob.
+        for part in 0..8 {
+            write(&store, (0..800).filter(|number| number / 100 == part), 1).await;
+        }
+        write(&store, (0..800).filter(|number| number % 8 < 5), 2).await;
+        store = reopen(&env, store, &options()).await;
+        let (most, compactions) = moved_by_each(&env, &store).await;
+        let stats = check_files(&env, &store).await;
+        println!("{most} bytes at most, {compactions} compactions, {stats:?}");
+        assert!(most > 0 && most <= 1 << 20, "{most} bytes at once");
+        assert!(compactions > 2);
+        assert!(stats.blob_dead_bytes < stats.blob_bytes / 2, "{stats:?}");
+        for number in 0..800 {
+            let stamp = if number % 8 < 5 { 2 } else { 1 };
+            assert_eq!(
+                get(&store, key(number)).await.unwrap(),
+                large(number, stamp)
+            );
+        }
+    });
+}
+
 #[test]
 fn values_return_to_tables_when_blobs_are_turned_off() {
     torc_sim::run(4, |env| async move {
