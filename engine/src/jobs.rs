@@ -9,6 +9,7 @@
 
 mod compact;
 mod flush;
+mod moved;
 mod output;
 mod pace;
 

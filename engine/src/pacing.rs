@@ -63,6 +63,12 @@ pub(crate) fn flush_speed(need: u64) -> u64 {
     need.saturating_mul(2).max(SPEED_MIN)
 }
 
+/// Bytes a second that are moved out of blobs while there is no hurry and updates bring `need`: emptied at half, a blob
+/// gives up a byte for each that is moved, so this is twice what holds its size.
+pub(crate) fn moving_speed(need: u64) -> u64 {
+    need.saturating_mul(2).max(SPEED_MIN)
+}
+
 /// How far a job may come that has come as far as `done`, was allowed `before`, and is to go at `speed`, when `elapsed`
 /// has passed since.
 pub(crate) fn allowance(before: u64, done: u64, speed: Option<u64>, elapsed: Duration) -> u64 {
@@ -99,6 +105,13 @@ const RATE_WINDOW: Duration = Duration::from_secs(10);
 const RATE_MIN: Duration = Duration::from_millis(20);
 
 impl Rate {
+    /// That of so many bytes in `time`.
+    pub(crate) fn of(bytes: u64, time: Duration) -> Rate {
+        let mut rate = Rate::default();
+        rate.add(bytes, time);
+        rate
+    }
+
     /// Counts what was done in `time`, of which at most [`RATE_WINDOW`] counts: a long pause is not
     /// slowness.
     pub(crate) fn add(&mut self, bytes: u64, time: Duration) {

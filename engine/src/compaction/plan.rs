@@ -81,6 +81,14 @@ impl Plan {
         }
     }
 
+    /// Whether a table is only written again where it is, and nothing is merged.
+    pub fn is_rewrite(&self) -> bool {
+        let [input] = &self.inputs[..] else {
+            return false;
+        };
+        (input.level, Some(input.run)) == (self.output_level, self.output_run)
+    }
+
     /// Every input table with the part of the ring to read from it, run by run, newest first.
     pub fn sources(&self) -> Vec<Vec<(u64, TokenRange)>> {
         let part = |table: &TableRef| {

@@ -1,7 +1,6 @@
 //! Tables become fewer tables one level down: the newest record of each key, less what may be
 //! purged. Values in blobs stay where they are, except for those in blobs that are to be emptied.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter::Empty;
 use std::ops::Range;
@@ -11,15 +10,16 @@ use std::sync::Arc;
 use torc_env::{Disk, Job, Token, TokenRange, TreeId};
 
 use super::Pace;
+use super::moved::Moved;
 use super::output::{OutputSettings, Outputs, Written};
-use crate::blob::{Blob, BlobFile};
+use crate::blob::BlobFile;
 use crate::compaction::Plan;
 use crate::crypt::{Keys, Sealing};
-use crate::error::{JobError, ReadError};
+use crate::error::JobError;
 use crate::merge::{Merge, RunIter, Source};
 use crate::purge::PurgeRule;
 use crate::record::{self, ScanFrom};
-use crate::table::{FilterBits, ReadAhead, Separate, Stored, Table, TableInfo};
+use crate::table::{FilterBits, ReadAhead, Stored, Table, TableInfo};
 
 /// Merges a piece of the ring out of several runs.
 pub struct CompactJob {
@@ -53,6 +53,8 @@ pub struct CompactJob {
     /// How far it may go, in bytes of tables, as what is owed is counted: values come along. Counting them, a job that
     /// moves many would seem to have done all that is owed, and be held while level 0 fills up.
     pub pace: Arc<Pace>,
+    /// How many bytes of values it may have taken out of blobs.
+    pub moving: Arc<Pace>,
 }
 
 /// What a compaction did.
@@ -91,6 +93,21 @@ impl CompactJob {
         u64::try_from(bytes).unwrap_or(self.bytes)
     }
 
+    async fn add<D: Disk>(
+        &self,
+        outputs: &mut Outputs<D>,
+        records: impl Iterator<Item = Stored>,
+    ) -> Result<(), JobError> {
+        for stored in records {
+            let reference = stored.separate.map(|separate| separate.reference);
+            let entry = stored.entry.as_ref();
+            outputs
+                .add(self.tree, &entry, reference.as_ref(), 0)
+                .await?;
+        }
+        Ok(())
+    }
+
     async fn write<D: Disk>(
         &self,
         disk: &D,
@@ -98,30 +115,21 @@ impl CompactJob {
     ) -> Result<CompactOutput, JobError> {
         let (mut merge, known) = open(disk, &self.dir, &self.sources, self.sealing.keys()).await?;
         outputs.learn(known.values().copied());
-        let mut emptied = Emptied {
-            job: self,
-            disk,
-            known,
-            open: BTreeMap::new(),
-        };
+        let mut moved = Moved::new(self, disk, known);
         let mut merged = 0;
         let mut purged = 0;
-        while let Some(mut stored) = merge.next().await? {
+        while let Some(stored) = merge.next().await? {
             let entry = stored.entry.as_ref();
             merged += 1;
             self.pace.reach(self.bytes_before(entry.token)).await;
             if self.purge.may_purge(&entry) {
                 purged += 1;
                 disk.give_way().await;
-            } else {
-                emptied.take_out(&mut stored).await?;
-                let reference = stored.separate.map(|separate| separate.reference);
-                let entry = stored.entry.as_ref();
-                outputs
-                    .add(self.tree, &entry, reference.as_ref(), 0)
-                    .await?;
+            } else if moved.push(stored) {
+                self.add(outputs, moved.take_out().await?).await?;
             }
         }
+        self.add(outputs, moved.take_out().await?).await?;
         let Written { tables, blobs } = outputs.finish().await?;
         Ok(CompactOutput {
             tables,
@@ -154,40 +162,6 @@ impl Job for CompactJob {
                 Err(error)
             }
         }
-    }
-}
-
-/// Takes values out of blobs that are to be emptied.
-struct Emptied<'a, D: Disk> {
-    job: &'a CompactJob,
-    disk: &'a D,
-    known: BTreeMap<u64, BlobFile>,
-    open: BTreeMap<u64, Blob<D>>,
-}
-
-impl<D: Disk> Emptied<'_, D> {
-    /// Gives the record its value back if the blob where that is shall be emptied.
-    async fn take_out(&mut self, stored: &mut Stored) -> Result<(), ReadError> {
-        let Some(Separate { table, reference }) = stored.separate else {
-            return Ok(());
-        };
-        if !self.job.emptied.contains(&reference.file_id) {
-            return Ok(());
-        }
-        let blob = match self.open.entry(reference.file_id) {
-            Entry::Occupied(open) => open.into_mut(),
-            Entry::Vacant(none) => {
-                let file = self.known.get(&reference.file_id);
-                let file = file.expect("an input refers to blobs that it lists");
-                let (dir, keys) = (&self.job.dir, self.job.sealing.keys());
-                none.insert(Blob::open(self.disk, dir, file, keys).await?)
-            }
-        };
-        let value = blob.get(&reference).await;
-        let token = stored.entry.token;
-        stored.entry.record.value = value.map_err(|error| error.of_value(table, token))?;
-        stored.separate = None;
-        Ok(())
     }
 }
 

@@ -293,10 +293,19 @@ impl<E: Env> Inner<E> {
                 purged: tables.map(|table| table.info.entries).sum(),
             });
         }
-        let pace = Arc::new(Pace::default());
-        let job = self.merge_job(tree, plan, emptied, Arc::clone(&pace));
+        let job = self.merge_job(tree, plan, emptied);
+        // What is written again where it is was not owed.
+        let kind = if plan.is_rewrite() {
+            Kind::Moving
+        } else {
+            Kind::Compaction
+        };
+        let paces = [
+            (kind, Arc::clone(&job.pace)),
+            (Kind::Moving, Arc::clone(&job.moving)),
+        ];
         let running = self.env.background(JobClass::Compaction, job);
-        self.guide(Kind::Compaction, &pace, running).await
+        self.guide(&paces, running).await
     }
 
     /// The blobs that a compaction takes values out of: those with little left in them, and those that are not
@@ -321,13 +330,7 @@ impl<E: Env> Inner<E> {
         )
     }
 
-    fn merge_job(
-        &self,
-        tree: TreeId,
-        plan: &Plan,
-        emptied: Emptied,
-        pace: Arc<Pace>,
-    ) -> CompactJob {
+    fn merge_job(&self, tree: TreeId, plan: &Plan, emptied: Emptied) -> CompactJob {
         let table_bytes = self.options.table_bytes_max;
         let needed = CompactJob::file_ids_needed(plan, table_bytes, emptied.bytes);
         let mut tables = self.tables.borrow_mut();
@@ -349,7 +352,8 @@ impl<E: Env> Inner<E> {
             sealing: self.sealing(),
             range: plan.range,
             bytes: plan.bytes,
-            pace,
+            pace: Arc::new(Pace::default()),
+            moving: Arc::new(Pace::default()),
         }
     }
 

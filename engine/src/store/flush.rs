@@ -199,7 +199,7 @@ impl<E: Env> Inner<E> {
             pace: Arc::clone(&pace),
         };
         let running = self.env.background(JobClass::Flush, job);
-        self.guide(Kind::Flush, &pace, running).await
+        self.guide(&[(Kind::Flush, pace)], running).await
     }
 
     async fn open_by_tree(

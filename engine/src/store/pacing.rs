@@ -20,8 +20,8 @@ use crate::error::WriteError;
 use crate::jobs::Pace;
 use crate::le::len64;
 use crate::pacing::{
-    Due, ONE, Price, Queue, Rate, allowance, flush_speed, line, merge_speed, mul_div, price,
-    slowdown,
+    Due, ONE, Price, Queue, Rate, allowance, flush_speed, line, merge_speed, moving_speed, mul_div,
+    price, slowdown,
 };
 
 /// Time between two looks at a running job: what it does in between is what it may do at once.
@@ -29,11 +29,14 @@ const LOOK: Duration = Duration::from_millis(5);
 /// Shorter waits add up until they are worth a timer.
 const WAIT_MIN: Duration = Duration::from_millis(1);
 
-/// A kind of job.
+/// A kind of job, or of what one does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Flush,
+    /// Merging, which is owed.
     Compaction,
+    /// Taking values out of blobs, and writing tables again where they are: nothing that level 0 waits for.
+    Moving,
 }
 
 /// What is known about a kind of job.
@@ -56,6 +59,8 @@ pub(super) struct Pacing {
     /// Bytes of tables that were made of them.
     flushed: RefCell<Rate>,
     flushed_at: Cell<Option<Instant>>,
+    /// Blobs are worn faster than they are emptied.
+    has_dead_in_excess: Cell<bool>,
     /// Somebody waits until everything up to this frame is flushed.
     flush_wanted: Cell<u64>,
     /// How many wait for a full compaction.
@@ -65,17 +70,35 @@ pub(super) struct Pacing {
 }
 
 impl Pacing {
-    fn jobs(&self, kind: Kind) -> &Jobs {
+    /// `None` for what nothing is priced by.
+    fn jobs(&self, kind: Kind) -> Option<&Jobs> {
         match kind {
-            Kind::Flush => &self.flush,
-            Kind::Compaction => &self.compaction,
+            Kind::Flush => Some(&self.flush),
+            Kind::Compaction => Some(&self.compaction),
+            Kind::Moving => None,
         }
     }
 
     /// How far the running job of this kind has come, in bytes.
     fn done(&self, kind: Kind) -> u64 {
-        let running = self.jobs(kind).running.borrow();
-        running.as_ref().map_or(0, |pace| pace.done())
+        let running = self.jobs(kind).map(|jobs| jobs.running.borrow());
+        running.map_or(0, |running| running.as_ref().map_or(0, |pace| pace.done()))
+    }
+
+    fn set_running(&self, kind: Kind, pace: Option<&Arc<Pace>>) {
+        if let Some(jobs) = self.jobs(kind) {
+            jobs.running.replace(pace.cloned());
+        }
+    }
+
+    /// Bytes of updates a second, at most: no memtable has become full since the last one was flushed.
+    fn updated_per_s(&self, now: Instant, memtable_bytes: u64) -> u64 {
+        let Some(flushed_at) = self.flushed_at.get() else {
+            return 0;
+        };
+        let since = Rate::of(memtable_bytes, now - flushed_at).per_s();
+        let before = self.sealed.borrow().per_s();
+        before.unwrap_or(0).min(since.unwrap_or(u64::MAX))
     }
 
     /// Has whoever waits for room look again.
@@ -110,23 +133,24 @@ impl Pacing {
 }
 
 impl<E: Env> Inner<E> {
-    /// Waits for a job of this kind, and says meanwhile how far it may go.
+    /// Waits for a job, and says meanwhile how far it may go by each pace that it keeps.
     pub(super) async fn guide<T>(
         &self,
-        kind: Kind,
-        pace: &Arc<Pace>,
+        paces: &[(Kind, Arc<Pace>)],
         job: impl Future<Output = T>,
     ) -> T {
-        let jobs = self.pacing.jobs(kind);
-        jobs.running.replace(Some(Arc::clone(pace)));
+        for (kind, pace) in paces {
+            self.pacing.set_running(*kind, Some(pace));
+            pace.allow(0);
+        }
         let mut job = pin!(job);
         let mut looked_at = self.env.now();
-        pace.allow(0);
         let mut elapsed = LOOK;
         let output = loop {
-            let speed = self.speed(kind);
-            let done = pace.done();
-            pace.allow(allowance(pace.allowed(), done, speed, elapsed));
+            let before: Vec<Option<u64>> = paces
+                .iter()
+                .map(|(kind, pace)| self.allow(*kind, pace, elapsed))
+                .collect();
             self.reprice();
             let timer = pin!(self.env.sleep(LOOK));
             let ended = match select(job.as_mut(), timer).await {
@@ -136,16 +160,28 @@ impl<E: Env> Inner<E> {
             let now = self.env.now();
             elapsed = now - looked_at;
             looked_at = now;
-            if speed.is_none() {
-                let done = pace.done().saturating_sub(done);
-                jobs.speed.borrow_mut().add(done, elapsed);
+            for ((kind, pace), before) in paces.iter().zip(before) {
+                if let (Some(jobs), Some(before)) = (self.pacing.jobs(*kind), before) {
+                    let done = pace.done().saturating_sub(before);
+                    jobs.speed.borrow_mut().add(done, elapsed);
+                }
             }
             if let Some(output) = ended {
                 break output;
             }
         };
-        jobs.running.replace(None);
+        for (kind, _) in paces {
+            self.pacing.set_running(*kind, None);
+        }
         output
+    }
+
+    /// Lets a job go on, `elapsed` after the last time. Returns how far it has come when nothing holds it from now on.
+    fn allow(&self, kind: Kind, pace: &Pace, elapsed: Duration) -> Option<u64> {
+        let speed = self.speed(kind);
+        let done = pace.done();
+        pace.allow(allowance(pace.allowed(), done, speed, elapsed));
+        speed.is_none().then_some(done)
     }
 
     /// Bytes a second at which a job is to go; `None`: as fast as it can.
@@ -172,6 +208,14 @@ impl<E: Env> Inner<E> {
                 let is_wanted = pacing.compaction_wanted.get() > 0;
                 merge_speed(need, owed, outlook.full_bytes).filter(|_| !is_wanted)
             }
+            Kind::Moving => {
+                let memtable = len64(self.options.memtable_bytes / 2);
+                let need = pacing.updated_per_s(self.env.now(), memtable);
+                let is_short = self.health.disk_full.get() || pacing.has_dead_in_excess.get();
+                let is_wanted = pacing.compaction_wanted.get() > 0;
+                let is_urgent = is_short || is_wanted || self.behind() > 0;
+                (!is_urgent).then(|| moving_speed(need))
+            }
         }
     }
 
@@ -185,8 +229,11 @@ impl<E: Env> Inner<E> {
 
     /// Tables have changed.
     pub(super) fn look_ahead(&self) {
-        let outlook = self.tables.borrow().outlook(&self.options);
-        self.pacing.outlook.set(outlook);
+        let tables = self.tables.borrow();
+        self.pacing.outlook.set(tables.outlook(&self.options));
+        let has_excess = tables.has_dead_in_excess(&self.options);
+        self.pacing.has_dead_in_excess.set(has_excess);
+        drop(tables);
         self.reprice();
     }
 
@@ -209,12 +256,12 @@ impl<E: Env> Inner<E> {
         price(slowdown, self.pacing.flush.speed.borrow().per_s())
     }
 
-    /// Updates come as fast as merges follow half way between the line and the most runs on level 0.
-    fn compaction_price(&self) -> Price {
-        let pacing = &self.pacing;
-        let outlook = pacing.outlook.get();
+    /// By how much slower than merges follow updates may come: as fast half way between the line and the most runs on
+    /// level 0. None up to the line.
+    fn behind(&self) -> u64 {
+        let outlook = self.pacing.outlook.get();
         let owed = outlook.owed_bytes;
-        let owed = owed.saturating_sub(pacing.done(Kind::Compaction));
+        let owed = owed.saturating_sub(self.pacing.done(Kind::Compaction));
         let line = line(outlook.full_bytes);
         let bound = outlook
             .bound_bytes
@@ -224,12 +271,18 @@ impl<E: Env> Inner<E> {
         let runs = len64(self.tables.borrow().level0_runs());
         let runs_max = len64(self.options.level0_runs_max);
         let by_runs = slowdown(runs, runs_max - runs_max / 4, runs_max);
+        by_bytes.max(by_runs)
+    }
+
+    fn compaction_price(&self) -> Price {
+        let pacing = &self.pacing;
+        let outlook = pacing.outlook.get();
         let merged = pacing.compaction.speed.borrow().per_s();
         // In bytes of updates.
         let share = pacing.flushed.borrow().share_of(&pacing.sealed.borrow());
         let owed_each = mul_div(share, outlook.per_flushed, ONE).max(1);
         let followed = merged.map(|merged| mul_div(merged, ONE, owed_each));
-        price(by_bytes.max(by_runs), followed)
+        price(self.behind(), followed)
     }
 
     /// Waits until an update's turn has come. What it has taken is to be settled once its size is known.

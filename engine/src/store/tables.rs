@@ -238,6 +238,12 @@ impl<D: Disk> Tables<D> {
         dead.saturating_sub(mul_div(values, percent, 100))
     }
 
+    /// Whether any tree has more dead values than it may keep.
+    pub(super) fn has_dead_in_excess(&self, options: &Options) -> bool {
+        let mut trees = self.trees.keys();
+        trees.any(|tree| self.dead_in_excess(options, *tree) > 0)
+    }
+
     /// Ids for the files of one job.
     pub(super) fn reserve_file_ids(&mut self, count: u64) -> Range<u64> {
         let first = self.next_file_id;

@@ -38,6 +38,7 @@ fn job(sources: Vec<Vec<(u64, TokenRange)>>, reach: Reach) -> CompactJob {
         range: TokenRange::ALL,
         bytes: 1 << 20,
         pace: Default::default(),
+        moving: Default::default(),
     }
 }
 

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use torc_engine::compaction::Strategy;
 use torc_engine::{Options, Store, WriteError};
 use torc_env::{Class, Env, ShardId};
 use torc_sim::{DiskOptions, SimEnv, Simulation};
@@ -168,6 +169,61 @@ fn updates_do_not_stop_while_values_are_moved_out_of_blobs() {
     assert_eq!(outcome.refused, 0, "{outcome:?}");
     assert!(outcome.level0_runs_max < 16, "{outcome:?}");
     assert!(outcome.lowest_percent(10) >= 70, "{outcome:?}");
+}
+
+/// Milliseconds until 20 MiB of values are moved out of blobs of which five eighths are dead.
+async fn emptied_after(env: &SimEnv, is_wanted: bool) -> u64 {
+    let idle = Options {
+        memtable_bytes: 4 << 20,
+        strategy: None,
+        level0_runs_max: 1000,
+        ..options()
+    };
+    let (store, _) = Store::open(env.clone(), idle.clone()).await.unwrap();
+    for (of_eight, stamp) in [(8, 1), (5, 2)] {
+        for number in (0..4096u64).filter(|number| number % 8 < of_eight) {
+            let record = value(noise(number, 16_000), stamp);
+            put(&store, number.to_be_bytes(), record).await.unwrap();
+        }
+    }
+    store.close().await.unwrap();
+    let options = Options {
+        strategy: Some(Strategy::Hybrid),
+        ..idle
+    };
+    let (store, _) = Store::open(env.clone(), options).await.unwrap();
+    let begun = env.now();
+    if is_wanted {
+        store.compact().await.unwrap();
+    }
+    while store.stats().counts.blob_bytes_written < 20 << 20 {
+        env.sleep(Duration::from_millis(10)).await;
+    }
+    u64::try_from((env.now() - begun).as_millis()).unwrap()
+}
+
+#[test]
+fn values_are_moved_out_of_blobs_slowly_unless_somebody_waits_for_it() {
+    let quick = || torc_sim::Options {
+        background_us: 0..=1,
+        disk: DiskOptions {
+            read_us: 10..=20,
+            write_us: 10..=20,
+            sync_us: 10..=20,
+            ..DiskOptions::default()
+        },
+        ..torc_sim::Options::default()
+    };
+    let run = |is_wanted| {
+        let simulation = Simulation::new(1, quick());
+        let host = simulation.add_host(1);
+        let scenario = move |env: SimEnv| async move { emptied_after(&env, is_wanted).await };
+        simulation.run_on(host, ShardId(0), scenario).unwrap()
+    };
+    let (slow, quick) = (run(false), run(true));
+    println!("{slow} ms, and {quick} when wanted");
+    assert!(slow >= 2000, "{slow} ms for 20 MiB");
+    assert!(quick < slow / 2, "{quick} ms, not much less than {slow}");
 }
 
 #[test]
