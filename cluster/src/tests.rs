@@ -403,6 +403,26 @@ fn last_write_wins_keeps_one_value_however_it_was_written() {
 }
 
 #[test]
+fn a_last_write_through_a_node_that_was_just_restarted_is_ordered_by_another_replica() {
+    let world = World::three(21);
+    world.keyspace("last", |keyspace| keyspace.conflict = Conflict::Lww);
+    world.put_in(0, "last", "k", "before").unwrap();
+    // By now node 0 has reserved stamps for the seconds to come.
+    world.sleep(Duration::from_secs(3));
+    world.crash(0);
+    world.boot(0);
+    world.wait("node 0 is back", || {
+        world.is_ready(0) && world.sees_all_up(0)
+    });
+
+    world.put_in(0, "last", "k", "after").unwrap();
+
+    for host in 0..3 {
+        assert_eq!(world.values_in(host, "last", "k"), ["after"], "host {host}");
+    }
+}
+
+#[test]
 fn values_end_with_their_time_to_live() {
     let world = World::three(19);
     world.keyspace("short", |keyspace| keyspace.ttl_default_seconds = 2);

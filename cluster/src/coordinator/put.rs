@@ -208,6 +208,10 @@ impl<E: Env> Attempt<'_, E> {
                     .until(self.operation.options.deadline, pin!(ticket.wait()))
                     .await;
                 return Err(match durable {
+                    // This node's clock may be the one that is wrong: after a restart it runs ahead for seconds.
+                    Some(Ok(())) if failure.code == FailureCode::ClockSkew => {
+                        Refused::Here(failure)
+                    }
                     Some(Ok(())) => Refused::Everywhere(failure),
                     Some(Err(error)) => Refused::Here(Failure {
                         in_doubt: false,
@@ -556,6 +560,7 @@ fn may_do_elsewhere(code: FailureCode) -> bool {
         | FailureCode::NotReady
         | FailureCode::DiskFull
         | FailureCode::Unreadable
+        | FailureCode::ClockSkew
         | FailureCode::Internal => true,
         FailureCode::InvalidRequest
         | FailureCode::BadToken
@@ -565,7 +570,6 @@ fn may_do_elsewhere(code: FailureCode) -> bool {
         | FailureCode::ConditionFailed
         | FailureCode::IdempotencyMismatch
         | FailureCode::TooManySiblings
-        | FailureCode::ClockSkew
         | FailureCode::DeadlinePassed => false,
     }
 }
