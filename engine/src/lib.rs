@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(missing_docs))]
 
+mod ahead;
 pub mod archive;
 pub mod blob;
 pub mod cache;
@@ -38,6 +39,7 @@ pub mod store;
 pub mod table;
 mod wal;
 
+pub use ahead::AheadBudget;
 pub use crypt::{KeyFileError, KeyId, Keys, MissingKey};
 pub use error::{JobError, OpenError, ReadError, WriteError};
 pub use frame::Mark;

@@ -72,7 +72,7 @@ impl<D: Disk> RunIter<D> {
                 return Ok(None);
             };
             if range.last >= self.from.token() {
-                self.current = Some(Box::new(table.iter(&self.from, range, self.ahead)));
+                self.current = Some(Box::new(table.iter(&self.from, range, self.ahead.clone())));
             }
         }
     }

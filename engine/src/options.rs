@@ -74,6 +74,9 @@ pub struct Options {
     pub memtable_bytes: usize,
     /// Memory of the record and block caches. Default 64 MiB.
     pub cache_bytes: usize,
+    /// Memory of what scans read, all of them together, records of their pages aside: those that would need more wait.
+    /// Default 16 MiB: as much as four of them read of 32 runs at full width, or 32 of them block by block.
+    pub scan_bytes_max: usize,
     /// Size of a WAL segment. Default 64 MiB.
     pub wal_segment_bytes: u64,
     /// Live WAL segments above which the active memtable is sealed so that the oldest can go.
@@ -136,6 +139,7 @@ impl Options {
             keys: Keys::default(),
             memtable_bytes: 64 << 20,
             cache_bytes: 64 << 20,
+            scan_bytes_max: 16 << 20,
             wal_segment_bytes: 64 << 20,
             wal_segments_max: 4,
             wal_batch_bytes_max: 1 << 20,

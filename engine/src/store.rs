@@ -42,6 +42,7 @@ use std::rc::Rc;
 
 use torc_env::{Class, Disk, Env, Token, TreeId};
 
+use crate::ahead::AheadBudget;
 use crate::cache::RecordCache;
 use crate::compaction::Strategy;
 use crate::crypt::Keys;
@@ -93,6 +94,7 @@ struct Inner<E: Env> {
     tables: RefCell<Tables<E::Disk>>,
     supply: RefCell<Supply<FileOf<E>>>,
     cache: RecordCache,
+    scans: Rc<AheadBudget>,
     health: Health,
     counts: RefCell<Counts>,
     /// A batch waits for the commit task, or it is to stop.

@@ -17,6 +17,7 @@ use super::snapshot::Hold;
 use super::supply::{Live, Retired, Supply};
 use super::tables::{DataFile, Tables};
 use super::{Health, Inner, Store};
+use crate::ahead::AheadBudget;
 use crate::blob::blob_id;
 use crate::cache::RecordCache;
 use crate::error::OpenError;
@@ -133,8 +134,10 @@ pub(super) async fn open<E: Env>(
     })?;
 
     let cache = RecordCache::new(options.cache_bytes, torc_env::map::hasher(&env));
+    let scans = AheadBudget::new(options.scan_bytes_max);
     let store = Rc::new(Inner {
         cache,
+        scans,
         clock: ExpiryClock::new(&env),
         env,
         options,

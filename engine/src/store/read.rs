@@ -1,5 +1,7 @@
 //! Reads: memtables, then tables, newest first.
 
+use std::rc::Rc;
+
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use torc_env::{Env, Token, TokenRange, TreeId};
@@ -127,6 +129,13 @@ impl<E: Env> Inner<E> {
             .await
     }
 
+    /// What a scan of a tree holds at least: a block of each run as read, and one decoded.
+    fn scan_bytes(&self, tree: TreeId) -> usize {
+        let tables = self.tables.borrow().tree(tree);
+        let runs = tables.map_or(0, |tree| tree.levels.runs().len());
+        runs * 2 * self.options.block_bytes
+    }
+
     pub(super) async fn scan(
         &self,
         tree: TreeId,
@@ -134,6 +143,8 @@ impl<E: Env> Inner<E> {
         last: Token,
         limits: ScanLimits,
     ) -> Result<ScanPage, ReadError> {
+        // Before anything is looked at: memory and tables must be of one moment.
+        let held = self.scans.hold(self.scan_bytes(tree)).await;
         let mut page: Vec<Stored> = Vec::new();
         let mut next = None;
         let records = limits.records.max(1);
@@ -158,7 +169,7 @@ impl<E: Env> Inner<E> {
             sources.push(Source::Run(RunIter::new(
                 parts,
                 from.clone(),
-                ReadAhead::Foreground,
+                ReadAhead::Foreground(Rc::clone(&self.scans)),
             )));
         }
         let mut merge = Merge::new(sources);
@@ -178,7 +189,7 @@ impl<E: Env> Inner<E> {
             bytes += entry_bytes;
             page.push(stored);
         }
-        drop(merge);
+        drop((merge, held));
         let entries = self.with_values(tables.as_deref(), page).await?;
         self.count(|counts| {
             counts.scanned += u64::try_from(entries.len()).expect("a count in memory fits 64 bits")
@@ -189,4 +200,88 @@ impl<E: Env> Inner<E> {
 
 fn after(entry: &Entry) -> ScanFrom {
     ScanFrom::After(entry.token, Bytes::clone(&entry.key))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::future::{Either, join_all, select};
+    use torc_sim::SimEnv;
+
+    use super::*;
+    use crate::options::Options;
+    use crate::record::Kind;
+    use crate::store::{Decision, Store};
+
+    const TREE: TreeId = TreeId(1);
+    const RUNS: u64 = 6;
+    const LIMITS: ScanLimits = ScanLimits {
+        records: 100,
+        bytes: 1 << 20,
+    };
+
+    async fn put(store: &Store<SimEnv>, number: u64) {
+        let key = number.to_be_bytes();
+        let record = Record {
+            kind: Kind::Value,
+            stamp: 1,
+            expires_at_ms: 0,
+            value: Bytes::copy_from_slice(&[7; 1000]),
+        };
+        let decide = |_: Option<&Record>| Decision::Write(record, ());
+        let token = Token::of(TREE, &key);
+        let written = store.update(TREE, token, &key, decide).await;
+        written.unwrap().1.wait().await.unwrap();
+    }
+
+    /// A store with several runs that nobody merges.
+    async fn with_runs(env: &SimEnv, scan_bytes_max: usize) -> Store<SimEnv> {
+        let options = Options {
+            strategy: None,
+            scan_bytes_max,
+            ..Options::new("shard-00")
+        };
+        let (store, _) = Store::open(env.clone(), options).await.unwrap();
+        for run in 0..RUNS {
+            for number in 0..50 {
+                put(&store, number * RUNS + run).await;
+            }
+            store.flush().await.unwrap();
+        }
+        store
+    }
+
+    #[test]
+    fn scans_that_would_need_more_memory_than_there_is_wait_and_all_are_answered() {
+        torc_sim::run(1, |env| async move {
+            let each = usize::try_from(RUNS).unwrap() * 2 * (8 << 10);
+            let budgets = [(0, 1), (each, 1), (3 * each + 1000, 3), (1 << 30, 32)];
+            for (scan_bytes_max, at_once) in budgets {
+                let store = with_runs(&env, scan_bytes_max).await;
+                let from = || ScanFrom::Token(Token(0));
+                let scan = |_| store.scan(TREE, from(), Token::MAX, LIMITS);
+                let expected = scan(0).await.unwrap();
+                assert_eq!(expected.entries.len(), 100);
+                let mut scans = Box::pin(join_all((0..32).map(scan)));
+                let mut most_waiting = 0;
+                let pages = loop {
+                    let timer = Box::pin(env.sleep(Duration::from_micros(10)));
+                    match select(scans, timer).await {
+                        Either::Left((pages, _)) => break pages,
+                        Either::Right((_, rest)) => scans = rest,
+                    }
+                    most_waiting = most_waiting.max(store.0.scans.waiting());
+                };
+                // The first ones read ahead before the others have come.
+                assert!((32 - at_once..32).contains(&most_waiting));
+                for page in pages {
+                    assert_eq!(page.unwrap(), expected);
+                }
+                assert_eq!(store.0.scans.left(), scan_bytes_max.max(1));
+                store.drop_tree(TREE).await.unwrap();
+                store.close().await.unwrap();
+            }
+        });
+    }
 }

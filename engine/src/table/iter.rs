@@ -1,38 +1,51 @@
 //! A run over a table's records in order, for scans and merges. Never fills a cache.
 
+use std::rc::Rc;
+
 use bytes::Bytes;
 use torc_env::{Disk, TokenRange};
 
 use super::block::Block;
+use super::fence::Extent;
 use super::reader::Table;
 use super::{Separate, Stored};
+use crate::ahead::{AheadBudget, Held};
 use crate::error::ReadError;
 use crate::le;
 use crate::record::ScanFrom;
 
 /// How much is read at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub enum ReadAhead {
-    /// For a client's scan: 16 KiB, then twice as much each time up to 128 KiB. Most pages end after a few
-    /// records of each run, and what is read beyond them is taken from other requests.
-    Foreground,
+    /// For a client's scan: 16 KiB, then twice as much each time up to 128 KiB, as long as the budget has it; otherwise
+    /// a block. Most pages end after a few records of each run, and what is read beyond them is taken from other
+    /// requests.
+    Foreground(Rc<AheadBudget>),
     /// For compaction and streaming: 1 MiB.
     Background,
 }
 
 impl ReadAhead {
-    fn bytes_first(self) -> u64 {
+    fn bytes_first(&self) -> u64 {
         match self {
-            ReadAhead::Foreground => 16 << 10,
+            ReadAhead::Foreground(_) => 16 << 10,
             ReadAhead::Background => self.bytes_max(),
         }
     }
 
-    fn bytes_max(self) -> u64 {
+    fn bytes_max(&self) -> u64 {
         match self {
-            ReadAhead::Foreground => 128 << 10,
+            ReadAhead::Foreground(_) => 128 << 10,
             ReadAhead::Background => 1 << 20,
         }
+    }
+
+    /// Memory for what a window has beyond its first block; `None` when there is no bound.
+    fn hold_up_to(&self, bytes: u64) -> Option<Held> {
+        let ReadAhead::Foreground(budget) = self else {
+            return None;
+        };
+        Some(budget.hold_up_to(usize::try_from(bytes).unwrap_or(usize::MAX)))
     }
 }
 
@@ -61,6 +74,8 @@ struct Window {
     start: u64,
     /// The first block that is not in it.
     end_block: usize,
+    /// Memory of the blocks behind its first one.
+    _held: Option<Held>,
 }
 
 struct Current {
@@ -89,8 +104,8 @@ impl<D: Disk> TableIter<D> {
                 end_block: next_block,
                 ..Window::default()
             },
-            ahead,
             ahead_bytes: ahead.bytes_first(),
+            ahead,
             next_block,
             end_block: table.block_of(range.last) + 1,
             current: None,
@@ -158,11 +173,18 @@ impl<D: Disk> TableIter<D> {
 
     /// Reads as many blocks from `first` on as fit the read-ahead, at least one.
     async fn read_window(&mut self, first: usize) -> Result<(), ReadError> {
-        let start = self.table.extent(first).offset;
+        // The one before is not held together with its successor.
+        self.window = Window::default();
+        let Extent { offset: start, len } = self.table.extent(first);
+        let mut held = self.ahead.hold_up_to(self.ahead_bytes.saturating_sub(len));
+        let ahead_bytes = match &held {
+            Some(held) => len + le::len64(held.bytes()),
+            None => self.ahead_bytes,
+        };
         let mut end = first + 1;
         while end < self.end_block {
             let extent = self.table.extent(end);
-            if extent.offset + extent.len - start > self.ahead_bytes {
+            if extent.offset + extent.len - start > ahead_bytes {
                 break;
             }
             end += 1;
@@ -170,10 +192,14 @@ impl<D: Disk> TableIter<D> {
         self.ahead_bytes = (self.ahead_bytes * 2).min(self.ahead.bytes_max());
         let span = self.table.span(first, end);
         debug_assert!(span.len > 0 && le::len64(end) > 0);
+        if let Some(held) = &mut held {
+            held.shrink(usize::try_from(span.len - len).unwrap_or(usize::MAX));
+        }
         self.window = Window {
             bytes: self.table.read_span(span).await?,
             start: span.offset,
             end_block: end,
+            _held: held,
         };
         Ok(())
     }
@@ -236,11 +262,40 @@ mod tests {
     }
 
     #[test]
+    fn scans_at_once_read_ahead_no_more_than_their_budget() {
+        torc_sim::run(2, |env| async move {
+            const BUDGET: usize = 256 << 10;
+            let table = table(&env).await;
+            let budget = AheadBudget::new(BUDGET);
+            let from = ScanFrom::Token(Token(0));
+            let iter = |_| {
+                let ahead = ReadAhead::Foreground(Rc::clone(&budget));
+                table.iter(&from, TokenRange::ALL, ahead)
+            };
+            let mut iters: Vec<_> = (0..64).map(iter).collect();
+            let mut most = 0;
+            for _ in 0..RECORDS {
+                for iter in &mut iters {
+                    assert!(iter.next().await.unwrap().is_some());
+                }
+                let bytes = iters.iter().map(|iter| iter.window.bytes.len()).sum();
+                most = most.max(bytes);
+            }
+            // Each has a block in any case, with a sector at each end.
+            let blocks = iters.len() * (16 << 10);
+            assert!(most > BUDGET && most <= BUDGET + blocks, "{most} bytes");
+            drop(iters);
+            assert_eq!(budget.left(), BUDGET);
+        });
+    }
+
+    #[test]
     fn a_scan_reads_little_at_first_and_more_as_it_goes_on() {
         torc_sim::run(1, |env| async move {
             let table = table(&env).await;
             let from = ScanFrom::Token(Token(0));
-            let mut iter = table.iter(&from, TokenRange::ALL, ReadAhead::Foreground);
+            let ahead = ReadAhead::Foreground(AheadBudget::new(1 << 20));
+            let mut iter = table.iter(&from, TokenRange::ALL, ahead);
             let mut windows = Vec::new();
             let mut records = 0;
             while iter.next().await.unwrap().is_some() {

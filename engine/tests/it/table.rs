@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use torc_engine::AheadBudget;
 use torc_engine::Keys;
 use torc_engine::table::{Bounds, FilterBits, ReadAhead, Table};
 use torc_engine::{Entry, Kind, ScanFrom};
@@ -13,7 +14,11 @@ use crate::table_support::{
 };
 
 async fn collect<D: Disk>(table: &Table<D>, from: ScanFrom, range: TokenRange) -> Vec<Entry> {
-    let mut iter = table.iter(&from, range, ReadAhead::Foreground);
+    let mut iter = table.iter(
+        &from,
+        range,
+        ReadAhead::Foreground(AheadBudget::new(1 << 20)),
+    );
     let mut found = vec![];
     while let Some(stored) = iter.next().await.unwrap() {
         found.push(stored.entry);
