@@ -68,8 +68,12 @@ pub fn parse<R>(
 ) -> Result<(R, Bytes), JsonError> {
     measure(&body)?;
     let base = body.as_ptr() as usize;
-    let tape = simd_json::to_tape(&mut body)
-        .map_err(|error| JsonError::new(format!("the body is not valid JSON: {error}")))?;
+    let tape = simd_json::to_tape(&mut body).map_err(|error| {
+        JsonError::new(format!(
+            "the body is not valid JSON at byte {}",
+            error.index()
+        ))
+    })?;
     let answer = read(Node {
         value: tape.as_value(),
         base,

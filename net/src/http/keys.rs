@@ -374,8 +374,11 @@ struct PutBody {
 }
 
 fn read_put_body(body: BytesMut) -> Result<PutBody, Problem> {
-    let (fields, body) =
-        json::parse(body, Fields::read).map_err(|error| Problem::bad_request(error.to_string()))?;
+    let (fields, body) = json::parse(body, Fields::read).map_err(|error| {
+        Problem::bad_request(format!(
+            "{error}: send {{\"value\": \"...\"}}, or the value itself with Content-Type: application/octet-stream"
+        ))
+    })?;
     Ok(PutBody {
         context: fields.context()?,
         ttl_seconds: fields.ttl_seconds,
@@ -477,6 +480,14 @@ mod tests {
             wants_minimal(Some(bytes));
             drop(context_of(unquoted(bytes)));
         });
+    }
+
+    #[test]
+    fn a_body_that_is_no_json_is_told_what_would_be_right() {
+        let message = body("hello").unwrap_err().message;
+        assert!(message.contains("not valid JSON at byte 0"), "{message}");
+        assert!(message.contains(r#"{"value": "..."}"#), "{message}");
+        assert!(message.contains("application/octet-stream"), "{message}");
     }
 
     #[test]
