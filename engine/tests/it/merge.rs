@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use torc_engine::AheadBudget;
-use torc_engine::Keys;
 use torc_engine::merge::{Merge, RunIter, Source};
 use torc_engine::table::{FilterBits, ReadAhead, Table};
+use torc_engine::{AheadBudget, Keys};
 use torc_engine::{Entry, ScanFrom};
 use torc_env::{Token, TokenRange};
 

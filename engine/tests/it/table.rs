@@ -2,9 +2,8 @@
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use torc_engine::AheadBudget;
-use torc_engine::Keys;
 use torc_engine::table::{Bounds, FilterBits, ReadAhead, Table};
+use torc_engine::{AheadBudget, Keys};
 use torc_engine::{Entry, Kind, ScanFrom};
 use torc_env::{Disk, Token, TokenRange};
 

@@ -173,15 +173,6 @@ impl RingDisk {
         Ok(Rc::new(fd))
     }
 
-    fn file(&self, fd: Rc<OwnedFd>) -> RingFile {
-        RingFile {
-            open: Rc::new(Open {
-                core: Rc::clone(&self.core),
-                fd: Some(fd),
-            }),
-        }
-    }
-
     /// Opens a file that is about to be removed, if it is so large that its space should be given back in pieces.
     async fn open_large(&self, path: &Path) -> Option<OwnedFd> {
         let flags = libc::O_RDWR | libc::O_NOFOLLOW;
@@ -211,7 +202,12 @@ impl Disk for RingDisk {
             }
             opened => opened?,
         };
-        Ok(self.file(fd))
+        Ok(RingFile {
+            open: Rc::new(Open {
+                core: Rc::clone(&self.core),
+                fd: Some(fd),
+            }),
+        })
     }
 
     async fn remove(&self, path: &Path) -> io::Result<()> {
@@ -221,7 +217,7 @@ impl Disk for RingDisk {
         if let Some(fd) = large
             && let Err(fd) = self.core.shared.reclaim.take(fd)
         {
-            drop(self.file(Rc::new(fd)));
+            self.core.reactor.borrow_mut().close(fd);
         }
         Ok(())
     }
