@@ -1,7 +1,7 @@
-//! The record cache: what recent gets found, or found absent.
+//! The caches of a store: the record cache, and beside it that of [blocks](BlockCache).
 //!
-//! Neighbours in token order have nothing to do with each other, so a block kept for one record is
-//! mostly waste; single records are kept instead. Stands in front of the tables (and behind the
+//! The record cache has what recent gets found, or found absent. Neighbours in token order have nothing to do with each
+//! other, so a block kept for one record is mostly waste; single records are kept instead. Stands in front of the tables (and behind the
 //! memtables): a hit costs no device read and no search.
 //!
 //! The policy is S3-FIFO (J. Yang et al., "FIFO queues are all you need for cache eviction",
@@ -18,8 +18,10 @@
 //! [`RecordCache::outdate`] in the same turn; and a get that went to the device may only fill the
 //! cache through the [`Fill`] it got *before* reading, which a write in between has spoilt.
 //!
-//! It does no I/O and is never filled by scans or compactions.
+//! It does no I/O and is never filled by scans or compactions. What blocks take of its budget, it does without.
 
+mod blocks;
+mod places;
 mod s3_fifo;
 
 use std::cell::RefCell;
@@ -30,7 +32,11 @@ use hashbrown::HashTable;
 use torc_env::{Token, TreeId};
 
 use crate::record::Record;
-use s3_fifo::{Entry, S3Fifo};
+use places::{Hashed, Place};
+use s3_fifo::{Item, S3Fifo};
+
+pub use blocks::BlockCache;
+pub(crate) use blocks::BlockId;
 
 /// A cache with a byte budget. Clones share it.
 #[derive(Clone)]
@@ -38,7 +44,9 @@ pub struct RecordCache(Rc<RefCell<Inner>>);
 
 struct Inner {
     hasher: RandomState,
-    entries: S3Fifo,
+    /// Memory of both caches.
+    budget_bytes: usize,
+    places: S3Fifo<Place>,
     /// Gets that are at the device, by the hash of their key.
     filling: HashTable<Filling>,
     stats: CacheStats,
@@ -89,7 +97,8 @@ impl RecordCache {
     pub fn new(budget_bytes: usize, hasher: RandomState) -> RecordCache {
         RecordCache(Rc::new(RefCell::new(Inner {
             hasher,
-            entries: S3Fifo::new(budget_bytes),
+            budget_bytes,
+            places: S3Fifo::new(budget_bytes),
             filling: HashTable::new(),
             stats: CacheStats::default(),
         })))
@@ -99,16 +108,16 @@ impl RecordCache {
     /// reference count.
     pub fn lookup(&self, tree: TreeId, token: Token, key: &[u8]) -> Lookup {
         let inner = &mut *self.0.borrow_mut();
-        let hash = inner.hasher.hash_one((tree, token));
-        if let Some(record) = inner.entries.hit(hash, tree, token, key) {
+        let key = inner.hashed(tree, token, key);
+        if let Some(record) = inner.places.state(key) {
             inner.stats.hits += 1;
             return Lookup::Hit(record);
         }
         inner.stats.misses += 1;
-        inner.begin_fill(hash);
+        inner.begin_fill(key.hash);
         Lookup::Miss(Fill {
             cache: self.clone(),
-            hash,
+            hash: key.hash,
             tree,
             token,
         })
@@ -118,9 +127,9 @@ impl RecordCache {
     /// gets none (what is written need not be read).
     pub fn outdate(&self, tree: TreeId, token: Token, key: &[u8]) {
         let inner = &mut *self.0.borrow_mut();
-        let hash = inner.hasher.hash_one((tree, token));
-        inner.spoil(hash);
-        inner.entries.outdate(hash, tree, token, key);
+        let key = inner.hashed(tree, token, key);
+        inner.spoil(key.hash);
+        inner.places.outdate(key);
     }
 
     /// Gives an outdated key its state again, before that leaves the memtables: `newest` says what it
@@ -134,15 +143,15 @@ impl RecordCache {
         newest: impl FnOnce() -> Option<Record>,
     ) {
         let inner = &mut *self.0.borrow_mut();
-        let hash = inner.hasher.hash_one((tree, token));
-        inner.entries.renew(hash, tree, token, key, newest);
+        let key = inner.hashed(tree, token, key);
+        inner.places.renew(key, newest);
     }
 
     /// Forgets everything, and spoils every get that is at the device: for a tree that goes, or
     /// files whose content is no longer trusted.
     pub fn clear(&self) {
         let inner = &mut *self.0.borrow_mut();
-        inner.entries.clear();
+        inner.places.clear();
         for filling in inner.filling.iter_mut() {
             filling.is_spoilt = true;
         }
@@ -151,16 +160,39 @@ impl RecordCache {
     /// Counts and sizes.
     pub fn stats(&self) -> CacheStats {
         let inner = self.0.borrow();
+        inner.stats.with_size_of(&inner.places)
+    }
+
+    /// Leaves `bytes` of the budget to blocks, until it is told otherwise.
+    fn leave(&self, bytes: usize) {
+        let inner = &mut *self.0.borrow_mut();
+        inner.places.set_budget(inner.budget_bytes - bytes);
+    }
+}
+
+impl CacheStats {
+    /// These counts, and the size of what they are of.
+    fn with_size_of<T: Item>(self, cache: &S3Fifo<T>) -> CacheStats {
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         CacheStats {
-            evictions: inner.entries.evictions(),
-            entries: u64::try_from(inner.entries.len()).unwrap_or(u64::MAX),
-            bytes: u64::try_from(inner.entries.bytes()).unwrap_or(u64::MAX),
-            ..inner.stats
+            evictions: cache.evictions(),
+            entries: count(cache.len()),
+            bytes: count(cache.bytes()),
+            ..self
         }
     }
 }
 
 impl Inner {
+    fn hashed<'a>(&self, tree: TreeId, token: Token, key: &'a [u8]) -> Hashed<'a> {
+        Hashed {
+            hash: self.hasher.hash_one((tree, token)),
+            tree,
+            token,
+            key,
+        }
+    }
+
     fn begin_fill(&mut self, hash: u64) {
         match self.filling.find_mut(hash, |filling| filling.hash == hash) {
             Some(filling) => filling.gets += 1,
@@ -210,8 +242,13 @@ impl Fill {
             .find(self.hash, |filling| filling.hash == self.hash)
             .is_some_and(|filling| !filling.is_spoilt);
         if is_fresh {
-            let entry = Entry::known(self.hash, self.tree, self.token, key, record);
-            inner.entries.insert(entry);
+            let key = Hashed {
+                hash: self.hash,
+                tree: self.tree,
+                token: self.token,
+                key,
+            };
+            inner.places.fill(key, record);
         }
     }
 }
@@ -460,7 +497,7 @@ mod tests {
                     }),
                     Op::Clear => cache.clear(),
                 }
-                cache.0.borrow().entries.check();
+                cache.0.borrow().places.check();
                 prop_assert!(cache.stats().bytes <= u64::try_from(budget_bytes).unwrap());
             }
             prop_assert_eq!(cache.0.borrow().filling.len(), 0);

@@ -74,6 +74,8 @@ pub struct Options {
     pub memtable_bytes: usize,
     /// Memory of the record and block caches. Default 64 MiB.
     pub cache_bytes: usize,
+    /// Percent of it that blocks may take, 0 to 100; records have what blocks do not take. Default 50.
+    pub cache_blocks_percent: u8,
     /// Memory of what scans read, all of them together, records of their pages aside: those that would need more wait.
     /// Default 16 MiB: as much as four of them read of 32 runs at full width, or 32 of them block by block.
     pub scan_bytes_max: usize,
@@ -139,6 +141,7 @@ impl Options {
             keys: Keys::default(),
             memtable_bytes: 64 << 20,
             cache_bytes: 64 << 20,
+            cache_blocks_percent: 50,
             scan_bytes_max: 16 << 20,
             wal_segment_bytes: 64 << 20,
             wal_segments_max: 4,

@@ -25,10 +25,12 @@ pub struct Counts {
     pub gets: u64,
     /// Point reads answered by a memtable.
     pub memtable_hits: u64,
-    /// Tables asked by point reads, each about one device read.
+    /// Blocks of tables that point reads had to read, each one device read.
     pub table_reads: u64,
     /// Values read from blobs, each one device read.
     pub blob_reads: u64,
+    /// Those of them that point reads wanted.
+    pub blob_gets: u64,
     /// Records returned by scans.
     pub scanned: u64,
     /// Parts of tables found damaged: blocks, and tables that cannot be opened. Each counts once.
@@ -70,6 +72,8 @@ pub struct Stats {
     pub counts: Counts,
     /// The record cache.
     pub cache: CacheStats,
+    /// The block cache.
+    pub blocks: CacheStats,
     /// Memory of all memtables.
     pub memtable_bytes: usize,
     /// Records in the active memtable.
@@ -139,10 +143,13 @@ impl Stats {
         ratio(written, self.counts.flushed_bytes)
     }
 
-    /// Tables asked, each about one device read, for each point read that neither memtables nor the
+    /// Device reads, of tables and of blobs, for each point read that neither memtables nor the
     /// record cache answered. 0 before the first.
     pub fn read_amplification(&self) -> f64 {
-        ratio(self.counts.table_reads, self.cache.misses)
+        ratio(
+            self.counts.table_reads + self.counts.blob_gets,
+            self.cache.misses,
+        )
     }
 
     /// Size of tables and blobs over [`Stats::base_bytes`]: an upper bound, which counts each record

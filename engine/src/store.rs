@@ -43,7 +43,7 @@ use std::rc::Rc;
 use torc_env::{Class, Disk, Env, Token, TreeId};
 
 use crate::ahead::AheadBudget;
-use crate::cache::RecordCache;
+use crate::cache::{BlockCache, RecordCache};
 use crate::compaction::Strategy;
 use crate::crypt::Keys;
 use crate::error::{OpenError, ReadError, WriteError};
@@ -94,6 +94,7 @@ struct Inner<E: Env> {
     tables: RefCell<Tables<E::Disk>>,
     supply: RefCell<Supply<FileOf<E>>>,
     cache: RecordCache,
+    blocks: BlockCache,
     scans: Rc<AheadBudget>,
     health: Health,
     counts: RefCell<Counts>,
@@ -156,7 +157,7 @@ impl<E: Env> Store<E> {
     }
 
     /// The record of a key, tombstones and expired ones included. Costs no device read when it is
-    /// in a memtable, else at most one for each table whose filter says yes: usually one. The
+    /// in a memtable, else at most one for each table whose filter says yes: usually one; and one for a value in a blob. The
     /// value is not copied.
     ///
     /// # Errors
@@ -512,6 +513,7 @@ impl<E: Env> Inner<E> {
             ..Stats::default()
         };
         stats.cache = self.cache.stats();
+        stats.blocks = self.blocks.stats();
         self.memory.borrow().add_stats(&mut stats);
         self.tables.borrow().add_stats(&self.options, &mut stats);
         let flushed = self.manifest.state().flushed.sequence;

@@ -36,6 +36,7 @@ use crate::blob::{BlobRef, BlobUse};
 use crate::crypt::KeyId;
 use crate::record::Entry;
 
+pub(crate) use block::Block;
 pub(crate) use checksums::{blob_checksums_of, checksums_of};
 pub use filter::FilterBits;
 pub use iter::{ReadAhead, TableIter};

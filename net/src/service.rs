@@ -162,6 +162,9 @@ impl Service {
             ("cache_hits", stats.cache.hits),
             ("cache_misses", stats.cache.misses),
             ("cache_evictions", stats.cache.evictions),
+            ("block_cache_hits", stats.blocks.hits),
+            ("block_cache_misses", stats.blocks.misses),
+            ("block_cache_evictions", stats.blocks.evictions),
         ];
         let counters = counters.map(|(name, count)| (format!("{name}_total"), count));
         snapshot.counters.extend(counters);
@@ -169,6 +172,7 @@ impl Service {
             ("memory_memtable_bytes", stats.memtable_bytes as u64),
             ("memory_pending_bytes", stats.pending_bytes as u64),
             ("memory_cache_bytes", stats.cache.bytes),
+            ("memory_block_cache_bytes", stats.blocks.bytes),
             ("memory_table_index_bytes", stats.table_memory_bytes as u64),
             (
                 "memory_memtable_budget_bytes",

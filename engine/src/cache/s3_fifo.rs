@@ -1,79 +1,33 @@
-//! The queues of the record cache: S3-FIFO over a slab, with a byte budget.
+//! The queues of the caches: S3-FIFO over a slab, with a byte budget.
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
 use hashbrown::{HashTable, hash_table};
-use torc_env::{Token, TreeId};
-
-use crate::record::Record;
 
 /// The small queue's share of the budget: 1/10, as in the paper.
 const SMALL_SHARE: usize = 10;
 /// Hits beyond this are not counted. Two bits, as in the paper.
 const HITS_MAX: u8 = 3;
-/// A key must have been hit so often in the small queue to move to the main one.
+/// An item must have been hit so often in the small queue to move to the main one.
 const HITS_TO_STAY: u8 = 1;
-/// What an entry costs besides its key and value: the slot, its places in index and queue, and a
-/// share of the ghosts.
-const ENTRY_BYTES: usize = size_of::<Option<Entry>>() + 32;
+/// What an item costs beside its slot: its places in index and queue, and a share of the ghosts.
+const PLACE_BYTES: usize = 32;
 
-/// What an entry says about its key.
-enum State {
-    /// The newest synced state: a record, or that there is none.
-    Known(Option<Record>),
-    /// A newer one is in a memtable. The entry keeps the key's place, for when that is flushed.
-    Outdated,
+/// What a cache keeps.
+pub(super) trait Item {
+    /// Bytes that it holds beside itself.
+    fn held_bytes(&self) -> usize;
+
+    /// Lets go of them.
+    fn strip(&mut self);
 }
 
-/// A key's place in the cache.
-pub(super) struct Entry {
-    hash: u64,
-    tree: TreeId,
-    token: Token,
-    key: Box<[u8]>,
-    state: State,
-    hits: u8,
-    is_main: bool,
-}
-
-impl Entry {
-    /// Of a key whose newest synced state is `record`.
-    pub(super) fn known(
-        hash: u64,
-        tree: TreeId,
-        token: Token,
-        key: &[u8],
-        record: Option<&Record>,
-    ) -> Entry {
-        Entry {
-            hash,
-            tree,
-            token,
-            key: key.into(),
-            state: State::Known(record.cloned()),
-            hits: 0,
-            is_main: false,
-        }
-    }
-
-    fn is_of(&self, tree: TreeId, token: Token, key: &[u8]) -> bool {
-        self.token == token && self.tree == tree && *self.key == *key
-    }
-
-    fn bytes(&self) -> usize {
-        let value = match &self.state {
-            State::Known(Some(record)) => record.value.len(),
-            State::Known(None) | State::Outdated => 0,
-        };
-        ENTRY_BYTES + self.key.len() + value
-    }
-}
-
-/// Entries, an index over them, two queues, and the hashes of those that left the small one.
-pub(super) struct S3Fifo {
+/// Items, an index over them, two queues, and the hashes of those that left the small one.
+pub(super) struct S3Fifo<T> {
     budget_bytes: usize,
-    slots: Vec<Option<Entry>>,
+    /// What is new keeps to the small queue's share even while there is room beside it.
+    is_strict: bool,
+    slots: Vec<Option<Slot<T>>>,
     free: Vec<usize>,
     index: HashTable<usize>,
     small: VecDeque<usize>,
@@ -84,10 +38,24 @@ pub(super) struct S3Fifo {
     evictions: u64,
 }
 
-impl S3Fifo {
-    pub(super) fn new(budget_bytes: usize) -> S3Fifo {
+struct Slot<T> {
+    hash: u64,
+    item: T,
+    hits: u8,
+    is_main: bool,
+}
+
+impl<T: Item> Slot<T> {
+    fn bytes(&self) -> usize {
+        size_of::<Option<Self>>() + PLACE_BYTES + self.item.held_bytes()
+    }
+}
+
+impl<T: Item> S3Fifo<T> {
+    pub(super) fn new(budget_bytes: usize) -> Self {
         S3Fifo {
             budget_bytes,
+            is_strict: false,
             slots: Vec::new(),
             free: Vec::new(),
             index: HashTable::new(),
@@ -97,6 +65,15 @@ impl S3Fifo {
             main_bytes: 0,
             ghosts: Ghosts::default(),
             evictions: 0,
+        }
+    }
+
+    /// In which what was never hit takes no more than the small queue's share, so that what passes once leaves the rest
+    /// of the budget to others.
+    pub(super) fn strict(budget_bytes: usize) -> Self {
+        S3Fifo {
+            is_strict: true,
+            ..Self::new(budget_bytes)
         }
     }
 
@@ -112,76 +89,70 @@ impl S3Fifo {
         self.evictions
     }
 
-    /// The newest synced state of a key, if that is known; it counts as a hit.
-    pub(super) fn hit(
-        &mut self,
-        hash: u64,
-        tree: TreeId,
-        token: Token,
-        key: &[u8],
-    ) -> Option<Option<Record>> {
-        let slot = self.find(hash, tree, token, key)?;
-        let entry = self.slots[slot].as_mut()?;
-        let State::Known(record) = &entry.state else {
-            return None;
-        };
-        entry.hits = (entry.hits + 1).min(HITS_MAX);
-        Some(record.clone())
+    /// Gives the cache another budget and pushes out what no longer fits.
+    pub(super) fn set_budget(&mut self, budget_bytes: usize) {
+        self.budget_bytes = budget_bytes;
+        self.shrink();
     }
 
-    /// A newer state of a key is in a memtable: what is known of it is forgotten, its place kept.
-    pub(super) fn outdate(&mut self, hash: u64, tree: TreeId, token: Token, key: &[u8]) {
-        if let Some(slot) = self.find(hash, tree, token, key) {
-            self.set_state(slot, State::Outdated);
+    /// The slot of an item.
+    pub(super) fn find(&self, hash: u64, is_it: impl Fn(&T) -> bool) -> Option<usize> {
+        let is_in = |slot: &usize| self.get(*slot).is_some_and(&is_it);
+        self.index.find(hash, is_in).copied()
+    }
+
+    /// What is in a slot.
+    pub(super) fn get(&self, slot: usize) -> Option<&T> {
+        let slot = self.slots.get(slot)?.as_ref()?;
+        Some(&slot.item)
+    }
+
+    /// Counts a hit of what is in a slot.
+    pub(super) fn hit(&mut self, slot: usize) {
+        if let Some(slot) = &mut self.slots[slot] {
+            slot.hits = (slot.hits + 1).min(HITS_MAX);
         }
     }
 
-    /// Gives an outdated key the state that `newest` says, if it says one.
-    pub(super) fn renew(
-        &mut self,
-        hash: u64,
-        tree: TreeId,
-        token: Token,
-        key: &[u8],
-        newest: impl FnOnce() -> Option<Record>,
-    ) {
-        let Some(slot) = self.find(hash, tree, token, key) else {
+    /// Changes what is in a slot. One that takes too much afterwards is [discarded](Self::discard).
+    pub(super) fn change(&mut self, slot: usize, change: impl FnOnce(&mut T)) {
+        let bytes_max = self.small_bytes_max();
+        let Some(found) = &mut self.slots[slot] else {
             return;
         };
-        let is_outdated = |entry: &Entry| matches!(entry.state, State::Outdated);
-        if self.slots[slot].as_ref().is_some_and(is_outdated)
-            && let Some(newest) = newest()
-        {
-            // A copy: what was written shares memory with much that is not worth keeping.
-            let record = Record {
-                value: Bytes::copy_from_slice(&newest.value),
-                ..newest
-            };
-            self.set_state(slot, State::Known(Some(record)));
-            self.shrink();
+        let (is_main, before) = (found.is_main, found.bytes());
+        change(&mut found.item);
+        let after = found.bytes();
+        let queue_bytes = self.bytes_of(is_main);
+        *queue_bytes = *queue_bytes - before + after;
+        if after > bytes_max {
+            self.discard(slot);
         }
+        self.shrink();
     }
 
-    /// Puts an entry in, or its state into the place that the key has. One that would take more than
-    /// the small queue's share is not cached: it would push out more than it can be worth.
-    pub(super) fn insert(&mut self, mut entry: Entry) {
-        if let Some(slot) = self.find(entry.hash, entry.tree, entry.token, &entry.key) {
-            self.set_state(slot, entry.state);
-            self.shrink();
+    /// Puts in an item that is not there yet. One that would take more than the small queue's share is not cached: it
+    /// would push out more than it can be worth.
+    pub(super) fn insert(&mut self, hash: u64, item: T) {
+        let mut new = Slot {
+            hash,
+            item,
+            hits: 0,
+            is_main: false,
+        };
+        let bytes = new.bytes();
+        if bytes > self.small_bytes_max() {
             return;
         }
-        if entry.bytes() > self.entry_bytes_max() {
-            return;
-        }
-        entry.is_main = self.ghosts.take(entry.hash);
-        let (hash, bytes, is_main) = (entry.hash, entry.bytes(), entry.is_main);
+        new.is_main = self.ghosts.take(hash);
+        let is_main = new.is_main;
         let slot = match self.free.pop() {
             Some(slot) => {
-                self.slots[slot] = Some(entry);
+                self.slots[slot] = Some(new);
                 slot
             }
             None => {
-                self.slots.push(Some(entry));
+                self.slots.push(Some(new));
                 self.slots.len() - 1
             }
         };
@@ -192,47 +163,35 @@ impl S3Fifo {
         self.shrink();
     }
 
+    /// Leaves a husk in a slot, which is found no more and goes when its queue comes to it.
+    pub(super) fn discard(&mut self, slot: usize) {
+        let Some(found) = &mut self.slots[slot] else {
+            return;
+        };
+        let (hash, is_main, before) = (found.hash, found.is_main, found.bytes());
+        found.item.strip();
+        found.hits = 0;
+        let after = found.bytes();
+        let queue_bytes = self.bytes_of(is_main);
+        *queue_bytes = *queue_bytes - before + after;
+        self.unindex(hash, slot);
+    }
+
+    /// Slots are numbered below this.
+    pub(super) fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
     pub(super) fn clear(&mut self) {
         *self = S3Fifo {
             evictions: self.evictions,
+            is_strict: self.is_strict,
             ..S3Fifo::new(self.budget_bytes)
         };
     }
 
-    fn find(&self, hash: u64, tree: TreeId, token: Token, key: &[u8]) -> Option<usize> {
-        let is_it = |slot: &usize| {
-            self.slots[*slot]
-                .as_ref()
-                .is_some_and(|entry| entry.is_of(tree, token, key))
-        };
-        self.index.find(hash, is_it).copied()
-    }
-
-    fn entry_bytes_max(&self) -> usize {
+    fn small_bytes_max(&self) -> usize {
         self.budget_bytes / SMALL_SHARE
-    }
-
-    /// Gives a key another state. One that is too large to cache leaves a husk behind, which is found
-    /// no more and goes when its queue comes to it.
-    fn set_state(&mut self, slot: usize, state: State) {
-        let bytes_max = self.entry_bytes_max();
-        let Some(entry) = &mut self.slots[slot] else {
-            return;
-        };
-        let (hash, is_main, before) = (entry.hash, entry.is_main, entry.bytes());
-        entry.state = state;
-        let is_husk = entry.bytes() > bytes_max;
-        if is_husk {
-            entry.state = State::Outdated;
-            entry.key = Box::default();
-            entry.hits = 0;
-        }
-        let after = entry.bytes();
-        let queue_bytes = self.bytes_of(is_main);
-        *queue_bytes = *queue_bytes - before + after;
-        if is_husk {
-            self.unindex(hash, slot);
-        }
     }
 
     fn unindex(&mut self, hash: u64, slot: usize) {
@@ -242,11 +201,11 @@ impl S3Fifo {
     }
 
     /// Empties a slot that is in no queue any more.
-    fn take(&mut self, slot: usize) -> Option<Entry> {
-        let entry = self.slots[slot].take()?;
-        self.unindex(entry.hash, slot);
+    fn take(&mut self, slot: usize) -> Option<Slot<T>> {
+        let taken = self.slots[slot].take()?;
+        self.unindex(taken.hash, slot);
         self.free.push(slot);
-        Some(entry)
+        Some(taken)
     }
 
     fn enqueue(&mut self, slot: usize, bytes: usize, is_main: bool) {
@@ -266,11 +225,15 @@ impl S3Fifo {
         }
     }
 
-    /// Pushes entries out until the budget holds. Each step either ends an entry, moves one to the
+    /// Pushes items out until the budget holds. Each step either ends an item, moves one to the
     /// main queue for good, or uses up one of its counted hits.
     fn shrink(&mut self) {
-        while self.bytes() > self.budget_bytes {
-            let small_is_due = self.small_bytes > self.entry_bytes_max();
+        loop {
+            let small_is_due = self.small_bytes > self.small_bytes_max();
+            let is_over = self.bytes() > self.budget_bytes;
+            if !(is_over || small_is_due && self.is_strict) {
+                return;
+            }
             if (small_is_due || self.main.is_empty()) && !self.small.is_empty() {
                 self.evict_from_small();
             } else {
@@ -283,18 +246,18 @@ impl S3Fifo {
         let Some(slot) = self.small.pop_front() else {
             return;
         };
-        let Some(entry) = &mut self.slots[slot] else {
+        let Some(found) = &mut self.slots[slot] else {
             return;
         };
-        let bytes = entry.bytes();
+        let bytes = found.bytes();
         self.small_bytes -= bytes;
-        if entry.hits >= HITS_TO_STAY {
-            entry.hits = 0;
-            entry.is_main = true;
+        if found.hits >= HITS_TO_STAY {
+            found.hits = 0;
+            found.is_main = true;
             self.enqueue(slot, bytes, true);
-        } else if let Some(entry) = self.take(slot) {
-            // As many ghosts as there are entries: what returns later than that is not warm.
-            self.ghosts.push(entry.hash, self.index.len().max(16));
+        } else if let Some(gone) = self.take(slot) {
+            // As many ghosts as there are items: what returns later than that is not warm.
+            self.ghosts.push(gone.hash, self.index.len().max(16));
             self.evictions += 1;
         }
     }
@@ -303,32 +266,33 @@ impl S3Fifo {
         let Some(slot) = self.main.pop_front() else {
             return;
         };
-        let Some(entry) = &mut self.slots[slot] else {
+        let Some(found) = &mut self.slots[slot] else {
             return;
         };
-        if entry.hits > 0 {
-            entry.hits -= 1;
+        if found.hits > 0 {
+            found.hits -= 1;
             self.main.push_back(slot);
-        } else if let Some(entry) = self.take(slot) {
-            self.main_bytes -= entry.bytes();
+        } else if let Some(gone) = self.take(slot) {
+            self.main_bytes -= gone.bytes();
             self.evictions += 1;
         }
     }
 }
 
 #[cfg(test)]
-impl S3Fifo {
+impl<T: Item> S3Fifo<T> {
     /// Queues, index, slots and sums agree.
     pub(super) fn check(&self) {
         let sum = |queue: &VecDeque<usize>, is_main: bool| -> usize {
-            let entries = queue.iter().map(|slot| self.slots[*slot].as_ref().unwrap());
-            entries
-                .inspect(|entry| assert_eq!(entry.is_main, is_main))
-                .map(Entry::bytes)
+            let slots = queue.iter().map(|slot| self.slots[*slot].as_ref().unwrap());
+            slots
+                .inspect(|slot| assert_eq!(slot.is_main, is_main))
+                .map(Slot::bytes)
                 .sum()
         };
         assert_eq!(sum(&self.small, false), self.small_bytes);
         assert_eq!(sum(&self.main, true), self.main_bytes);
+        assert!(!self.is_strict || self.small_bytes <= self.small_bytes_max());
         let used = self.slots.iter().flatten().count();
         assert_eq!(used, self.small.len() + self.main.len());
         assert_eq!(used + self.free.len(), self.slots.len());
@@ -336,8 +300,8 @@ impl S3Fifo {
     }
 }
 
-fn hash_of(slots: &[Option<Entry>], slot: usize) -> u64 {
-    slots[slot].as_ref().map_or(0, |entry| entry.hash)
+fn hash_of<T>(slots: &[Option<Slot<T>>], slot: usize) -> u64 {
+    slots[slot].as_ref().map_or(0, |slot| slot.hash)
 }
 
 /// Hashes of keys that left the small queue lately, oldest first.

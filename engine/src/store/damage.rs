@@ -144,6 +144,7 @@ impl<E: Env> Inner<E> {
                 let gone = self.tables.borrow_mut().apply(tree, &edit, Opened::none());
                 self.tables.borrow_mut().begin_generation();
                 self.cache.clear();
+                self.forget_blocks(&gone).await;
                 self.set_aside(&gone).await;
             }
         }

@@ -19,7 +19,7 @@ use super::tables::{DataFile, Tables};
 use super::{Health, Inner, Store};
 use crate::ahead::AheadBudget;
 use crate::blob::blob_id;
-use crate::cache::RecordCache;
+use crate::cache::{BlockCache, RecordCache};
 use crate::error::OpenError;
 use crate::frame::Mark;
 use crate::le::len64;
@@ -134,9 +134,11 @@ pub(super) async fn open<E: Env>(
     })?;
 
     let cache = RecordCache::new(options.cache_bytes, torc_env::map::hasher(&env));
+    let blocks = BlockCache::beside(&cache, options.cache_blocks_percent);
     let scans = AheadBudget::new(options.scan_bytes_max);
     let store = Rc::new(Inner {
         cache,
+        blocks,
         scans,
         clock: ExpiryClock::new(&env),
         env,

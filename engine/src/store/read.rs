@@ -52,9 +52,9 @@ impl<E: Env> Inner<E> {
         match self.cache.lookup(tree, token, key) {
             Lookup::Hit(record) => Ok(record),
             Lookup::Miss(fill) => {
-                let (record, reads) = self.get_from_tables(tree, token, key).await?;
+                let (record, asked) = self.get_from_tables(tree, token, key).await?;
                 // What the filters alone tell is not worth a place.
-                if reads > 0 {
+                if asked > 0 {
                     fill.fill(key, record.as_ref());
                 }
                 Ok(record)
@@ -62,7 +62,7 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    /// The key's record in tables, and how many of them were read for it.
+    /// The key's record in tables, and how many of them were asked for it.
     pub(super) async fn get_from_tables(
         &self,
         tree: TreeId,
@@ -72,27 +72,28 @@ impl<E: Env> Inner<E> {
         let Some(tables) = self.tables.borrow().tree(tree) else {
             return Ok((None, 0));
         };
-        let mut reads = 0;
+        let mut asked = 0;
         for candidate in tables.levels.candidates(token) {
             let table = tables.table(candidate);
             if !table.may_contain(token) {
                 continue;
             }
-            reads += 1;
-            self.count(|counts| counts.table_reads += 1);
+            asked += 1;
+            let reading = || self.count(|counts| counts.table_reads += 1);
             // Boxed: every request's future has room for a read, few come to the device.
-            let found = Box::pin(table.get(token, key)).await;
+            let found = Box::pin(table.get_through(&self.blocks, token, key, reading)).await;
             let Some(mut found) = self.count_corrupt(found)? else {
                 continue;
             };
             if let Some(reference) = found.reference {
                 let table = candidate.info.file_id;
                 let separate = Separate { table, reference };
+                self.count(|counts| counts.blob_gets += 1);
                 found.record.value = Box::pin(self.value(&tables, token, &separate)).await?;
             }
-            return Ok((Some(found.record), reads));
+            return Ok((Some(found.record), asked));
         }
-        Ok((None, reads))
+        Ok((None, asked))
     }
 
     /// A record's value, out of the blob where it is. One device read.
@@ -169,7 +170,7 @@ impl<E: Env> Inner<E> {
             sources.push(Source::Run(RunIter::new(
                 parts,
                 from.clone(),
-                ReadAhead::Foreground(Rc::clone(&self.scans)),
+                ReadAhead::Foreground(Rc::clone(&self.scans), self.blocks.clone()),
             )));
         }
         let mut merge = Merge::new(sources);
@@ -240,6 +241,7 @@ mod tests {
         let options = Options {
             strategy: None,
             scan_bytes_max,
+            cache_blocks_percent: 0,
             ..Options::new("shard-00")
         };
         let (store, _) = Store::open(env.clone(), options).await.unwrap();

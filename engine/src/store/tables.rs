@@ -21,6 +21,9 @@ use crate::purge::PurgeFloors;
 use crate::stats::Stats;
 use crate::table::{Table, TableInfo, table_path};
 
+/// Slots of the block cache that are looked at before somebody else has a turn.
+const FORGET_AT_ONCE: usize = 4096;
+
 /// One tree's tables. Immutable: a change makes a new one, readers keep the one they began with.
 pub(super) struct Tree<D: Disk> {
     pub(super) levels: Levels,
@@ -285,6 +288,7 @@ impl<D: Disk> Tables<D> {
             }
             gone.push(DataFile::Table(file_id));
             if let Some(table) = open.remove(&file_id) {
+                table.retire();
                 gone.extend(no_longer_used(&mut blobs, table.info()));
             }
         }
@@ -314,6 +318,7 @@ impl<D: Disk> Tables<D> {
         self.generation += 1;
         match self.trees.remove(&tree) {
             Some(tree) => {
+                tree.open.values().for_each(Table::retire);
                 let tables = tree.open.keys().copied().map(DataFile::Table);
                 let blobs = tree.blobs.keys().copied().map(DataFile::Blob);
                 tables.chain(blobs).collect()
@@ -469,6 +474,7 @@ impl<E: torc_env::Env> Inner<E> {
     /// Removes tables that no manifest lists, and blobs to which none of the listed refers. Best effort: the next
     /// open collects what stays. A snapshot that is being taken keeps them until it has its links.
     pub(super) async fn remove_files(&self, files: &[DataFile]) {
+        self.forget_blocks(files).await;
         let Some(files) = self.hold.defer(files) else {
             return;
         };
@@ -477,6 +483,24 @@ impl<E: torc_env::Env> Inner<E> {
             if let Err(error) = self.env.disk().remove(&path).await {
                 tracing::warn!(%error, path = %path.display(), "an old file stays for now");
             }
+        }
+    }
+
+    /// Takes the blocks of tables that are no longer part of a tree out of their cache.
+    pub(super) async fn forget_blocks(&self, files: &[DataFile]) {
+        let id = |file: &DataFile| match file {
+            DataFile::Table(id) => Some(*id),
+            DataFile::Blob(_) => None,
+        };
+        let tables: BTreeSet<u64> = files.iter().filter_map(id).collect();
+        if tables.is_empty() {
+            return;
+        }
+        let slots = self.blocks.slots();
+        for from in (0..slots).step_by(FORGET_AT_ONCE) {
+            let to = slots.min(from + FORGET_AT_ONCE);
+            self.blocks.forget(&tables, from..to);
+            self.env.give_way().await;
         }
     }
 

@@ -150,7 +150,7 @@ impl<E: Env> Inner<E> {
                 Lookup::Miss(fill) => fill,
             };
             let generation = self.tables.borrow().generation();
-            let (record, reads) = self
+            let (record, asked) = self
                 .get_from_tables(tree, token, key)
                 .await
                 .map_err(|error| WriteError::Read(Rc::new(error)))?;
@@ -163,7 +163,7 @@ impl<E: Env> Inner<E> {
             let is_current = is_absent && generation == self.tables.borrow().generation();
             if is_current || mutation::on("decide_on_stale_base") {
                 // A place for the key: the next flush brings what is written now.
-                if is_current && reads > 0 {
+                if is_current && asked > 0 {
                     fill.fill(key, record.as_ref());
                 }
                 return Ok((record, None));

@@ -53,6 +53,8 @@ const WALK: usize = 8;
 pub(crate) struct Block {
     tree: TreeId,
     body: Bytes,
+    /// The body is a part of what was read.
+    is_part: bool,
     count: usize,
     first_token: Token,
     token_bits: u32,
@@ -96,8 +98,23 @@ impl Block {
         key: Option<&DataKey>,
     ) -> Result<Block, Mismatch> {
         let (body, count) = body::open(bytes, (file_id, offset), key)?;
-        Block::from_body(body, count, tree)
-            .ok_or_else(|| Mismatch::new("columns that fit the body", "others"))
+        let is_part = bytes.as_ptr_range().contains(&body.as_ptr());
+        let block = Block::from_body(body, count, tree)
+            .ok_or_else(|| Mismatch::new("columns that fit the body", "others"))?;
+        Ok(Block { is_part, ..block })
+    }
+
+    /// The block in memory of its own, which costs a copy if it is a part of what was read.
+    pub(crate) fn apart(&self) -> Block {
+        let body = match self.is_part {
+            true => Bytes::copy_from_slice(&self.body),
+            false => self.body.clone(),
+        };
+        Block {
+            body,
+            is_part: false,
+            ..*self
+        }
     }
 
     /// Lays the columns over a body; `None` when they do not fit it.
@@ -138,6 +155,7 @@ impl Block {
         }
         let mut block = Block {
             tree,
+            is_part: false,
             count,
             first_token: Token(le::u128_at(&body, 0)),
             token_bits: body[16].into(),
@@ -356,6 +374,25 @@ impl Block {
     fn number(&self, column: Column, index: usize) -> u64 {
         let distance = le::uint_at(&self.body, column.at + column.width * index, column.width);
         column.base.wrapping_add(distance)
+    }
+}
+
+#[cfg(test)]
+impl Block {
+    /// A block of one record, with a value of so many bytes.
+    pub(crate) fn of_value(value_bytes: usize) -> Block {
+        let (tree, key) = (TreeId(1), b"key");
+        let record = Record {
+            kind: Kind::Value,
+            stamp: 1,
+            expires_at_ms: 0,
+            value: vec![7; value_bytes].into(),
+        };
+        let mut builder = super::block_builder::BlockBuilder::new(tree);
+        builder.push(&record.at(Token::of(tree, key), key, 1), false);
+        let mut body = Vec::new();
+        builder.encode(1, &mut body);
+        Block::from_body(body.into(), 1, tree).expect("a block as it was built")
     }
 }
 

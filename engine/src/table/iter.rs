@@ -1,4 +1,4 @@
-//! A run over a table's records in order, for scans and merges. Never fills a cache.
+//! A run over a table's records in order, for scans, which use the block cache, and merges, which do not.
 
 use std::rc::Rc;
 
@@ -10,6 +10,7 @@ use super::fence::Extent;
 use super::reader::Table;
 use super::{Separate, Stored};
 use crate::ahead::{AheadBudget, Held};
+use crate::cache::BlockCache;
 use crate::error::ReadError;
 use crate::le;
 use crate::record::ScanFrom;
@@ -19,8 +20,8 @@ use crate::record::ScanFrom;
 pub enum ReadAhead {
     /// For a client's scan: 16 KiB, then twice as much each time up to 128 KiB, as long as the budget has it; otherwise
     /// a block. Most pages end after a few records of each run, and what is read beyond them is taken from other
-    /// requests.
-    Foreground(Rc<AheadBudget>),
+    /// requests. Blocks that are cached are not read; those that the scan comes to are cached.
+    Foreground(Rc<AheadBudget>, BlockCache),
     /// For compaction and streaming: 1 MiB.
     Background,
 }
@@ -28,24 +29,31 @@ pub enum ReadAhead {
 impl ReadAhead {
     fn bytes_first(&self) -> u64 {
         match self {
-            ReadAhead::Foreground(_) => 16 << 10,
+            ReadAhead::Foreground(..) => 16 << 10,
             ReadAhead::Background => self.bytes_max(),
         }
     }
 
     fn bytes_max(&self) -> u64 {
         match self {
-            ReadAhead::Foreground(_) => 128 << 10,
+            ReadAhead::Foreground(..) => 128 << 10,
             ReadAhead::Background => 1 << 20,
         }
     }
 
     /// Memory for what a window has beyond its first block; `None` when there is no bound.
     fn hold_up_to(&self, bytes: u64) -> Option<Held> {
-        let ReadAhead::Foreground(budget) = self else {
+        let ReadAhead::Foreground(budget, _) = self else {
             return None;
         };
         Some(budget.hold_up_to(usize::try_from(bytes).unwrap_or(usize::MAX)))
+    }
+
+    fn blocks(&self) -> Option<&BlockCache> {
+        match self {
+            ReadAhead::Foreground(_, blocks) => Some(blocks),
+            ReadAhead::Background => None,
+        }
     }
 }
 
@@ -154,12 +162,12 @@ impl<D: Disk> TableIter<D> {
     /// Decodes the next block, reading a new window when it is not in memory.
     async fn enter_block(&mut self) -> Result<(), ReadError> {
         let index = self.next_block;
-        if index >= self.window.end_block {
-            self.read_window(index).await?;
-        }
-        let block = self
-            .table
-            .decode_block(index, &self.window.bytes, self.window.start)?;
+        let id = self.table.block_id(index);
+        let cached = self.ahead.blocks().and_then(|blocks| blocks.get(id));
+        let block = match cached {
+            Some(block) => block,
+            None => self.read_block(index).await?,
+        };
         let at = match self.from.take() {
             Some(from) => block
                 .seek(&from)
@@ -171,7 +179,19 @@ impl<D: Disk> TableIter<D> {
         Ok(())
     }
 
-    /// Reads as many blocks from `first` on as fit the read-ahead, at least one.
+    async fn read_block(&mut self, index: usize) -> Result<Block, ReadError> {
+        if index >= self.window.end_block {
+            self.read_window(index).await?;
+        }
+        let Window { bytes, start, .. } = &self.window;
+        let block = self.table.decode_block(index, bytes, *start)?;
+        if let Some(blocks) = self.ahead.blocks() {
+            self.table.cache_block(blocks, index, &block);
+        }
+        Ok(block)
+    }
+
+    /// Reads as many blocks from `first` on as fit the read-ahead and are not cached, at least one.
     async fn read_window(&mut self, first: usize) -> Result<(), ReadError> {
         // The one before is not held together with its successor.
         self.window = Window::default();
@@ -184,6 +204,10 @@ impl<D: Disk> TableIter<D> {
         let mut end = first + 1;
         while end < self.end_block {
             let extent = self.table.extent(end);
+            let id = self.table.block_id(end);
+            if self.ahead.blocks().is_some_and(|blocks| blocks.has(id)) {
+                break;
+            }
             if extent.offset + extent.len - start > ahead_bytes {
                 break;
             }
@@ -269,7 +293,7 @@ mod tests {
             let budget = AheadBudget::new(BUDGET);
             let from = ScanFrom::Token(Token(0));
             let iter = |_| {
-                let ahead = ReadAhead::Foreground(Rc::clone(&budget));
+                let ahead = ReadAhead::Foreground(Rc::clone(&budget), BlockCache::none());
                 table.iter(&from, TokenRange::ALL, ahead)
             };
             let mut iters: Vec<_> = (0..64).map(iter).collect();
@@ -294,7 +318,7 @@ mod tests {
         torc_sim::run(1, |env| async move {
             let table = table(&env).await;
             let from = ScanFrom::Token(Token(0));
-            let ahead = ReadAhead::Foreground(AheadBudget::new(1 << 20));
+            let ahead = ReadAhead::Foreground(AheadBudget::new(1 << 20), BlockCache::none());
             let mut iter = table.iter(&from, TokenRange::ALL, ahead);
             let mut windows = Vec::new();
             let mut records = 0;

@@ -1,6 +1,7 @@
 //! An open table: its footer, filters and fences in memory, its blocks on the device.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -17,6 +18,7 @@ use super::format::{
 use super::iter::{ReadAhead, TableIter};
 use super::{TableInfo, table_path};
 use crate::blob::{BLOB_USE_BYTES, BlobRef, BlobUse};
+use crate::cache::{BlockCache, BlockId};
 use crate::crypt::{DataKey, Keys};
 use crate::error::ReadError;
 use crate::le;
@@ -33,6 +35,8 @@ struct Inner<F> {
     filters: Option<Filters>,
     /// Boxed: most tables of most stores have none.
     key: Option<Box<DataKey>>,
+    /// No longer part of a tree: nothing of it is cached any more.
+    is_retired: Cell<bool>,
 }
 
 /// What a get found.
@@ -164,6 +168,7 @@ impl<D: Disk> Table<D> {
             fences,
             filters,
             key: key.map(Box::new),
+            is_retired: Cell::new(false),
         })))
     }
 
@@ -205,13 +210,51 @@ impl<D: Disk> Table<D> {
     /// device read, none when [`Table::may_contain`] says no. A value is copied out of its block
     /// unless it is most of it, so that caching one does not pin the other.
     pub async fn get(&self, token: Token, key: &[u8]) -> Result<Option<Found>, ReadError> {
-        if !self.may_contain(token) {
-            return Ok(None);
-        }
-        let Some(index) = self.0.fences.find(token) else {
+        let Some(index) = self.block_with(token) else {
             return Ok(None);
         };
         let block = self.read_block(index).await?;
+        self.find_in(index, &block, token, key)
+    }
+
+    /// As [`Table::get`]; calls `reading` and reads the device only if the block is not cached. A block that turns out
+    /// to refer to the value is cached then.
+    pub(crate) async fn get_through(
+        &self,
+        blocks: &BlockCache,
+        token: Token,
+        key: &[u8],
+        reading: impl FnOnce(),
+    ) -> Result<Option<Found>, ReadError> {
+        let Some(index) = self.block_with(token) else {
+            return Ok(None);
+        };
+        if let Some(block) = blocks.get(self.block_id(index)) {
+            return self.find_in(index, &block, token, key);
+        }
+        reading();
+        let block = self.read_block(index).await?;
+        let found = self.find_in(index, &block, token, key)?;
+        let is_separate = |found: &Found| found.reference.is_some();
+        if found.as_ref().is_some_and(is_separate) {
+            self.cache_block(blocks, index, &block);
+        }
+        Ok(found)
+    }
+
+    /// The block that may have a record with this token.
+    fn block_with(&self, token: Token) -> Option<usize> {
+        let may_contain = self.may_contain(token);
+        may_contain.then(|| self.0.fences.find(token))?
+    }
+
+    fn find_in(
+        &self,
+        index: usize,
+        block: &Block,
+        token: Token,
+        key: &[u8],
+    ) -> Result<Option<Found>, ReadError> {
         let extent = self.extent(index);
         let corrupt = |mismatch| corrupt(&self.0.path, extent.offset, mismatch);
         let Some(at) = block.find(token, key).map_err(corrupt)? else {
@@ -227,6 +270,25 @@ impl<D: Disk> Table<D> {
             record,
             reference,
         }))
+    }
+
+    /// The table is no longer part of a tree: from now on nothing of it gets into a cache.
+    pub(crate) fn retire(&self) {
+        self.0.is_retired.set(true);
+    }
+
+    pub(super) fn block_id(&self, index: usize) -> BlockId {
+        BlockId {
+            table: self.0.info.file_id,
+            index,
+        }
+    }
+
+    /// Puts a block that was read into a cache.
+    pub(super) fn cache_block(&self, blocks: &BlockCache, index: usize, block: &Block) {
+        if !self.0.is_retired.get() {
+            blocks.insert(self.block_id(index), block);
+        }
     }
 
     /// A record refers to nothing but what the table lists.

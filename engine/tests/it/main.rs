@@ -5,6 +5,7 @@
 
 mod archive;
 mod blobs;
+mod block_cache;
 mod compaction;
 mod damage;
 mod encryption;

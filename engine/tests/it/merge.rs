@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
+use torc_engine::cache::BlockCache;
 use torc_engine::merge::{Merge, RunIter, Source};
 use torc_engine::table::{FilterBits, ReadAhead, Table};
 use torc_engine::{AheadBudget, Keys};
@@ -88,7 +89,7 @@ async fn check(shapes: Vec<Shape>, tokens: Tokens, picks: Vec<u8>, tables: usize
             sources.push(Source::Run(RunIter::new(
                 run,
                 from.clone(),
-                ReadAhead::Foreground(AheadBudget::new(1 << 20)),
+                ReadAhead::Foreground(AheadBudget::new(1 << 20), BlockCache::none()),
             )));
         }
         kept.iter().for_each(|entry| note(&mut model, entry));

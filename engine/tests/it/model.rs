@@ -55,7 +55,8 @@ fn runs() -> u32 {
 fn any_options() -> impl Strategy<Value = Options> {
     let memory = (
         prop::sample::select(vec![1 << 20, 2 << 20]),
-        0..64usize << 10,
+        prop_oneof![0..64usize << 10, 0..1usize << 20],
+        0..=100u8,
     );
     let tables = (
         200..20_000usize,
@@ -78,6 +79,7 @@ fn any_options() -> impl Strategy<Value = Options> {
             blob_dead_percent: blobs.1,
             memtable_bytes: memory.0,
             cache_bytes: memory.1,
+            cache_blocks_percent: memory.2,
             block_bytes: tables.0,
             table_bytes_max: tables.1,
             level0_runs: levels.0,

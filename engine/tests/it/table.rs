@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use torc_engine::cache::BlockCache;
 use torc_engine::table::{Bounds, FilterBits, ReadAhead, Table};
 use torc_engine::{AheadBudget, Keys};
 use torc_engine::{Entry, Kind, ScanFrom};
@@ -16,7 +17,7 @@ async fn collect<D: Disk>(table: &Table<D>, from: ScanFrom, range: TokenRange) -
     let mut iter = table.iter(
         &from,
         range,
-        ReadAhead::Foreground(AheadBudget::new(1 << 20)),
+        ReadAhead::Foreground(AheadBudget::new(1 << 20), BlockCache::none()),
     );
     let mut found = vec![];
     while let Some(stored) = iter.next().await.unwrap() {
