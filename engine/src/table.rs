@@ -39,7 +39,7 @@ use crate::record::Entry;
 pub(crate) use block::Block;
 pub(crate) use checksums::{blob_checksums_of, checksums_of};
 pub use filter::FilterBits;
-pub use iter::{ReadAhead, TableIter};
+pub use iter::{Ahead, ReadAhead, TableIter};
 pub use reader::{Found, Table};
 pub(crate) use reader::{corrupt, read};
 pub use writer::{TableOptions, TableWriter};

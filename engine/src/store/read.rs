@@ -10,9 +10,10 @@ use super::Inner;
 use super::tables::Tree;
 use crate::cache::Lookup;
 use crate::error::ReadError;
+use crate::levels::Run;
 use crate::merge::{Merge, RunIter, Source};
 use crate::record::{Entry, Record, ScanFrom};
-use crate::table::{ReadAhead, Separate, Stored};
+use crate::table::{Ahead, ReadAhead, Separate, Stored};
 
 /// Values of a page that are read from blobs at the same time.
 const VALUES_AT_ONCE: usize = 8;
@@ -161,7 +162,9 @@ impl<E: Env> Inner<E> {
             last: last.max(from.token()),
         };
         let mut sources = vec![Source::Memory(in_memory.into_iter())];
-        for run in tables.iter().flat_map(|tree| tree.levels.runs()) {
+        let runs = tables.as_ref().map_or(&[][..], |tree| tree.levels.runs());
+        let expected = expected_bytes(runs, range, limits);
+        for (run, expected) in runs.iter().zip(expected) {
             let parts = run.overlapping(range).iter().filter_map(|table| {
                 let part = table.extent.intersection(&range)?;
                 let tree = tables.as_ref()?;
@@ -170,7 +173,11 @@ impl<E: Env> Inner<E> {
             sources.push(Source::Run(RunIter::new(
                 parts,
                 from.clone(),
-                ReadAhead::Foreground(Rc::clone(&self.scans), self.blocks.clone()),
+                ReadAhead::Foreground(Ahead {
+                    budget: Rc::clone(&self.scans),
+                    blocks: self.blocks.clone(),
+                    expected,
+                }),
             )));
         }
         let mut merge = Merge::new(sources);
@@ -199,6 +206,34 @@ impl<E: Env> Inner<E> {
     }
 }
 
+/// Bytes of each run that the next page from `range.first` on needs, from the even spread of tokens: as much of a run as
+/// it is dense there.
+fn expected_bytes(runs: &[Run], range: TokenRange, limits: ScanLimits) -> Vec<u64> {
+    // Of a whole ring of records like those of the table there.
+    let per_ring = |run: &Run| {
+        let info = &run.overlapping(range).first()?.info;
+        let width = ((info.last_token.0 - info.first_token.0) >> 64) + 1;
+        let of_ring = |part: u64| (u128::from(part) << 64) / width;
+        Some((of_ring(info.entries), of_ring(info.bytes)))
+    };
+    let per_ring = runs.iter().map(per_ring);
+    let per_ring: Vec<(u128, u128)> = per_ring.map(Option::unwrap_or_default).collect();
+    let (entries, bytes) = per_ring.iter().fold((1, 1), |(entries, bytes), run| {
+        (
+            u128::saturating_add(entries, run.0),
+            u128::saturating_add(bytes, run.1),
+        )
+    });
+    // More makes no difference to anybody.
+    let at_most = |limit: usize| u128::from(u32::try_from(limit).unwrap_or(u32::MAX));
+    let expected = |run: &(u128, u128)| {
+        let by_records = run.1.saturating_mul(at_most(limits.records)) / entries;
+        let by_bytes = run.1.saturating_mul(at_most(limits.bytes)) / bytes;
+        u64::try_from(by_records.min(by_bytes)).unwrap_or(u64::MAX)
+    };
+    per_ring.iter().map(expected).collect()
+}
+
 fn after(entry: &Entry) -> ScanFrom {
     ScanFrom::After(entry.token, Bytes::clone(&entry.key))
 }
@@ -211,9 +246,11 @@ mod tests {
     use torc_sim::SimEnv;
 
     use super::*;
+    use crate::levels::{Levels, TableRef};
     use crate::options::Options;
     use crate::record::Kind;
     use crate::store::{Decision, Store};
+    use crate::table::TableInfo;
 
     const TREE: TreeId = TreeId(1);
     const RUNS: u64 = 6;
@@ -252,6 +289,51 @@ mod tests {
             store.flush().await.unwrap();
         }
         store
+    }
+
+    #[test]
+    fn a_page_is_expected_to_need_of_each_run_what_it_holds_there() {
+        let table = |run, entries, bytes, last| {
+            let info = TableInfo {
+                file_id: run,
+                entries,
+                bytes,
+                last_token: last,
+                ..TableInfo::default()
+            };
+            let extent = TokenRange::ALL;
+            let (info, level) = (Rc::new(info), 1);
+            TableRef {
+                info,
+                level,
+                run,
+                extent,
+            }
+        };
+        let expected = |tables: &[TableRef], records, bytes| {
+            let mut levels = Levels::new();
+            tables.iter().for_each(|table| levels.insert(table.clone()));
+            expected_bytes(
+                levels.runs(),
+                TokenRange::ALL,
+                ScanLimits { records, bytes },
+            )
+        };
+        let half = Token(Token::MAX.0 / 2);
+        // Newest run first. The second is as dense as the first in half of the ring.
+        let runs = [
+            table(3, 1000, 100_000, Token::MAX),
+            table(2, 500, 50_000, half),
+            table(1, 8000, 800_000, Token::MAX),
+        ];
+        assert_eq!(expected(&runs, 100, 1 << 20), [999, 999, 7999]);
+        assert_eq!(expected(&runs, usize::MAX, 1000), [99, 99, 799]);
+        assert_eq!(expected(&runs, 1, 0), [0, 0, 0]);
+        // A run of one token, and none at all.
+        let one_token = table(4, u64::MAX >> 32, u64::MAX >> 32, Token(0));
+        let found = expected(&[one_token, runs[0].clone()], usize::MAX, usize::MAX);
+        assert!(found[0] >= u64::from(u32::MAX) - 1, "{found:?}");
+        assert!(expected(&[], 100, 100).is_empty());
     }
 
     #[test]

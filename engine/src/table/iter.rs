@@ -15,21 +15,39 @@ use crate::error::ReadError;
 use crate::le;
 use crate::record::ScanFrom;
 
+/// What a block takes on the disk, about.
+const BLOCK_BYTES: u64 = 8 << 10;
+
 /// How much is read at once.
 #[derive(Clone)]
 pub enum ReadAhead {
-    /// For a client's scan: 16 KiB, then twice as much each time up to 128 KiB, as long as the budget has it; otherwise
-    /// a block. Most pages end after a few records of each run, and what is read beyond them is taken from other
-    /// requests. Blocks that are cached are not read; those that the scan comes to are cached.
-    Foreground(Rc<AheadBudget>, BlockCache),
+    /// For a client's scan.
+    Foreground(Ahead),
     /// For compaction and streaming: 1 MiB.
     Background,
+}
+
+/// A client's scan of a run reads at first what it is expected to need, then twice as much each time up to 128 KiB, as
+/// long as the budget has it; otherwise a block. Most pages end after a few records of each run, and what is read beyond
+/// them is taken from other requests.
+#[derive(Clone)]
+pub struct Ahead {
+    /// What all scans read.
+    pub budget: Rc<AheadBudget>,
+    /// What is here is not read; blocks that the scan comes to get here.
+    pub blocks: BlockCache,
+    /// Bytes of the run that the scan is expected to need.
+    pub expected: u64,
 }
 
 impl ReadAhead {
     fn bytes_first(&self) -> u64 {
         match self {
-            ReadAhead::Foreground(..) => 16 << 10,
+            // What is wanted rarely begins where a block does.
+            ReadAhead::Foreground(ahead) => {
+                let more = ahead.expected.min(BLOCK_BYTES);
+                ahead.expected.saturating_add(more).min(self.bytes_max())
+            }
             ReadAhead::Background => self.bytes_max(),
         }
     }
@@ -43,15 +61,19 @@ impl ReadAhead {
 
     /// Memory for what a window has beyond its first block; `None` when there is no bound.
     fn hold_up_to(&self, bytes: u64) -> Option<Held> {
-        let ReadAhead::Foreground(budget, _) = self else {
+        let ReadAhead::Foreground(ahead) = self else {
             return None;
         };
-        Some(budget.hold_up_to(usize::try_from(bytes).unwrap_or(usize::MAX)))
+        Some(
+            ahead
+                .budget
+                .hold_up_to(usize::try_from(bytes).unwrap_or(usize::MAX)),
+        )
     }
 
     fn blocks(&self) -> Option<&BlockCache> {
         match self {
-            ReadAhead::Foreground(_, blocks) => Some(blocks),
+            ReadAhead::Foreground(ahead) => Some(&ahead.blocks),
             ReadAhead::Background => None,
         }
     }
@@ -213,7 +235,8 @@ impl<D: Disk> TableIter<D> {
             }
             end += 1;
         }
-        self.ahead_bytes = (self.ahead_bytes * 2).min(self.ahead.bytes_max());
+        let twice = (self.ahead_bytes * 2).max(BLOCK_BYTES);
+        self.ahead_bytes = twice.min(self.ahead.bytes_max());
         let span = self.table.span(first, end);
         debug_assert!(span.len > 0 && le::len64(end) > 0);
         if let Some(held) = &mut held {
@@ -238,9 +261,11 @@ impl<D: Disk> TableIter<D> {
 mod tests {
     use std::path::Path;
 
+    use ahash::RandomState;
     use torc_env::{Disk as _, Env as _, Token, TreeId};
 
     use super::*;
+    use crate::cache::RecordCache;
     use crate::crypt::{Keys, Sealing};
     use crate::record::{EntryRef, Kind};
     use crate::table::{FilterBits, TableOptions, TableWriter, table_path};
@@ -285,6 +310,14 @@ mod tests {
             .unwrap()
     }
 
+    fn foreground(budget: Rc<AheadBudget>, expected: u64) -> ReadAhead {
+        ReadAhead::Foreground(Ahead {
+            budget,
+            blocks: BlockCache::none(),
+            expected,
+        })
+    }
+
     #[test]
     fn scans_at_once_read_ahead_no_more_than_their_budget() {
         torc_sim::run(2, |env| async move {
@@ -293,7 +326,7 @@ mod tests {
             let budget = AheadBudget::new(BUDGET);
             let from = ScanFrom::Token(Token(0));
             let iter = |_| {
-                let ahead = ReadAhead::Foreground(Rc::clone(&budget), BlockCache::none());
+                let ahead = foreground(Rc::clone(&budget), 16 << 10);
                 table.iter(&from, TokenRange::ALL, ahead)
             };
             let mut iters: Vec<_> = (0..64).map(iter).collect();
@@ -314,11 +347,38 @@ mod tests {
     }
 
     #[test]
+    fn a_table_that_is_no_longer_part_of_a_tree_is_read_but_not_cached() {
+        torc_sim::run(3, |env| async move {
+            let table = table(&env).await;
+            for is_retired in [false, true] {
+                if is_retired {
+                    table.retire();
+                }
+                let records = RecordCache::new(64 << 20, RandomState::with_seeds(1, 2, 3, 4));
+                let blocks = BlockCache::beside(&records, 50);
+                let ahead = ReadAhead::Foreground(Ahead {
+                    budget: AheadBudget::new(1 << 20),
+                    blocks: blocks.clone(),
+                    expected: 8 << 10,
+                });
+                let mut iter = table.iter(&ScanFrom::Token(Token(0)), TokenRange::ALL, ahead);
+                let mut records = 0;
+                while iter.next().await.unwrap().is_some() {
+                    records += 1;
+                }
+                assert_eq!(records, RECORDS);
+                let cached = if is_retired { 0 } else { table.info().blocks };
+                assert_eq!(blocks.stats().entries, cached);
+            }
+        });
+    }
+
+    #[test]
     fn a_scan_reads_little_at_first_and_more_as_it_goes_on() {
         torc_sim::run(1, |env| async move {
             let table = table(&env).await;
             let from = ScanFrom::Token(Token(0));
-            let ahead = ReadAhead::Foreground(AheadBudget::new(1 << 20), BlockCache::none());
+            let ahead = foreground(AheadBudget::new(1 << 20), 8 << 10);
             let mut iter = table.iter(&from, TokenRange::ALL, ahead);
             let mut windows = Vec::new();
             let mut records = 0;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use torc_engine::cache::BlockCache;
 use torc_engine::merge::{Merge, RunIter, Source};
-use torc_engine::table::{FilterBits, ReadAhead, Table};
+use torc_engine::table::{Ahead, FilterBits, ReadAhead, Table};
 use torc_engine::{AheadBudget, Keys};
 use torc_engine::{Entry, ScanFrom};
 use torc_env::{Token, TokenRange};
@@ -89,7 +89,11 @@ async fn check(shapes: Vec<Shape>, tokens: Tokens, picks: Vec<u8>, tables: usize
             sources.push(Source::Run(RunIter::new(
                 run,
                 from.clone(),
-                ReadAhead::Foreground(AheadBudget::new(1 << 20), BlockCache::none()),
+                ReadAhead::Foreground(Ahead {
+                    budget: AheadBudget::new(1 << 20),
+                    blocks: BlockCache::none(),
+                    expected: 16 << 10,
+                }),
             )));
         }
         kept.iter().for_each(|entry| note(&mut model, entry));

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 use torc_engine::cache::BlockCache;
-use torc_engine::table::{Bounds, FilterBits, ReadAhead, Table};
+use torc_engine::table::{Ahead, Bounds, FilterBits, ReadAhead, Table};
 use torc_engine::{AheadBudget, Keys};
 use torc_engine::{Entry, Kind, ScanFrom};
 use torc_env::{Disk, Token, TokenRange};
@@ -17,7 +17,11 @@ async fn collect<D: Disk>(table: &Table<D>, from: ScanFrom, range: TokenRange) -
     let mut iter = table.iter(
         &from,
         range,
-        ReadAhead::Foreground(AheadBudget::new(1 << 20), BlockCache::none()),
+        ReadAhead::Foreground(Ahead {
+            budget: AheadBudget::new(1 << 20),
+            blocks: BlockCache::none(),
+            expected: 16 << 10,
+        }),
     );
     let mut found = vec![];
     while let Some(stored) = iter.next().await.unwrap() {
