@@ -30,7 +30,14 @@ pub(crate) async fn read<E: Env>(
     key: &[u8],
 ) -> Result<Bytes, Failure> {
     match core.store.get(tree, token, key).await {
-        Ok(Some(record)) => Ok(record.value),
+        Ok(Some(record)) => match StateRef::parse_head(&record.value) {
+            Ok(_) => Ok(record.value),
+            // Said here, it is one replica's silence; passed on, it would spoil what the others say.
+            Err(error) => {
+                core.count(Counter::UnreadableRecords);
+                Err(Failure::refused(FailureCode::Unreadable, error))
+            }
+        },
         Ok(None) => Ok(Bytes::new()),
         Err(_) if mutation::on("unreadable_is_absent") => Ok(Bytes::new()),
         Err(error) => {
@@ -123,7 +130,7 @@ fn apply_failure<E: Env>(core: &Core<E>, error: &ApplyError) -> Failure {
     let code = match error {
         ApplyError::Stored(_) => FailureCode::Unreadable,
         ApplyError::Incoming(_) => FailureCode::InvalidRequest,
-        ApplyError::Clash(_) => FailureCode::Internal,
+        ApplyError::Clash(_) => FailureCode::DotClash,
     };
     Failure::refused(code, error)
 }

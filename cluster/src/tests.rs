@@ -618,6 +618,32 @@ fn what_cannot_be_read_is_unknown_and_never_absent() {
     }
 }
 
+/// No state of any format.
+const JUNK: Bytes = Bytes::from_static(b"\0no state");
+
+/// Three nodes, of which node 0 can make nothing of what it has stored for "k".
+fn with_a_record_that_node_0_cannot_read(seed: u64) -> World {
+    let world = World::with(seed, 3, 1, |config| config.repair.automatic = false);
+    world.put(0, "k", "before").unwrap();
+    world.sleep(Duration::from_secs(1));
+    world.spoil_record(0, "k", |_| JUNK);
+    world
+}
+
+#[test]
+fn a_record_that_one_replica_cannot_decode_is_read_from_the_others() {
+    let world = with_a_record_that_node_0_cannot_read(38);
+    for host in 0..3 {
+        for level in [Level::One, Level::Quorum] {
+            let answer = world.get(host, "k", level).unwrap();
+            assert_eq!(answer.siblings.len(), 1, "{level:?} through host {host}");
+        }
+    }
+    assert!(world.counts(0)["unreadable_records"] > 0);
+    let failure = world.get(0, "k", Level::All).unwrap_err();
+    assert_eq!(failure.code, FailureCode::Unreadable);
+}
+
 #[test]
 fn deletions_are_purged_once_all_owners_have_them_and_do_not_come_back() {
     let world = World::with(33, 3, 1, |config| {

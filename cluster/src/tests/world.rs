@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use torc_engine::compaction::Strategy;
-use torc_engine::{ScanFrom, ScanLimits, Store};
+use torc_engine::{Decision, Record, ScanFrom, ScanLimits, Store};
 use torc_env::{Class, Env, Instant, ShardId, Token, TreeId};
 use torc_sim::{DiskOptions, HostId, Options, SimEnv, Simulation};
 
@@ -263,6 +263,33 @@ impl World {
             }
         }
         assert!(spoiled > 0, "no table to spoil");
+    }
+
+    /// Changes what a node's first shard has stored for a key of keyspace `default`, behind its back.
+    pub(super) fn spoil_record(
+        &self,
+        host: usize,
+        key: &str,
+        spoil: impl FnOnce(&Record) -> Bytes + 'static,
+    ) {
+        let (tree, key) = (TreeId(1), Bytes::from(key.to_owned()));
+        let spoiled = self.on(host, |node, _| async move {
+            let token = Token::of(tree, &key);
+            let decide = |stored: Option<&Record>| {
+                let stored = stored.expect("the node has the key");
+                let value = spoil(stored);
+                Decision::Write(
+                    Record {
+                        value,
+                        ..stored.clone()
+                    },
+                    (),
+                )
+            };
+            let ((), ticket) = node.0.store.update(tree, token, &key, decide).await?;
+            ticket.wait().await
+        });
+        spoiled.unwrap();
     }
 
     /// Records of keyspace `default` on a node's first shard, dead ones included.
