@@ -286,6 +286,9 @@ pub enum FailureCode {
     Unreadable,
     /// A defect or a disk failure of this node (500).
     Internal,
+    /// Two replicas hold different writes under one name. Neither may replace the other: somebody has to look
+    /// (500).
+    DotClash,
 }
 
 impl FailureCode {
@@ -309,6 +312,7 @@ impl FailureCode {
             FailureCode::DiskFull => "disk_full",
             FailureCode::Unreadable => "unreadable",
             FailureCode::Internal => "internal",
+            FailureCode::DotClash => "dot_clash",
         }
     }
 
@@ -329,7 +333,7 @@ impl FailureCode {
             | FailureCode::Unreadable => 503,
             FailureCode::DeadlinePassed => 504,
             FailureCode::DiskFull => 507,
-            FailureCode::Internal => 500,
+            FailureCode::Internal | FailureCode::DotClash => 500,
         }
     }
 
@@ -343,7 +347,8 @@ impl FailureCode {
             | FailureCode::TooLarge
             | FailureCode::ConditionFailed
             | FailureCode::IdempotencyMismatch
-            | FailureCode::TooManySiblings => false,
+            | FailureCode::TooManySiblings
+            | FailureCode::DotClash => false,
             FailureCode::QuorumNotMet
             | FailureCode::TopologyChanging
             | FailureCode::Overloaded

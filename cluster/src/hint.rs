@@ -376,7 +376,7 @@ fn merged(old: &Bytes, new: &Bytes, conflict: Conflict) -> Result<Bytes, Failure
     let new = State::decode(new).map_err(unreadable)?;
     let merged = old
         .merge(&new, conflict)
-        .map_err(|clash| Failure::refused(FailureCode::Internal, clash))?;
+        .map_err(|clash| Failure::refused(FailureCode::DotClash, clash))?;
     Ok(merged.encode())
 }
 

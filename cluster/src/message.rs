@@ -383,6 +383,7 @@ pub fn code_to_wire(code: FailureCode) -> u8 {
         FailureCode::Unreadable => 15,
         FailureCode::Internal => 16,
         FailureCode::TopologyChanging => 17,
+        FailureCode::DotClash => 18,
     }
 }
 
@@ -405,6 +406,7 @@ pub fn code_from_wire(number: u8) -> FailureCode {
         14 => FailureCode::DiskFull,
         15 => FailureCode::Unreadable,
         17 => FailureCode::TopologyChanging,
+        18 => FailureCode::DotClash,
         _ => FailureCode::Internal,
     }
 }
@@ -605,7 +607,7 @@ mod tests {
             assert_eq!(level_from_wire(level_to_wire(level)), Some(level));
         }
         assert_eq!(level_from_wire(261), None);
-        for number in 1..=17 {
+        for number in 1..=18 {
             assert_eq!(code_to_wire(code_from_wire(number)), number);
         }
     }

@@ -16,7 +16,7 @@ use crate::api::{
     Level, Operation, Outcome, PutRequest, WriteOptions,
 };
 use crate::conflict::Conflict;
-use crate::version::{Actor, Dot};
+use crate::version::{Actor, Dot, Minter, State, Write};
 use world::World;
 
 #[test]
@@ -642,6 +642,104 @@ fn a_record_that_one_replica_cannot_decode_is_read_from_the_others() {
     assert!(world.counts(0)["unreadable_records"] > 0);
     let failure = world.get(0, "k", Level::All).unwrap_err();
     assert_eq!(failure.code, FailureCode::Unreadable);
+}
+
+#[test]
+fn a_write_to_a_record_that_this_node_cannot_read_is_coordinated_by_another_replica() {
+    let world = with_a_record_that_node_0_cannot_read(32);
+
+    let written = world.put(0, "k", "beside").unwrap();
+
+    assert_eq!((written.replicas, written.hints), (2, 0));
+    world.sleep(Duration::from_secs(1));
+    assert_eq!(world.stored(0, "k"), JUNK, "left as it was found");
+    assert_eq!(world.stored(1, "k"), world.stored(2, "k"));
+    for host in [1, 2] {
+        let answer = world.get(host, "k", Level::One).unwrap();
+        let values: Vec<Bytes> = answer.siblings.into_iter().map(|of| of.value).collect();
+        assert_eq!(values, ["before", "beside"], "minted once, host {host}");
+    }
+}
+
+#[test]
+fn a_write_that_reads_first_goes_round_a_record_that_this_node_cannot_read() {
+    let world = with_a_record_that_node_0_cannot_read(35);
+    let keyed = |write: &mut WriteOptions| {
+        write.read_context_first = true;
+        write.idempotency = Some(Idempotency {
+            id: 7,
+            body_hash: 1,
+        });
+    };
+
+    let first = world.put_with(0, "k", "after", keyed).unwrap();
+    let again = world.put_with(0, "k", "after", keyed).unwrap();
+
+    assert_eq!(first.context, again.context, "one request, one write");
+    assert_eq!(world.values(1, "k"), ["after"]);
+    let failure = world
+        .put_with(0, "k", "other", |write| write.condition = Condition::Absent)
+        .unwrap_err();
+    assert_eq!(failure.code, FailureCode::ConditionFailed);
+}
+
+#[test]
+fn a_write_that_no_replica_can_read_the_record_for_is_refused_whole() {
+    let world = with_a_record_that_node_0_cannot_read(36);
+    world.spoil_record(1, "k", |_| JUNK);
+    world.spoil_record(2, "k", |_| JUNK);
+
+    let failure = world.put(0, "k", "after").unwrap_err();
+
+    assert_eq!(failure.code, FailureCode::Unreadable);
+    assert!(!failure.in_doubt, "{failure:?}");
+    world.sleep(Duration::from_secs(1));
+    for host in 0..3 {
+        assert_eq!(world.stored(host, "k"), JUNK, "host {host}");
+    }
+}
+
+#[test]
+fn a_write_does_not_go_round_a_replica_with_another_write_of_the_same_name() {
+    let world = World::with(37, 3, 1, |config| config.repair.automatic = false);
+    world.put(0, "k", "one").unwrap();
+    world.sleep(Duration::from_secs(1));
+    world.spoil_record(0, "k", |stored| {
+        let state = State::from_record(stored).unwrap();
+        let mut other = State::default();
+        let write = Write {
+            context: &Context::default(),
+            dot: state.siblings()[0].dot,
+            minter: Minter::Replica,
+            value: Some(Bytes::from_static(b"other")),
+            expires_at_ms: 0,
+            keyed: None,
+            now_ms: 0,
+            conflict: Conflict::Siblings,
+            siblings_max: 1,
+        };
+        other.put(write).unwrap();
+        other.encode()
+    });
+    let stored = || (0..3).map(|host| world.stored(host, "k"));
+    let before: Vec<Bytes> = stored().collect();
+    // The node's own state comes so late that the write knows only those of the others when it meets it.
+    world.flush(0);
+    world.crash(0);
+    world.boot(0);
+    world.wait("node 0 is back", || {
+        world.is_ready(0) && world.sees_all_up(0)
+    });
+    world.slow_down_reads(0);
+
+    let failure = world
+        .put_with(0, "k", "new", |write| write.read_context_first = true)
+        .unwrap_err();
+
+    assert_eq!(failure.code, FailureCode::DotClash);
+    assert!(world.counts(0)["hedges"] > 0);
+    assert!(!failure.in_doubt && !failure.retryable, "{failure:?}");
+    assert!(stored().eq(before), "neither write has replaced the other");
 }
 
 #[test]

@@ -416,7 +416,7 @@ impl<E: Env> Round<'_, E> {
                 let state = State::decode(bytes).map_err(unreadable)?;
                 merged = merged.merge(&state, conflict).map_err(|clash| {
                     tracing::error!(%clash, "replicas disagree about one write");
-                    Failure::refused(FailureCode::Internal, clash)
+                    Failure::refused(FailureCode::DotClash, clash)
                 })?;
             }
         }

@@ -152,6 +152,17 @@ enum Refused {
     Everywhere(Failure),
 }
 
+impl From<Failure> for Refused {
+    /// Of an attempt that has minted no dot, unless it is in doubt: only then may another replica mint one.
+    fn from(failure: Failure) -> Self {
+        if !failure.in_doubt && may_do_elsewhere(failure.code) {
+            Refused::Here(failure)
+        } else {
+            Refused::Everywhere(failure)
+        }
+    }
+}
+
 /// What the mint decided.
 enum Minted {
     /// A new dot.
@@ -174,8 +185,10 @@ struct Attempt<'a, E: Env> {
 
 impl<E: Env> Attempt<'_, E> {
     async fn run(&self) -> Result<Written, Refused> {
+        // Who is up is seen alike everywhere: nobody is asked again about that.
         self.admit().map_err(Refused::Everywhere)?;
-        self.core.check_whole().map_err(Refused::Here)?;
+        self.core.check_whole()?;
+        // It has asked the others: where too few of them answer, none of them would hear more.
         let known = self.read_first().await.map_err(Refused::Everywhere)?;
         let (tree, token) = (self.target.tree(), self.target.token);
         let mint = replica::update(self.core, tree, token, &self.operation.key, |stored| {
@@ -191,14 +204,7 @@ impl<E: Env> Attempt<'_, E> {
                 deadline_passed("this node's store took the write").in_doubt(),
             ));
         };
-        let (minted, ticket) = minted.map_err(|error| {
-            let failure = write_failure(&error);
-            if failure.in_doubt {
-                Refused::Everywhere(failure)
-            } else {
-                Refused::Here(failure)
-            }
-        })?;
+        let (minted, ticket) = minted.map_err(|error| write_failure(&error))?;
         let (version, state) = match minted {
             Minted::New { version, state } | Minted::Replay { version, state } => (version, state),
             Minted::Not(failure) => {
@@ -207,18 +213,15 @@ impl<E: Env> Attempt<'_, E> {
                     .core
                     .until(self.operation.options.deadline, pin!(ticket.wait()))
                     .await;
-                return Err(match durable {
-                    // This node's clock may be the one that is wrong: after a restart it runs ahead for seconds.
-                    Some(Ok(())) if failure.code == FailureCode::ClockSkew => {
-                        Refused::Here(failure)
-                    }
-                    Some(Ok(())) => Refused::Everywhere(failure),
-                    Some(Err(error)) => Refused::Here(Failure {
+                return Err(Refused::from(match durable {
+                    Some(Ok(())) => failure,
+                    // Of a write that came before; this one has left nothing to be in doubt about.
+                    Some(Err(error)) => Failure {
                         in_doubt: false,
                         ..write_failure(&error)
-                    }),
-                    None => Refused::Everywhere(deadline_passed("the key's state was durable")),
-                });
+                    },
+                    None => deadline_passed("the key's state was durable"),
+                }));
             }
         };
         let mut spread = self.spread(self.target, &self.order, &self.requirement, state.clone());
@@ -400,7 +403,7 @@ impl<E: Env> Attempt<'_, E> {
         let mut state = match known {
             Some(known) => base
                 .merge(known, keyspace.conflict)
-                .map_err(|clash| Failure::refused(FailureCode::Internal, clash))?,
+                .map_err(|clash| Failure::refused(FailureCode::DotClash, clash))?,
             None => base.clone(),
         };
         if let Some(Idempotency { id, body_hash }) = options.idempotency {
@@ -551,7 +554,8 @@ async fn forward<E: Env>(
     }))
 }
 
-/// Whether a refusal may come from the state of the node rather than of the key.
+/// Whether a refusal may come from the state of the node rather than of the key: from its clock, which runs
+/// ahead for seconds after a restart, its disk, what it can read, whom it reaches.
 fn may_do_elsewhere(code: FailureCode) -> bool {
     match code {
         FailureCode::QuorumNotMet
@@ -570,6 +574,8 @@ fn may_do_elsewhere(code: FailureCode) -> bool {
         | FailureCode::ConditionFailed
         | FailureCode::IdempotencyMismatch
         | FailureCode::TooManySiblings
+        // Only who does not meet one of the two writes could do it, and might replace that one unseen.
+        | FailureCode::DotClash
         | FailureCode::DeadlinePassed => false,
     }
 }

@@ -353,7 +353,7 @@ impl<E: Env> Scan<'_, E> {
                     None => state,
                     Some(other) => other
                         .merge(&state, self.conflict)
-                        .map_err(|clash| Failure::refused(FailureCode::Internal, clash))?,
+                        .map_err(|clash| Failure::refused(FailureCode::DotClash, clash))?,
                 };
                 states.insert((token, key), merged);
             }

@@ -219,6 +219,15 @@ impl World {
         self.sim.set_disk(self.hosts[host], slow);
     }
 
+    /// Lets a node's disk be by far the slowest to say what it has.
+    pub(super) fn slow_down_reads(&self, host: usize) {
+        let slow = DiskOptions {
+            read_us: 200_000..=200_000,
+            ..DiskOptions::default()
+        };
+        self.sim.set_disk(self.hosts[host], slow);
+    }
+
     /// Fills a node's disk up to the last byte, or makes room again.
     pub(super) fn fill_disk(&self, host: usize, is_full: bool) {
         let mut disk = DiskOptions::default();
@@ -290,6 +299,18 @@ impl World {
             ticket.wait().await
         });
         spoiled.unwrap();
+    }
+
+    /// What a node's first shard has stored for a key of keyspace `default`.
+    pub(super) fn stored(&self, host: usize, key: &str) -> Bytes {
+        let (tree, key) = (TreeId(1), Bytes::from(key.to_owned()));
+        let stored = self.on(host, |node, _| async move {
+            let token = Token::of(tree, &key);
+            node.0.store.get(tree, token, &key).await
+        });
+        stored
+            .unwrap()
+            .map_or_else(Bytes::new, |record| record.value)
     }
 
     /// Records of keyspace `default` on a node's first shard, dead ones included.
