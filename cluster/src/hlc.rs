@@ -7,7 +7,8 @@
 //! shard would have to mint more than a million dots a second, for long, to run ahead of time.
 //!
 //! Invariants: stamps strictly increase within one clock; a foreign stamp further ahead than the
-//! skew bound never moves it (a broken peer must not drag everyone into the future).
+//! skew bound never moves it (a broken peer must not drag everyone into the future); after
+//! [`Hlc::seal`] it gives no stamp any more, so that what was the last one can be written down.
 //!
 //! Deliberately absent: reading time (the caller passes it) and writing the high-water mark (the
 //! caller does, see [`Hlc::high_water_due`]).
@@ -46,6 +47,29 @@ pub struct Skew {
     pub bound_us: u64,
 }
 
+/// Why a clock gives no stamp now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Withheld {
+    /// It is sealed: its shard is stopping.
+    #[error("this node is stopping")]
+    Sealed,
+    /// No mark of this life is durable yet. After a clean stop the one of the last life has no lead: a crash now
+    /// would let the clock begin there again.
+    #[error("this node has just started and its clock's mark is not durable yet")]
+    NoMark,
+}
+
+/// What a clock's life has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// No mark of this life is durable.
+    Resumed,
+    /// The mark leads.
+    Running,
+    /// See [`Hlc::seal`].
+    Sealed,
+}
+
 /// The clock. One a shard, shared by reference.
 #[derive(Debug)]
 pub struct Hlc {
@@ -53,6 +77,7 @@ pub struct Hlc {
     last: Cell<u64>,
     /// No stamp above this one has been promised to be durable.
     high_water: Cell<u64>,
+    phase: Cell<Phase>,
     bound_us: u64,
 }
 
@@ -64,6 +89,7 @@ impl Hlc {
         Self {
             last: Cell::new(high_water),
             high_water: Cell::new(high_water),
+            phase: Cell::new(Phase::Resumed),
             bound_us: micros(skew_max),
         }
     }
@@ -72,8 +98,9 @@ impl Hlc {
     /// context, which have been admitted by [`Hlc::observe`] or come from this node's own disk.
     ///
     /// # Panics
-    /// When stamps are used up (in the year 2255).
+    /// When stamps are used up (in the year 2255), or the clock is sealed.
     pub fn mint(&self, wall: WallTime, above: u64) -> u64 {
+        assert!(!self.is_sealed(), "a sealed clock gives no stamps");
         let stamp = wall.0.max(self.last.get() + 1).max(above + 1);
         assert!(stamp <= STAMP_MAX, "stamp {stamp} is above {STAMP_MAX}");
         self.last.set(stamp);
@@ -104,6 +131,45 @@ impl Hlc {
         self.within(wall, self.last.get())
     }
 
+    /// Whether stamps are given out that order nothing by time: they may come again, under another actor.
+    ///
+    /// # Errors
+    /// See [`Withheld::Sealed`].
+    pub fn check_open(&self) -> Result<(), Withheld> {
+        match self.phase.get() {
+            Phase::Resumed | Phase::Running => Ok(()),
+            Phase::Sealed => Err(Withheld::Sealed),
+        }
+    }
+
+    /// Whether stamps are given out that order by time, and must go on rising over a crash.
+    ///
+    /// # Errors
+    /// See [`Withheld`].
+    pub fn check_marked(&self) -> Result<(), Withheld> {
+        match self.phase.get() {
+            Phase::Resumed => Err(Withheld::NoMark),
+            Phase::Running => Ok(()),
+            Phase::Sealed => Err(Withheld::Sealed),
+        }
+    }
+
+    /// Ends minting for good. [`Hlc::mark_at_end`] may then be written, and no other mark may follow it.
+    pub fn seal(&self) {
+        self.phase.set(Phase::Sealed);
+    }
+
+    /// The mark of a sealed clock, which needs no lead. Not below civil time: an archive of the log says by
+    /// that how far it reaches, and what comes in the next life must be stamped later.
+    pub fn mark_at_end(&self, wall: WallTime) -> u64 {
+        self.last.get().max(wall.0).min(STAMP_MAX)
+    }
+
+    /// See [`Hlc::seal`].
+    pub fn is_sealed(&self) -> bool {
+        self.phase.get() == Phase::Sealed
+    }
+
     /// How far the clock runs ahead of civil time. For metrics.
     pub fn ahead(&self, wall: WallTime) -> Duration {
         Duration::from_micros(self.last.get().saturating_sub(wall.0))
@@ -117,8 +183,8 @@ impl Hlc {
     /// The mark to write now, if the written one is nearly used up. Report it with
     /// [`Hlc::high_water_written`] once it is durable.
     ///
-    /// Minting does not wait for it: dots are unique by their actor, the mark only keeps stamps
-    /// monotone over a restart with a clock set back.
+    /// Minting waits for the first one of a life where stamps order by time, and for no other: dots are
+    /// unique by their actor, the mark only keeps stamps monotone over a restart with a clock set back.
     pub fn high_water_due(&self, wall: WallTime) -> Option<u64> {
         let ahead_by = |civil: u64, newest: u64| {
             let (wall, last) = (wall.0, self.last.get());
@@ -132,6 +198,15 @@ impl Hlc {
     /// The mark is durable.
     pub fn high_water_written(&self, mark: u64) {
         self.high_water.set(self.high_water.get().max(mark));
+        self.go_on();
+    }
+
+    /// No mark can be written for long, and stamps are given out all the same: a full disk must take
+    /// deletions.
+    pub fn go_on(&self) {
+        if self.phase.get() == Phase::Resumed {
+            self.phase.set(Phase::Running);
+        }
     }
 
     fn within(&self, wall: WallTime, stamp: u64) -> Result<(), Skew> {
@@ -226,6 +301,53 @@ mod tests {
 
         let resumed = Hlc::resume(mark, BOUND);
         assert!(resumed.mint(WallTime(0), 0) > newest);
+    }
+
+    #[test]
+    fn a_clock_that_ended_cleanly_goes_on_where_it_ended_and_soon_leads_again() {
+        let wall = WallTime(1_000_000_000);
+        let clock = Hlc::resume(0, BOUND);
+        clock.high_water_written(clock.high_water_due(wall).unwrap());
+        let newest = clock.mint(wall, 0);
+        clock.seal();
+        let mark = clock.mark_at_end(wall);
+        assert_eq!(mark, newest);
+        let later = WallTime(wall.0 + 5);
+        assert_eq!(
+            clock.mark_at_end(later),
+            later.0,
+            "so far an archive reaches"
+        );
+
+        let resumed = Hlc::resume(mark, BOUND);
+        assert_eq!(resumed.check(wall), Ok(()), "nothing was only reserved");
+        assert!(resumed.mint(WallTime(0), 0) > newest);
+        let due = resumed
+            .high_water_due(wall)
+            .expect("the mark leads no more");
+        assert!(due >= wall.0 + micros(HIGH_WATER_LEAD));
+    }
+
+    #[test]
+    fn stamps_that_order_by_time_wait_for_the_first_mark_and_none_come_after_the_seal() {
+        let clock = Hlc::resume(7, BOUND);
+        assert_eq!(clock.check_open(), Ok(()));
+        assert_eq!(clock.check_marked(), Err(Withheld::NoMark));
+        clock.high_water_written(10);
+        assert_eq!(clock.check_marked(), Ok(()));
+        clock.seal();
+        clock.high_water_written(20);
+        clock.go_on();
+        assert_eq!(clock.check_open(), Err(Withheld::Sealed));
+        assert_eq!(clock.check_marked(), Err(Withheld::Sealed));
+    }
+
+    #[test]
+    #[should_panic(expected = "sealed")]
+    fn a_sealed_clock_never_mints() {
+        let clock = Hlc::resume(0, BOUND);
+        clock.seal();
+        clock.mint(WallTime(1), 0);
     }
 
     #[test]

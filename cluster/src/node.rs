@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::FutureExt as _;
-use torc_engine::Store;
 use torc_engine::compaction::Strategy;
+use torc_engine::{Store, WriteError};
 use torc_env::{Class, Env, Origin};
 
 pub use crate::admission::AdmissionLimits;
@@ -146,6 +146,21 @@ impl<E: Env> Node<E> {
     /// has minted or seen.
     pub fn newest_stamp(&self) -> u64 {
         self.0.clock.last()
+    }
+
+    /// Ends this shard's minting for a stop. Comes after the last client; writes that other nodes still pass on
+    /// are refused, and they try elsewhere.
+    pub fn end_minting(&self) {
+        self.0.clock.seal();
+    }
+
+    /// Leaves word that this shard's next life may go on at the last stamp of this one. Comes after
+    /// [`Node::end_minting`] and the last archiving of the log, and before the store is closed.
+    ///
+    /// # Errors
+    /// When the store does not take it. The next start then waits for stamps that were only reserved.
+    pub async fn leave_clock_mark(&self) -> Result<(), WriteError> {
+        clock_mark::leave(&self.0).await
     }
 
     /// Answers a request of another shard or node.

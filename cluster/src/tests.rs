@@ -1,5 +1,6 @@
 //! Small clusters in the simulated world: the request path end to end.
 
+mod clock;
 mod hints;
 mod hostile;
 #[cfg(mutations)]

@@ -380,7 +380,14 @@ pub async fn drain(service: Rc<Service>) {
 /// Ends a drained shard's links and closes its store.
 pub async fn close(service: Rc<Service>) {
     service.stop_links.raise();
+    service.node.end_minting();
     archive::finish(&service).await;
+    if let Err(error) = service.node.leave_clock_mark().await {
+        tracing::warn!(
+            shard = %service.env.shard(),
+            "the next start waits for stamps that were only reserved: {error}"
+        );
+    }
     if let Err(error) = service.store.close().await {
         tracing::error!(shard = %service.env.shard(), "the store did not close cleanly: {error}");
     }

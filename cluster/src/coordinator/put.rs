@@ -393,6 +393,8 @@ impl<E: Env> Attempt<'_, E> {
         known: Option<&State>,
     ) -> Result<Decision<Minted>, Failure> {
         let core = self.core;
+        let withheld = |why| Failure::refused(FailureCode::NotReady, why);
+        core.clock.check_open().map_err(withheld)?;
         let options = &self.operation.options;
         let keyspace = self.target.keyspace();
         let now_ms = core.now_ms();
@@ -432,6 +434,7 @@ impl<E: Env> Attempt<'_, E> {
             core.clock
                 .check(wall)
                 .map_err(|skew| Failure::refused(FailureCode::ClockSkew, skew))?;
+            core.clock.check_marked().map_err(withheld)?;
         }
         let dot = Dot {
             actor: core.actor.get(),

@@ -158,6 +158,39 @@ impl World {
             .retain(|(other, _), _| *other != host);
     }
 
+    /// Stops a node as an operator does: nothing is on its way any more.
+    pub(super) fn stop(&self, host: usize) {
+        self.end_minting(host);
+        self.close(host);
+    }
+
+    /// The first half of a stop.
+    pub(super) fn end_minting(&self, host: usize) {
+        for shard in 0..self.shards {
+            let node = self.shard(host, shard);
+            node.end_minting();
+            let leave = |_| async move { node.leave_clock_mark().await };
+            let left = self.sim.run_on(self.hosts[host], ShardId(shard), leave);
+            left.expect("the node lives").unwrap();
+        }
+    }
+
+    /// The second half.
+    pub(super) fn close(&self, host: usize) {
+        for shard in 0..self.shards {
+            let node = self.shard(host, shard);
+            let close = |_| async move { node.0.store.close().await };
+            let closed = self.sim.run_on(self.hosts[host], ShardId(shard), close);
+            closed.expect("the node lives").unwrap();
+        }
+        self.crash(host);
+    }
+
+    /// Sets a node's clock so far from what is right, in seconds.
+    pub(super) fn set_clock(&self, host: usize, skew_s: i64) {
+        self.sim.set_clock(self.hosts[host], skew_s * 1_000_000, 0);
+    }
+
     /// Cuts a node off from all others, or ends that.
     pub(super) fn isolate(&self, host: usize, is_cut: bool) {
         for other in (0..self.hosts.len()).filter(|other| *other != host) {

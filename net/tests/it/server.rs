@@ -32,6 +32,27 @@ fn what_was_acknowledged_is_there_after_a_restart() {
 }
 
 #[test]
+fn a_node_that_was_stopped_orders_last_writes_as_soon_as_it_is_back() {
+    let node = Node::start();
+    let body = br#"{"conflict":"lww"}"#;
+    let json = ("Content-Type", "application/json");
+    let made = node.http("PUT", "/admin/keyspaces/last", &[json], body);
+    assert_eq!(made.status, 200, "{}", made.json());
+    let write = |node: &Node| {
+        let mut connection = Http::connect(node.addresses.http);
+        // Some of them on each shard.
+        for index in 0..20 {
+            let path = format!("/v1/keyspaces/last/keys/r{index}");
+            let written = connection.request("PUT", &path, &[RAW], b"value");
+            assert_eq!(written.status, 200, "{}", written.json());
+        }
+    };
+    write(&node);
+    let node = Node::start_in(node.stop());
+    write(&node);
+}
+
+#[test]
 fn a_port_that_is_taken_is_named_with_its_remedy() {
     let node = Node::start();
     let dir = tempfile::tempdir().unwrap();
