@@ -1,8 +1,9 @@
 //! Work that leaves the shard: compaction, scrub, backup, and big flushes.
 //!
 //! Jobs run on glommio executors, one thread for each class and every four shards, so that the
-//! kernel shares the cores out between jobs and shards. Executors start with their first job. An
-//! executor that cannot start (its rings need locked memory) leaves its jobs to the shards.
+//! kernel shares the cores out between jobs and shards. Executors start with their first job, which
+//! waits until that is over; its shard does not. An executor that cannot start (its rings need locked
+//! memory) leaves its jobs to the shards.
 //!
 //! A job's output comes back by waking a task of the shard from another thread; the shard looks
 //! every [`NET_INTERVAL`] besides, and nudges the executor when it does, because glommio is known
@@ -16,7 +17,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -43,17 +44,61 @@ const STUCK_AFTER: Duration = Duration::from_secs(10);
 /// Job classes with an executor of their own.
 const CLASSES: [JobClass; 3] = [JobClass::Flush, JobClass::Compaction, JobClass::Scrub];
 
-/// A job with its way home, started on the executor's thread.
-type Start = Box<dyn FnOnce(GlommioDisk) -> Pin<Box<dyn Future<Output = ()>>> + Send>;
+/// A job with its way home, begun on the executor's thread.
+type Begin = Box<dyn FnOnce(GlommioDisk) -> Pin<Box<dyn Future<Output = ()>>> + Send>;
+
+/// Whether an executor takes jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Started {
+    Yes,
+    /// It never will.
+    No,
+}
+
+/// The start of an executor, and the jobs' tasks that wait for its end.
+#[derive(Default)]
+struct Start {
+    outcome: OnceLock<Started>,
+    waiting: Mutex<Vec<Waker>>,
+}
+
+impl Start {
+    /// It went so. What is said later changes nothing.
+    fn is_over(&self, outcome: Started) {
+        self.outcome.get_or_init(|| outcome);
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let woken = std::mem::take(&mut *waiting);
+        drop(waiting);
+        woken.into_iter().for_each(Waker::wake);
+    }
+
+    /// How it went, once it is over.
+    async fn over(&self) -> Started {
+        poll_fn(|cx| {
+            if self.outcome.get().is_none() {
+                let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+                    waiting.push(cx.waker().clone());
+                }
+            }
+            // Once more: it may have been over after the first look and before the lock.
+            self.outcome
+                .get()
+                .map_or(Poll::Pending, |outcome| Poll::Ready(*outcome))
+        })
+        .await
+    }
+}
 
 /// Jobs for an executor. Bounded by what the shards have in flight.
 #[derive(Default)]
 struct Inbox {
-    jobs: SegQueue<Start>,
+    jobs: SegQueue<Begin>,
     waker: AtomicWaker,
     stopping: AtomicBool,
     /// Turns of the executor's loop.
     turns: AtomicU64,
+    start: Start,
 }
 
 impl Inbox {
@@ -70,7 +115,7 @@ pub(crate) struct Background {
     cpus: Option<libc::cpu_set_t>,
     /// How fast they may use the disk, where its rates are known.
     pace: Option<Arc<Pace>>,
-    /// By group of shards and class; `None` when it could not start.
+    /// By group of shards and class; `None` when it has no thread.
     inboxes: Vec<[OnceLock<Option<Arc<Inbox>>>; CLASSES.len()]>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -117,7 +162,7 @@ impl Background {
         }
     }
 
-    /// The executor for a class of jobs of a shard.
+    /// The executor for a class of jobs of a shard, which may still be starting.
     fn inbox(&self, shard: usize, class: JobClass) -> Option<&Arc<Inbox>> {
         let slot = CLASSES
             .iter()
@@ -145,7 +190,7 @@ impl Background {
                 Some(inbox)
             }
             Err(error) => {
-                tracing::warn!("no background executor, its jobs run on the shards: {error}");
+                executor::not_started(&error);
                 None
             }
         }
@@ -190,6 +235,10 @@ pub(crate) async fn run<J: Job>(env: RealEnv, class: JobClass, job: J) -> J::Out
     let inbox = elsewhere
         .then(|| background.inbox(usize::from(core.shard.0), class))
         .flatten();
+    let inbox = match inbox {
+        Some(inbox) => (inbox.start.over().await == Started::Yes).then_some(inbox),
+        None => None,
+    };
     let Some(inbox) = inbox else {
         let disk = env.disk().clone();
         env.spawn(Class::Flush, async move { home.put(job.run(disk).await) });

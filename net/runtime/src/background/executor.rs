@@ -11,8 +11,8 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, mpsc};
 use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use torc_env::{Disk, File, JobClass, OpenMode, SECTOR_BYTES};
 
 use crate::background::glommio_disk::{GlommioDisk, system_error};
 use crate::background::pace::Pace;
-use crate::background::{Inbox, NET_INTERVAL};
+use crate::background::{Inbox, NET_INTERVAL, Start, Started};
 use crate::sys;
 
 /// Registered I/O memory of each of an executor's three rings.
@@ -47,28 +47,43 @@ pub(super) struct Settings {
     pub(super) pace: Option<Arc<Pace>>,
 }
 
-/// Starts an executor and waits until it takes jobs.
+/// Starts an executor's thread; `inbox.start` tells how it went on. It does not wait: the shard that has
+/// the first job serves meanwhile, and the start takes milliseconds at best.
 pub(super) fn start(settings: Settings, inbox: Arc<Inbox>) -> io::Result<JoinHandle<()>> {
-    let (started, start) = mpsc::sync_channel(1);
-    let thread = std::thread::Builder::new()
+    std::thread::Builder::new()
         .name(settings.name.clone())
         .spawn(move || {
+            // Whatever ends this thread before it takes jobs: nobody may wait for it for ever.
+            let _told = FailedUnlessStarted(&inbox.start);
             let executor = match prepare(&settings) {
                 Ok(executor) => executor,
-                Err(error) => return drop(started.send(Err(error))),
+                Err(error) => return not_started(&error),
             };
-            let run = AssertUnwindSafe(|| executor.run(serve(&settings, &inbox, &started)));
-            if catch_unwind(run).is_err() {
-                // Its jobs will never answer, and the shards would wait for them for ever.
-                tracing::error!("a background job panicked");
-                std::process::abort();
+            let run = AssertUnwindSafe(|| executor.run(serve(&settings, &inbox)));
+            match catch_unwind(run) {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => not_started(&error),
+                Err(_) => {
+                    // Its jobs will never answer, and the shards would wait for them for ever.
+                    tracing::error!("a background job panicked");
+                    std::process::abort();
+                }
             }
-        })?;
-    match start.recv() {
-        Ok(Ok(())) => Ok(thread),
-        Ok(Err(error)) => Err(error),
-        Err(_) => Err(io::Error::other("the executor ended at once")),
+        })
+}
+
+/// Says that a start has failed when it is dropped, if nobody said before how it went.
+struct FailedUnlessStarted<'a>(&'a Start);
+
+impl Drop for FailedUnlessStarted<'_> {
+    fn drop(&mut self) {
+        self.0.is_over(Started::No);
     }
+}
+
+/// Logs why an executor's jobs run on the shards.
+pub(super) fn not_started(error: &io::Error) {
+    tracing::warn!("no background executor, its jobs run on the shards: {error}");
 }
 
 /// Gives the thread its place and priority, and builds the executor.
@@ -90,13 +105,13 @@ fn prepare(settings: &Settings) -> io::Result<LocalExecutor> {
 }
 
 /// Takes jobs and runs them, all at once, until the runtime stops.
-async fn serve(settings: &Settings, inbox: &Inbox, started: &mpsc::SyncSender<io::Result<()>>) {
+///
+/// # Errors
+/// When it takes none.
+async fn serve(settings: &Settings, inbox: &Inbox) -> io::Result<()> {
     let disk = GlommioDisk::new(settings);
-    let warmed = over_a_net(warm(&disk, &settings.data_dir, &settings.name)).await;
-    let failed = warmed.is_err();
-    if started.send(warmed).is_err() || failed {
-        return;
-    }
+    over_a_net(warm(&disk, &settings.data_dir, &settings.name)).await?;
+    inbox.start.is_over(Started::Yes);
     let mut running = FuturesUnordered::new();
     while !inbox.stopping.load(Ordering::Acquire) {
         inbox.turns.fetch_add(1, Ordering::Relaxed);
@@ -116,6 +131,7 @@ async fn serve(settings: &Settings, inbox: &Inbox, started: &mpsc::SyncSender<io
         })
         .await;
     }
+    Ok(())
 }
 
 /// Lets the executor look around every [`NET_INTERVAL`] until `work` is done: a wake-up of its ring may get lost, and then
@@ -140,4 +156,37 @@ async fn warm(disk: &GlommioDisk, data_dir: &Path, name: &str) -> io::Result<()>
     let (read, _) = file.read_at(0, buffer).await;
     disk.remove(Path::new(&path)).await?;
     read.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Longer than a start takes on any host.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_start_goes_on_though_the_wake_up_that_it_waits_for_got_lost() {
+        let (done, is_done) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut looks = 0;
+            // Has what it waits for at the second look, and nobody tells it to look.
+            let lost = poll_fn(move |_| {
+                looks += 1;
+                if looks < 2 {
+                    Poll::Pending
+                } else {
+                    Poll::Ready(looks)
+                }
+            });
+            let executor = LocalExecutorBuilder::new(Placement::Unbound)
+                .io_memory(IO_MEMORY_BYTES)
+                .make()
+                .unwrap();
+            done.send(executor.run(over_a_net(lost))).unwrap();
+        });
+        assert_eq!(is_done.recv_timeout(PATIENCE), Ok(2));
+    }
 }
