@@ -20,7 +20,7 @@ use crate::admission::Admission;
 use crate::anti_entropy::Repairs;
 use crate::api::{Failure, FailureCode};
 use crate::hint::Hints;
-use crate::hlc::Hlc;
+use crate::hlc::{Hlc, Withheld};
 use crate::latency::{Hedge, Peers};
 use crate::membership::{Membership, View};
 use crate::merkle::Sums;
@@ -44,6 +44,11 @@ pub(crate) mod tree {
 /// the next message of the control plane, so within a gossip interval.
 const EPOCH_POLL: Duration = Duration::from_millis(10);
 const EPOCH_PATIENCE: Duration = Duration::from_millis(500);
+
+/// How often a write that must go on rising looks whether its clock is marked, and for how long. The mark is on
+/// its way to the disk since the start.
+const MARK_POLL: Duration = Duration::from_millis(1);
+const MARK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// One shard's cluster half.
 pub(crate) struct Core<E: Env> {
@@ -144,6 +149,18 @@ impl<E: Env> Core<E> {
             self.env.sleep(EPOCH_POLL).await;
         }
         self.env.now() < deadline
+    }
+
+    /// Waits until a mark of this life is durable, or for a while, if that is all that keeps stamps from being
+    /// given out; see [`Withheld::NoMark`].
+    pub(crate) async fn mark(&self, deadline: Instant) {
+        let patience = deadline.min(self.env.now() + MARK_PATIENCE);
+        while self.clock.check_marked() == Err(Withheld::NoMark)
+            && self.clock.check(self.env.wall()).is_ok()
+            && self.env.now() < patience
+        {
+            self.env.sleep(MARK_POLL).await;
+        }
     }
 
     /// # Errors

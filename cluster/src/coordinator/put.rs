@@ -188,6 +188,9 @@ impl<E: Env> Attempt<'_, E> {
         // Who is up is seen alike everywhere: nobody is asked again about that.
         self.admit().map_err(Refused::Everywhere)?;
         self.core.check_whole()?;
+        if self.target.keyspace().conflict.orders_by_time() {
+            self.core.mark(self.operation.options.deadline).await;
+        }
         // It has asked the others: where too few of them answer, none of them would hear more.
         let known = self.read_first().await.map_err(Refused::Everywhere)?;
         let (tree, token) = (self.target.tree(), self.target.token);

@@ -24,6 +24,7 @@ fn boot(world: &World) {
 fn a_node_that_was_stopped_orders_writes_as_soon_as_it_is_back() {
     let world = alone(81);
     world.stop(0);
+    world.slow_down_disk(0);
     boot(&world);
     for index in 0..20 {
         let key = format!("key {index}");
