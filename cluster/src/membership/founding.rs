@@ -58,7 +58,7 @@ impl<E: Env> Membership<E> {
             self.note_trouble(result.err());
             env.sleep(RETRY).await;
         }
-        self.correct_description().await;
+        self.keep_description().await;
     }
 
     /// One attempt to found the cluster.
@@ -137,18 +137,33 @@ impl<E: Env> Membership<E> {
         }
     }
 
-    /// A node that came back with other addresses or another number of shards says so.
-    async fn correct_description(&self) {
-        if self.standing() == Standing::Left {
-            return;
-        }
+    /// A node that came back with other addresses or another number of shards says so, and again whenever the
+    /// topology says otherwise: what an earlier life of it had said may be decided, or become known here, only
+    /// after this one has found nothing to correct.
+    async fn keep_description(&self) {
         let change = Change::Describe {
             node: self.0.env.node(),
             description: self.0.config.own.clone(),
         };
-        while let Err(error) = self.propose(&change).await {
-            if let super::ChangeError::Refused { .. } = error {
-                return self.note_trouble(Some(error));
+        let mut settled = None;
+        let mut is_refused = false;
+        while self.standing() != Standing::Left {
+            let known = self.decided().map(|decided| decided.topology.epoch);
+            if settled != known {
+                match self.propose(&change).await {
+                    Ok(epoch) => {
+                        settled = Some(epoch);
+                        if std::mem::take(&mut is_refused) {
+                            self.note_trouble(None);
+                        }
+                    }
+                    Err(error @ super::ChangeError::Refused { .. }) => {
+                        settled = known;
+                        is_refused = true;
+                        self.note_trouble(Some(error));
+                    }
+                    Err(_) => {}
+                }
             }
             self.0.env.sleep(RETRY).await;
         }

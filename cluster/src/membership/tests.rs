@@ -13,6 +13,7 @@ use super::{Health, Membership, MembershipConfig, Standing};
 use crate::detector::DetectorOptions;
 use crate::gossip::GossipOptions;
 use crate::keyspace::Keyspace;
+use crate::topology::change::Change;
 use crate::topology::{ClusterId, Description, Epoch};
 
 type Shards = Vec<Option<Membership<SimEnv>>>;
@@ -539,6 +540,37 @@ fn keyspaces_made_at_once_on_every_node_all_exist_everywhere() {
         .map(|keyspace| keyspace.id)
         .collect();
     assert_eq!(ids.len(), 4, "every keyspace has an id of its own");
+}
+
+#[test]
+fn what_an_earlier_life_said_of_a_node_is_corrected_when_it_is_learned_late() {
+    let world = World::new(74, Options::default(), 3, 3, 1);
+    (0..3).for_each(|host| world.boot(host));
+    world.wait(MINUTE, "all up", || world.all_up(&[0, 1, 2]));
+    world.crash(0, 0);
+    // Stands for what the node said when it had two shards, and was not there to hear decided.
+    let mut description = world.config(0).own;
+    description.shards = 2;
+    let (node, other) = (world.sim.node(world.hosts[0]), world.node(1).unwrap());
+    let change = Change::Describe { node, description };
+    let told = world.sim.run(async move { other.propose(&change).await });
+    told.unwrap().unwrap();
+    world.boot(0);
+    world.wait(MINUTE, "all know of one shard", || {
+        (0..3).all(|host| {
+            let view = world.node(host).and_then(|node| node.view());
+            view.is_some_and(|view| {
+                let index = view.topology.index_of(node).unwrap();
+                view.topology.member(index).description.shards == 1
+            })
+        })
+    });
+    world.sleep(Duration::from_secs(5));
+    let epochs: Vec<_> = (0..3).map(|host| world.epoch(host)).collect();
+    assert!(
+        epochs.windows(2).all(|pair| pair[0] == pair[1]),
+        "{epochs:?}"
+    );
 }
 
 #[test]
