@@ -84,6 +84,12 @@ pub enum StoreError {
     Poisoned,
 }
 
+impl StoreError {
+    fn is_for_want_of_space(&self) -> bool {
+        matches!(self, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    }
+}
+
 /// A voter's memory of one instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Vote {
@@ -169,14 +175,21 @@ impl<D: Disk> Store<D> {
         }
         // Stays set when the write fails, or when the caller gives up midway.
         self.poisoned = true;
-        self.write(kind, payload).await?;
+        let fresh = match self.write_beside(kind, payload).await {
+            // What is in force is untouched, and there may be room for another file later.
+            Err(error) if error.is_for_want_of_space() => {
+                self.poisoned = false;
+                return Err(error);
+            }
+            beside => beside?,
+        };
+        self.put_in_force(&fresh, &path(kind)).await?;
         self.poisoned = false;
         Ok(())
     }
 
-    /// Writes beside, syncs, renames over. What a crash left beside is removed first.
-    async fn write(&self, kind: Kind, payload: &[u8]) -> Result<(), StoreError> {
-        let target = path(kind);
+    /// Writes beside what is in force, and syncs. What an earlier attempt left there is removed first.
+    async fn write_beside(&self, kind: Kind, payload: &[u8]) -> Result<PathBuf, StoreError> {
         let fresh = Path::new(DIR).join(format!("{}.new", kind.name()));
         match self.disk.remove(&fresh).await {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&fresh)(error)),
@@ -190,10 +203,11 @@ impl<D: Disk> Store<D> {
         let (written, _) = file.write_at(0, frame(kind, payload)).await;
         written.map_err(at(&fresh))?;
         file.sync().await.map_err(at(&fresh))?;
-        self.disk
-            .rename(&fresh, &target)
-            .await
-            .map_err(at(&target))?;
+        Ok(fresh)
+    }
+
+    async fn put_in_force(&self, fresh: &Path, target: &Path) -> Result<(), StoreError> {
+        self.disk.rename(fresh, target).await.map_err(at(target))?;
         self.disk
             .sync_dir(Path::new(DIR))
             .await

@@ -485,3 +485,32 @@ fn the_layout_is_pinned_by_the_page() {
     let page = include_str!("../../../docs/formats/topology.md");
     assert!(page.contains(&dump), "the page must show:\n{dump}");
 }
+
+#[test]
+fn a_full_disk_keeps_nothing_from_being_stored_once_there_is_room() {
+    let (sim, host) = written();
+    let used: u64 = sim.files(host).iter().map(|(_, bytes)| bytes).sum();
+    sim.set_disk(
+        host,
+        torc_sim::DiskOptions {
+            capacity_bytes: used,
+            ..torc_sim::DiskOptions::default()
+        },
+    );
+    let roomy = sim.clone();
+    let scenario = move |env: torc_sim::SimEnv| async move {
+        let (mut store, _) = Store::open(env.disk().clone()).await.unwrap();
+        let next = apply(&founded(), join(3)).encode();
+        for _ in 0..2 {
+            let full = store.save_decided(&next).await;
+            assert!(matches!(full, Err(StoreError::Io { .. })), "{full:?}");
+        }
+        roomy.set_disk(host, torc_sim::DiskOptions::default());
+        store.save_decided(&next).await.unwrap();
+    };
+    sim.run_on(host, torc_env::ShardId(0), scenario).unwrap();
+    assert_eq!(
+        reopened(&sim, host).unwrap().decided.unwrap().epoch,
+        Epoch(2)
+    );
+}
