@@ -97,6 +97,8 @@ pub(crate) struct Hints {
     bytes: Cell<u64>,
     /// What brings the store into the books at the start; `None` when all of it is there.
     loading: RefCell<Option<Walk>>,
+    /// Hints may have gone from the store without a word to the books.
+    are_wrong: Cell<bool>,
 }
 
 /// A hint to be stored.
@@ -115,7 +117,20 @@ impl Hints {
             waiting: RefCell::default(),
             bytes: Cell::new(0),
             loading: RefCell::new(Some(Walk::default())),
+            are_wrong: Cell::new(false),
         }
+    }
+
+    /// Some may have been cut out of the store: the books are to be made anew, by [`replay`], so that nobody waits
+    /// for what is not there.
+    pub(crate) fn may_be_gone(&self) {
+        self.are_wrong.set(true);
+    }
+
+    fn begin_anew(&self) {
+        self.waiting.borrow_mut().clear();
+        self.bytes.set(0);
+        self.loading.replace(Some(Walk::default()));
     }
 
     /// Hints waiting, and their bytes.
@@ -410,17 +425,26 @@ pub(crate) async fn load<E: Env>(core: &Core<E>) -> Result<(), Failure> {
     }
 }
 
+async fn load_all<E: Env>(core: &Core<E>) {
+    while let Err(error) = load(core).await {
+        tracing::warn!(%error, "the hints cannot be read");
+        core.env.sleep(core.hints.options.interval).await;
+    }
+}
+
 /// Delivers hints for as long as the shard runs.
 pub(crate) async fn replay<E: Env>(core: Rc<Core<E>>) {
     // What lies here is deleted for good once it is delivered.
     core.store
         .set_purge_floors(tree::HINTS, PurgeFloors::everywhere(u64::MAX));
-    while let Err(error) = load(&core).await {
-        tracing::warn!(%error, "the hints cannot be read");
-        core.env.sleep(core.hints.options.interval).await;
-    }
+    load_all(&core).await;
     loop {
         core.env.sleep(core.hints.options.interval).await;
+        // Not while a pass takes them out of the books one by one.
+        if core.hints.are_wrong.take() {
+            core.hints.begin_anew();
+            load_all(&core).await;
+        }
         let Ok(view) = core.view() else { continue };
         // A target that has left the topology has owners in its place.
         let is_ready = |slot: &SlotId| match view.topology.index_of_slot(*slot) {

@@ -744,6 +744,27 @@ fn a_write_does_not_go_round_a_replica_with_another_write_of_the_same_name() {
 }
 
 #[test]
+fn hints_that_were_cut_out_with_damage_are_not_waited_for() {
+    let world = World::three(75);
+    world.crash(2);
+    for index in 0..10 {
+        world.put(0, &format!("key {index}"), "v").unwrap();
+    }
+    world.wait("the hints are kept", || world.gauges(0).hints >= 10);
+    world.flush(0);
+    world.spoil_tables(0);
+    world.boot(2);
+    world.wait("all are back", || world.is_ready(2));
+    world.wait("no hint is left in the books", || {
+        world.is_whole(0) && world.gauges(0).hints == 0
+    });
+    for index in 0..10 {
+        let key = format!("key {index}");
+        assert_eq!(world.get(0, &key, Level::All).unwrap().siblings.len(), 1);
+    }
+}
+
+#[test]
 fn deletions_are_purged_once_all_owners_have_them_and_do_not_come_back() {
     let world = World::with(33, 3, 1, |config| {
         config.repair.target = Duration::from_secs(3600);

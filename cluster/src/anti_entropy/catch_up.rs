@@ -132,6 +132,7 @@ async fn give_up_damage<E: Env>(core: &Rc<Core<E>>, view: &View) -> Result<(), F
         .await
         .map_err(|error| write_failure(&error))?;
     core.sums.borrow_mut().forget_all();
+    core.hints.may_be_gone();
     tracing::warn!(
         shard = %core.env.shard(),
         parts = lost.len(),
