@@ -20,7 +20,7 @@ use crate::api::{Failure, FailureCode};
 use crate::conflict::Conflict;
 use crate::core::Core;
 use crate::metrics::Counter;
-use crate::version::{Applied, ApplyError, StateRef, apply};
+use crate::version::{Applied, ApplyError, StateRef, apply, counted_from_arrival};
 
 /// The encoded state that this shard holds durably; empty when the key was never written.
 pub(crate) async fn read<E: Env>(
@@ -96,7 +96,13 @@ pub(crate) async fn merge<E: Env>(
         }
     }
     let (result, ticket) = update(core, tree, token, key, |stored| {
-        match apply(stored, incoming, conflict) {
+        let applied = if mutation::on("expiry_counted_from_arrival") {
+            let counted = counted_from_arrival(stored, incoming, core.env.wall().millis());
+            apply(stored, &counted, conflict)
+        } else {
+            apply(stored, incoming, conflict)
+        };
+        match applied {
             Ok(Applied::Unchanged) => Decision::Keep(Ok(())),
             Ok(Applied::Write(record)) => Decision::Write(record, Ok(())),
             Err(error) => Decision::Keep(Err(error)),

@@ -37,6 +37,7 @@ pub use codec::{FORMAT_VERSION, StateError};
 pub use context::{Context, EXACT_MAX};
 pub use dot::{Dot, STAMP_MAX};
 pub use opaque::{CONTEXT_ACTORS_MAX, ContextError};
+pub(crate) use record::counted_from_arrival;
 pub use record::{Applied, ApplyError, apply};
 pub use state::{DotClash, Minter, Sibling, State, TooManySiblings, Write};
 pub use view::{SiblingRef, StateRef};

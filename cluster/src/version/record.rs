@@ -121,3 +121,25 @@ pub fn apply(
     };
     Ok(Applied::Write(record))
 }
+/// The planted bug `expiry_counted_from_arrival`: what is new here of a state that was sent lives as long as its
+/// writer asked for, but from `now_ms` on.
+pub(crate) fn counted_from_arrival(
+    stored: Option<&Record>,
+    incoming: &Bytes,
+    now_ms: u64,
+) -> Bytes {
+    let ours = stored.and_then(|record| State::from_record(record).ok());
+    let Ok(mut theirs) = State::decode(incoming) else {
+        return incoming.clone();
+    };
+    for sibling in theirs.siblings.iter_mut().filter(|s| s.expires_at_ms != 0) {
+        let ours = ours.iter().flat_map(|state| &state.siblings);
+        let known = ours.into_iter().find(|known| known.dot == sibling.dot);
+        let minted_ms = sibling.dot.counter / 1_000;
+        sibling.expires_at_ms = match known {
+            Some(known) => known.expires_at_ms,
+            None => now_ms + sibling.expires_at_ms.saturating_sub(minted_ms),
+        };
+    }
+    theirs.encode()
+}
