@@ -12,7 +12,7 @@ use torc_engine::{
     Decision, Entry, Kind, Record, RedistributeError, Redistribution, ScanFrom, ScanLimits, Store,
     Ticket, WriteError,
 };
-use torc_env::{Env, ShardId, Token, TreeId};
+use torc_env::{Env, ShardId, Token, TreeId, mutation};
 
 use crate::anti_entropy::catch_up;
 use crate::clock_mark;
@@ -107,7 +107,7 @@ async fn carry_hint<E: Env>(
     entry: &Entry,
     new: &[Store<E>],
 ) -> Result<Option<Ticket<E>>, RedistributeError> {
-    if entry.record.kind != Kind::Value {
+    if entry.record.kind != Kind::Value || mutation::on("redistribution_forgets_hints") {
         return Ok(None);
     }
     let shards = u16::try_from(new.len()).unwrap_or(u16::MAX);

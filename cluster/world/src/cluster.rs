@@ -3,6 +3,8 @@
 //! What `net/src/shard.rs` does in the real world: it opens the store, starts the node, and hands it
 //! what arrives. The boot counter, which the real node keeps in its data directory, is kept here.
 
+mod layouts;
+
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -10,11 +12,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use torc_cluster::keyspace::Keyspace;
-use torc_cluster::membership::{Health, MembershipConfig, View};
+use torc_cluster::membership::{Health, Liveness, MembershipConfig, View};
 use torc_cluster::node::{HintOptions, Node, NodeConfig, RepairOptions};
 use torc_cluster::topology::Description;
 use torc_cluster::version::{BootIdentity, StateRef};
-use torc_engine::{Fsync, Keys, Options as StoreOptions, Store};
+use torc_engine::{Fsync, Keys, Layout, Options as StoreOptions, Store};
 use torc_env::{Class, Env, ShardId, Token, TreeId};
 use torc_sim::{EPOCH, HostId, Rng, SimEnv, Simulation};
 
@@ -47,6 +49,12 @@ pub(crate) struct Cluster {
     keyspace: Keyspace,
     hosts: Vec<HostId>,
     boots: RefCell<Vec<u64>>,
+    /// By host: how its data is divided.
+    layouts: RefCell<Vec<Layout>>,
+    /// By host: the shards that it is to have from its next start on.
+    wanted: RefCell<Vec<u16>>,
+    /// By host: the boot that was told to stop.
+    stopping: RefCell<Vec<Option<u64>>>,
     /// By host.
     key_files: RefCell<Vec<KeyFile>>,
     /// By host and shard; `None` until it has started.
@@ -65,6 +73,13 @@ pub(crate) fn expires_ns(at_ms: u64) -> Option<u64> {
     (at_ms != 0).then_some(since_epoch_ms * 1_000_000)
 }
 
+fn first_layout(shards: &u16) -> Layout {
+    Layout {
+        number: 0,
+        shards: *shards,
+    }
+}
+
 impl Cluster {
     /// Hosts of which none has started.
     pub(crate) fn new(simulation: &Simulation, config: &Config) -> Rc<Self> {
@@ -75,6 +90,9 @@ impl Cluster {
             config: config.clone(),
             keyspace: config.keyspace(),
             boots: RefCell::new(vec![0; hosts.len()]),
+            layouts: RefCell::new(config.shards.iter().map(first_layout).collect()),
+            wanted: RefCell::new(config.shards.clone()),
+            stopping: RefCell::new(vec![None; hosts.len()]),
             key_files: RefCell::new(
                 config
                     .encryption
@@ -122,7 +140,10 @@ impl Cluster {
     /// Starts a host that is down, or has never started.
     pub(crate) fn start(self: &Rc<Self>, host: HostId) {
         let index = usize::from(host.0);
-        let shards = self.config.shards[index];
+        if self.is_to_be_divided(host) {
+            return self.divide_and_start(host);
+        }
+        let shards = self.layout(host).shards;
         if !self.simulation.is_up(host) {
             self.simulation.restart(host, shards);
         }
@@ -137,25 +158,32 @@ impl Cluster {
         for shard in (0..shards).map(ShardId) {
             let env = self.simulation.env(host, shard);
             let cluster = self.clone();
-            let was_sound = self.is_sound(host);
+            let sound = self.sound(host);
             env.clone().spawn(Class::Control, async move {
                 let Err(trouble) = cluster.start_shard(host, env, boot).await else {
                     return;
                 };
-                if was_sound && cluster.is_sound(host) {
-                    let text = format!("host {} shard {shard}: {trouble}", host.0);
-                    cluster.troubles.borrow_mut().push(text);
-                } else {
-                    // The process ends; whoever watches over it starts it again.
-                    cluster.simulation.crash(host, EVERYTHING_SURVIVES);
-                }
+                let trouble = format!("host {} shard {shard}: {trouble}", host.0);
+                cluster.end_after(host, sound, trouble);
             });
         }
     }
 
-    /// Whether the host's disk does what disks should.
-    fn is_sound(&self, host: HostId) -> bool {
-        self.simulation.disk(host) == self.config.sim.disk
+    /// Ends a process that cannot start; whoever watches over it starts it again. Where the disk did all the time
+    /// what disks should, it is a finding.
+    fn end_after(&self, host: HostId, sound: Option<u64>, trouble: String) {
+        if sound.is_some() && self.sound(host) == sound {
+            self.troubles.borrow_mut().push(trouble);
+        } else {
+            self.simulation.crash(host, EVERYTHING_SURVIVES);
+        }
+    }
+
+    /// `None` while the host's disk does not do what disks should; else a number that is another after every time
+    /// that it did not.
+    fn sound(&self, host: HostId) -> Option<u64> {
+        let is_sound = self.simulation.disk(host) == self.config.sim.disk;
+        is_sound.then(|| self.simulation.disk_changes(host))
     }
 
     async fn start_shard(
@@ -165,12 +193,18 @@ impl Cluster {
         boot: BootIdentity,
     ) -> Result<(), String> {
         let shard = env.shard();
-        let opened = Store::open(env.clone(), self.store_options(host, shard)).await;
+        if shard == ShardId(0) {
+            self.remove_other_layouts(host, &env).await?;
+        }
+        let options = self.store_options(host, self.layout(host), shard);
+        let opened = Store::open(env.clone(), options).await;
         let (store, recovery) = opened.map_err(|error| format!("the store: {error}"))?;
-        if recovery.amnesia {
+        let rots = self.config.rot.is_some_and(|rot| rot.host == host);
+        if recovery.amnesia && !rots {
             return Err("the store has forgotten something".to_owned());
         }
         let mut config = NodeConfig::new(boot, self.membership(host, boot.boot));
+        config.amnesia = recovery.amnesia;
         let repair = &self.config.repair;
         config.repair = RepairOptions {
             target: Duration::from_millis(repair.target_ms),
@@ -220,7 +254,7 @@ impl Cluster {
         let Some(rest) = self.key_files.borrow()[index].newest() else {
             return;
         };
-        let shards = (0..self.config.shards[index]).map(ShardId);
+        let shards = self.shards(host);
         let running: Option<Vec<Running>> = shards.map(|shard| self.shard(host, shard)).collect();
         let keys = rest.read();
         let is_enough = |running: &Running| running.store.missing_key(&keys).is_none();
@@ -234,7 +268,7 @@ impl Cluster {
         let keys = self.keys(host);
         self.simulation
             .note(format_args!("host {} has keys {keys:?}", host.0));
-        for shard in (0..self.config.shards[usize::from(host.0)]).map(ShardId) {
+        for shard in self.shards(host) {
             let Some(running) = self.shard(host, shard) else {
                 continue;
             };
@@ -245,7 +279,7 @@ impl Cluster {
         }
     }
 
-    fn store_options(&self, host: HostId, shard: ShardId) -> StoreOptions {
+    fn store_options(&self, host: HostId, layout: Layout, shard: ShardId) -> StoreOptions {
         let stores = &self.config.stores;
         StoreOptions {
             keys: self.keys(host),
@@ -262,13 +296,13 @@ impl Cluster {
             blob_dead_percent: stores.blobs.dead_percent,
             // The node says how.
             strategy: None,
-            ..StoreOptions::new(format!("shard-{:02}", shard.0))
+            file_id_first: layout.file_id_first(shard),
+            ..StoreOptions::new(layout.dir(shard))
         }
     }
 
     fn membership(&self, host: HostId, generation: u64) -> MembershipConfig {
         let address = host.address();
-        let index = usize::from(host.0);
         MembershipConfig {
             cluster_name: "world".to_owned(),
             seeds: self.founders().iter().map(|host| host.address()).collect(),
@@ -281,7 +315,7 @@ impl Cluster {
                 datacenter: String::new(),
                 zone: String::new(),
                 rack: String::new(),
-                shards: self.config.shards[index],
+                shards: self.layout(host).shards,
                 vnodes: self.config.vnodes,
             },
             generation,
@@ -301,24 +335,60 @@ impl Cluster {
         Some((chosen.env.clone(), chosen.node.clone()))
     }
 
-    /// Whether every shard of these hosts, and of no other, serves, all know the clients' keyspace, and
-    /// each has heard every other.
-    pub(crate) fn is_ready(&self, hosts: &[HostId]) -> bool {
-        let shards = |host: &HostId| usize::from(self.config.shards[usize::from(host.0)]);
-        let expected: usize = hosts.iter().map(shards).sum();
-        let living = self.living();
-        living.len() == expected
-            && living.iter().all(|running| {
-                let view = running.node.membership().view();
-                let is_complete = |view: &View| self.is_complete(view, hosts.len());
-                running.node.ready() && view.is_some_and(|view| is_complete(&view))
-            })
+    /// What keeps the nodes of these hosts from being ready; empty when nothing does. Every shard of these hosts,
+    /// and of no other, is to serve, all are to know the clients' keyspace and how many shards each host has, and each
+    /// is to have heard every other.
+    pub(crate) fn not_ready(&self, hosts: &[HostId]) -> Vec<String> {
+        let mut missing = Vec::new();
+        for host in &self.hosts {
+            let is_expected = hosts.contains(host);
+            for shard in self.shards(*host) {
+                let what = match self.shard(*host, shard) {
+                    None if is_expected => "does not run",
+                    Some(_) if !is_expected => "should not run",
+                    Some(running) => match self.is_unready(&running, hosts.len()) {
+                        Some(what) => what,
+                        None => continue,
+                    },
+                    None => continue,
+                };
+                missing.push(format!("n{} shard {shard} {what}", host.0));
+            }
+        }
+        missing
     }
 
-    fn is_complete(&self, view: &View, members: usize) -> bool {
-        view.liveness.iter().all(|seen| seen.health == Health::Up)
-            && view.topology.ring_member_count() == members
-            && view.topology.keyspace(&self.keyspace.name).is_some()
+    fn is_unready(&self, running: &Running, members: usize) -> Option<&'static str> {
+        let Some(view) = running.node.membership().view() else {
+            return Some("knows no cluster");
+        };
+        let is_up = |seen: &Liveness| seen.health == Health::Up;
+        if !running.node.ready() {
+            Some("does not serve")
+        } else if !view.liveness.iter().all(is_up) {
+            Some("has not heard all others")
+        } else if view.topology.ring_member_count() != members {
+            Some("knows another number of members")
+        } else if view.topology.keyspace(&self.keyspace.name).is_none() {
+            Some("does not know the keyspace")
+        } else if !self
+            .hosts
+            .iter()
+            .all(|host| self.is_described(&view, *host))
+        {
+            Some("knows another number of shards")
+        } else {
+            None
+        }
+    }
+
+    /// Whether a view says how many shards a host has, if it knows the host.
+    fn is_described(&self, view: &View, host: HostId) -> bool {
+        let node = self.simulation.node(host);
+        let known = view.topology.index_of(node);
+        known.is_none_or(|index| {
+            view.topology.member(index).description.shards == self.layout(host).shards
+        })
     }
 
     /// Creates the clients' keyspace, once the cluster is founded.
@@ -445,8 +515,7 @@ impl Cluster {
                 .hosts
                 .iter()
                 .find(|host| self.simulation.node(**host) == node)?;
-            let shards = self.config.shards[usize::from(host.0)];
-            let running = self.shard(host, token.shard(shards))?;
+            let running = self.shard(host, token.shard(self.layout(host).shards))?;
             replicas.push((host, running, keyspace.id, token));
         }
         Some(replicas)

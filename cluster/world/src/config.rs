@@ -292,6 +292,15 @@ impl Repair {
     }
 }
 
+/// A disk on which bits turn while nobody writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rot {
+    /// Whose. Of one host only: what one replica has lost, the others have.
+    pub host: HostId,
+    /// Mean time between two bits, in milliseconds.
+    pub every_ms: u64,
+}
+
 /// Hours without clients after the load, in which deletions become old enough to be purged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Idle {
@@ -330,6 +339,10 @@ pub struct Config {
     pub stores: Stores,
     /// What is encrypted.
     pub encryption: Encryption,
+    /// Mean time between two nodes that come back with another number of shards, in milliseconds; `None`: none do.
+    pub reshard_every_ms: Option<u64>,
+    /// A disk that rots.
+    pub rot: Option<Rot>,
     /// How nodes repair.
     pub repair: Repair,
     /// Which faults there are.
@@ -373,6 +386,8 @@ impl Config {
             load: Load::draw(rng),
             stores: Stores::draw(rng, Blobs::draw(&mut Rng::stream(seed, "blobs"))),
             encryption: Encryption::draw(&mut Rng::stream(seed, "encryption"), nodes),
+            reshard_every_ms: None,
+            rot: None,
             repair: Repair::draw(rng),
             faults,
             fault_every_ms: rng.log_within(50..=2_000),
@@ -381,6 +396,7 @@ impl Config {
             sim,
         };
         config.aim(rng);
+        config.draw_reshards(&mut Rng::stream(seed, "reshards"));
         // While owners change, only what a majority of them acknowledged is promised to stay.
         config.joins = nodes > 3 && config.idle.is_none() && rng.chance(0.3);
         if config.joins {
@@ -392,6 +408,7 @@ impl Config {
             config.expiry = Expiry::NONE;
         } else {
             config.draw_conflict(&mut Rng::stream(seed, "conflict"));
+            config.draw_rot(&mut Rng::stream(seed, "rot"));
         }
         config
     }
@@ -401,7 +418,49 @@ impl Config {
         if rng.chance(0.15) {
             self.conflict = Conflict::Lww;
             self.faults.clock |= self.faults.any() && rng.chance(0.5);
+            if rng.chance(0.7) && self.repair.automatic && self.idle.is_none() {
+                self.aim_at_clocks();
+            }
         }
+    }
+
+    /// What a write has seen only matters to its stamp where its node does not have it yet, and has a clock that is behind:
+    /// clients write a key again, through another node, before that one has got what they wrote before.
+    fn aim_at_clocks(&mut self) {
+        self.faults.clock |= self.faults.any();
+        self.fault_every_ms = self.fault_every_ms.min(500);
+        self.sim.net.delay_us = 10..=(*self.sim.net.delay_us.end()).max(30_000);
+        self.n = self.n.max(3);
+        let load = &mut self.load;
+        load.think_ms = load.think_ms.min(5);
+        load.keys = load.keys.min(3);
+        load.blind = load.blind.min(0.2);
+        // So many on so few keys would be more than a key remembers.
+        load.keyed = 0.0;
+        load.mixed_levels = false;
+    }
+
+    /// More often where nothing but hints brings replicas what they missed: those are carried over one by one.
+    fn draw_reshards(&mut self, rng: &mut Rng) {
+        let share = if self.repair.automatic { 0.15 } else { 0.5 };
+        self.reshard_every_ms = rng.chance(share).then(|| rng.log_within(500..=5_000));
+    }
+
+    /// One disk rots, and reads reach it. What its replica cannot read any more has to be somewhere else: no key has one
+    /// copy only, every ack is one of a quorum, and replicas repair each other.
+    fn draw_rot(&mut self, rng: &mut Rng) {
+        if !rng.chance(0.2) || !self.repair.automatic {
+            return;
+        }
+        self.rot = Some(Rot {
+            host: HostId(draw_u16(rng, 0..=u64::from(self.nodes()) - 1)),
+            every_ms: rng.log_within(200..=5_000),
+        });
+        self.n = self.n.max(2);
+        self.load.mixed_levels = false;
+        self.faults.compact = true;
+        self.stores.cache_bytes = 0;
+        self.stores.memtable_bytes = self.stores.memtable_bytes.min(64 << 10);
     }
 
     /// What a joining node has missed shows where nobody else has it any more, and nothing excuses that, on keys that are written meanwhile.
@@ -529,6 +588,21 @@ mod tests {
         assert!(count(|config| config.expiry.share > 0.0 && config.conflict == Conflict::Lww) > 5);
         assert!(count(|config| config.expiry.default_seconds > 0) > 10);
         assert!(count(|config| config.faults.clock && config.conflict == Conflict::Lww) > 10);
+    }
+
+    #[test]
+    fn in_some_worlds_nodes_come_back_with_other_shards_and_in_some_a_disk_rots_that_is_not_needed()
+    {
+        let drawn: Vec<Config> = (0..300).map(Config::draw).collect();
+        let count = |matches: fn(&Config) -> bool| drawn.iter().filter(|one| matches(one)).count();
+        assert!((25..70).contains(&count(|config| config.reshard_every_ms.is_some())));
+        assert!((25..70).contains(&count(|config| config.rot.is_some())));
+        assert!(count(|config| config.rot.is_some() && config.reshard_every_ms.is_some()) > 2);
+        for config in drawn.iter().filter(|config| config.rot.is_some()) {
+            assert!(config.effective_n() > 1 && config.repair.automatic);
+            assert!(!config.load.mixed_levels && !config.joins);
+            assert!(config.rot.is_some_and(|rot| rot.host.0 < config.nodes()));
+        }
     }
 
     #[test]

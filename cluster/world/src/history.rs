@@ -220,6 +220,8 @@ pub struct History {
     pub is_repaired: bool,
     /// Whether of concurrent writes the one with the highest stamp stays, and no other.
     pub is_ordered_by_time: bool,
+    /// Whether a replica may lose what it holds: then what nobody acknowledged may go again.
+    pub loses_what_is_in_doubt: bool,
     /// What is known of its times.
     pub times: Times,
     /// When the last look at the replicas began.

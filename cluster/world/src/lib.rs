@@ -20,6 +20,7 @@ pub mod history;
 mod key_file;
 pub mod nemesis;
 mod record;
+mod rot;
 mod run;
 pub mod story;
 mod value;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use torc_sim::{DiskOptions, HostId, NetOptions, PowerCut, Rng, Simulation};
 
 use crate::config::{Config, Faults};
+use crate::rot;
 
 /// One fault and how long it lasts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +91,20 @@ pub enum Fault {
         /// Whether new files are in the clear instead.
         plain: bool,
     },
+    /// Lets a bit of a host's disk read wrong until its sector is written again. Never mended.
+    Rot {
+        /// Whose.
+        host: HostId,
+        /// Which follows from it.
+        draw: u64,
+    },
+    /// No fault: a node is stopped, and comes back with another number of shards.
+    Reshard {
+        /// Its host.
+        host: HostId,
+        /// How.
+        comeback: Comeback,
+    },
     /// Cuts a host off until the idle hours are over.
     Absent {
         /// Which.
@@ -137,9 +152,26 @@ pub struct Planned {
     pub fault: Fault,
 }
 
+/// How a node stops, and comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Comeback {
+    /// The shards that it comes back with.
+    pub shards: u16,
+    /// Whether it closes its stores before its power is cut.
+    pub is_clean: bool,
+    /// After how many disk operations of its first start the power is cut again, if it is.
+    pub cut_after: Option<u64>,
+    /// Which unsynced changes survive.
+    pub variant: u32,
+}
+
 /// Clocks are within this of the true time when they are set, so that no node has to refuse work because of them.
 const SKEW_MS_MAX: u64 = 200;
 const DRIFT_PPM_MAX: u64 = 1_000;
+/// Shards that a node comes back with.
+const SHARDS_MAX: u64 = 3;
+/// Disk operations of about as long as a redistribution takes, of three stores to three.
+const CUT_AFTER_MAX: u64 = 200;
 /// How far a clock may be off when it has drifted for as long as a run has faults, founding included.
 pub(crate) const CLOCK_OFF_MAX: Duration = Duration::from_millis(SKEW_MS_MAX + 100);
 
@@ -176,24 +208,69 @@ pub fn plan(config: &Config, length: Duration) -> Vec<Planned> {
         planned.push(Planned { at, lasts, fault });
     }
     planned.extend(rekeys(config, length));
+    planned.extend(reshards(config, length));
+    planned.extend(rots(config, length));
     planned.sort_by_key(|planned| planned.at);
     planned
 }
 
-/// Changes of master keys. From a stream of their own, so that the faults are the same with and without.
+/// Changes of master keys.
 fn rekeys(config: &Config, length: Duration) -> Vec<Planned> {
-    let rng = &mut Rng::stream(config.seed, "rekeys");
+    let every_ms = config.encryption.rekey_every_ms;
+    now_and_then(config, length, "rekeys", every_ms, |config, rng| {
+        Fault::Rekey {
+            host: host(config, rng),
+            plain: rng.chance(0.2),
+        }
+    })
+}
+
+/// Changes of numbers of shards.
+fn reshards(config: &Config, length: Duration) -> Vec<Planned> {
+    let every_ms = config.reshard_every_ms;
+    now_and_then(config, length, "reshards", every_ms, |config, rng| {
+        Fault::Reshard {
+            host: host(config, rng),
+            comeback: Comeback {
+                shards: u16::try_from(rng.within(1..=SHARDS_MAX)).unwrap_or(1),
+                is_clean: rng.chance(0.5),
+                cut_after: rng.chance(0.4).then(|| rng.log_within(1..=CUT_AFTER_MAX)),
+                variant: variant(rng),
+            },
+        }
+    })
+}
+
+/// Bits that turn.
+fn rots(config: &Config, length: Duration) -> Vec<Planned> {
+    let Some(rot) = config.rot else {
+        return Vec::new();
+    };
+    now_and_then(config, length, "rots", Some(rot.every_ms), |config, rng| {
+        Fault::Rot {
+            host: config.rot.expect("it is why").host,
+            draw: rng.number(),
+        }
+    })
+}
+
+/// What happens besides the faults. From a stream of its own, so that the faults are the same with and without.
+fn now_and_then(
+    config: &Config,
+    length: Duration,
+    stream: &str,
+    every_ms: Option<u64>,
+    draw: Draw,
+) -> Vec<Planned> {
+    let rng = &mut Rng::stream(config.seed, stream);
     let mut planned = Vec::new();
     let mut at = Duration::ZERO;
-    while let Some(every_ms) = config.encryption.rekey_every_ms {
+    while let Some(every_ms) = every_ms {
         at += Duration::from_millis(rng.within(1..=2 * every_ms));
         if at >= length {
             break;
         }
-        let fault = Fault::Rekey {
-            host: host(config, rng),
-            plain: rng.chance(0.2),
-        };
+        let fault = draw(config, rng);
         let lasts = Duration::from_millis(rng.log_within(20..=6_000));
         planned.push(Planned { at, lasts, fault });
     }
@@ -370,8 +447,12 @@ impl Nemesis {
                 let used: u64 = files.iter().map(|(_, bytes)| bytes).sum();
                 self.change_disk(host, |disk| disk.capacity_bytes = used + free_bytes);
             }
+            Fault::Rot { host, draw } => rot::strike(simulation, host, draw),
             // The cluster's to do.
-            Fault::Compact { .. } | Fault::Join { .. } | Fault::Rekey { .. } => {}
+            Fault::Compact { .. }
+            | Fault::Join { .. }
+            | Fault::Rekey { .. }
+            | Fault::Reshard { .. } => {}
         }
     }
 
@@ -422,7 +503,9 @@ impl Nemesis {
             | Fault::Clock { .. }
             | Fault::Compact { .. }
             | Fault::Join { .. }
-            | Fault::Rekey { .. } => {}
+            | Fault::Rekey { .. }
+            | Fault::Reshard { .. }
+            | Fault::Rot { .. } => {}
         }
     }
 
@@ -498,10 +581,18 @@ mod tests {
             assert_eq!(planned, plan(&config, length));
             let is_absent = config.idle.is_some_and(|idle| idle.absent.is_some());
             let is_calm = !config.faults.any() && !is_absent && !config.joins;
-            let is_rekey = |planned: &&Planned| matches!(planned.fault, Fault::Rekey { .. });
-            let rekeys = planned.iter().filter(is_rekey).count();
-            assert_eq!(planned.len() == rekeys, is_calm, "seed {seed}");
+            let count = |matches: fn(&Fault) -> bool| {
+                let matching = planned.iter().filter(|planned| matches(&planned.fault));
+                matching.count()
+            };
+            let rekeys = count(|fault| matches!(fault, Fault::Rekey { .. }));
+            let reshards = count(|fault| matches!(fault, Fault::Reshard { .. }));
+            let rots = count(|fault| matches!(fault, Fault::Rot { .. }));
+            let besides = rekeys + reshards + rots;
+            assert_eq!(planned.len() == besides, is_calm, "seed {seed}");
+            assert!(rots == 0 || config.rot.is_some());
             assert!(rekeys == 0 || config.encryption.rekey_every_ms.is_some());
+            assert!(reshards == 0 || config.reshard_every_ms.is_some());
             for entry in &planned {
                 assert!(entry.at < length);
                 if let Fault::Partition { side } = &entry.fault {

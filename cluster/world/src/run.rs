@@ -171,6 +171,7 @@ fn known(config: &Config) -> History {
         n: config.effective_n(),
         is_repaired: config.repair.automatic,
         is_ordered_by_time: config.conflict.orders_by_time(),
+        loses_what_is_in_doubt: config.rot.is_some(),
         times: Times {
             clock_off_ns: nanos(config.clock_off_max()),
             stamp_ahead_ns: nanos(SKEW_MAX_DEFAULT + STAMPS),
@@ -284,15 +285,19 @@ impl World {
 
     async fn wait_until_ready(&self, when: &str, hosts: &[HostId]) -> Result<(), Violation> {
         let limit = self.simulation().now() + READY_MAX;
-        while !self.cluster.is_ready(hosts) {
+        loop {
+            let missing = self.cluster.not_ready(hosts);
+            if missing.is_empty() {
+                return Ok(());
+            }
             self.start_dead();
             if self.simulation().now() > limit {
-                let what = format!("not every node is ready {READY_MAX:?} after {when}");
+                let missing = missing.join(", ");
+                let what = format!("{READY_MAX:?} after {when} {missing}");
                 return Err(other("liveness", &what));
             }
             self.simulation().sleep(Duration::from_millis(100)).await;
         }
-        Ok(())
     }
 
     /// Clients, the nemesis and the spy at the same time, until clients and nemesis are done.
@@ -326,6 +331,7 @@ impl World {
                 match fault {
                     Fault::Compact { host } => self.cluster.compact(*host),
                     Fault::Join { host } => self.cluster.start_first(*host),
+                    Fault::Reshard { host, comeback } => self.cluster.stop(*host, comeback),
                     Fault::Rekey { host, plain } => {
                         self.cluster.rekey(*host, *plain);
                         self.cluster.compact(*host);
@@ -334,8 +340,10 @@ impl World {
                 }
             } else {
                 nemesis.end(fault);
-                if let Fault::Rekey { host, .. } = fault {
-                    self.cluster.retire_keys(*host);
+                match fault {
+                    Fault::Rekey { host, .. } => self.cluster.retire_keys(*host),
+                    Fault::Reshard { host, comeback } => self.cluster.come_back(*host, comeback),
+                    _ => {}
                 }
                 self.start_dead();
             }

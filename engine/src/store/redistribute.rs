@@ -14,7 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use torc_env::{Env, ShardId, TokenRange, TreeId};
+use torc_env::{Env, ShardId, TokenRange, TreeId, mutation};
 
 use super::Store;
 use super::snapshot::{SnapshotError, failed, link_files, remove_all};
@@ -192,7 +192,9 @@ fn part_of(
         part.suspect |= source.state.suspect;
         part.seqno = part.seqno.max(source.seqno);
         let tables = source.state.tables.values();
-        for table in tables.filter(|table| is_divided(table.tree)) {
+        let forgotten = usize::from(mutation::on("redistribution_forgets_a_table"));
+        let tables = tables.filter(|table| is_divided(table.tree));
+        for table in tables.skip(forgotten) {
             let Some(extent) = table.extent.intersection(&common) else {
                 continue;
             };

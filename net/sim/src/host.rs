@@ -71,6 +71,7 @@ pub(crate) struct Host {
     pub(crate) handlers: Vec<Option<Handler>>,
     pub(crate) volume: Volume,
     pub(crate) disk: DiskOptions,
+    pub(crate) disk_changes: u64,
     pub(crate) disk_operations: u64,
     pub(crate) power_cut: Option<PowerCut>,
     /// Added to the true time.
@@ -92,6 +93,7 @@ impl Host {
             handlers: vec![None; usize::from(shards)],
             volume: Volume::new(disk.capacity_bytes),
             disk,
+            disk_changes: 0,
             disk_operations: 0,
             power_cut: None,
             skew_us: 0,

@@ -161,6 +161,12 @@ impl Simulation {
         let state = &mut hosts[host.index()];
         state.volume.set_capacity(disk.capacity_bytes);
         state.disk = disk;
+        state.disk_changes += 1;
+    }
+
+    /// How often it was changed how the host's disk behaves.
+    pub fn disk_changes(&self, host: HostId) -> u64 {
+        self.world().hosts.borrow()[host.index()].disk_changes
     }
 
     /// How the host's disk behaves now.
@@ -171,6 +177,13 @@ impl Simulation {
     /// Every file of the host with its length, in order of names.
     pub fn files(&self, host: HostId) -> Vec<(PathBuf, u64)> {
         self.world().hosts.borrow()[host.index()].volume.files()
+    }
+
+    /// What a read of a whole file would give now; `None` when there is no such file.
+    pub fn content(&self, host: HostId, path: &Path) -> Option<Vec<u8>> {
+        self.world().hosts.borrow()[host.index()]
+            .volume
+            .content(path)
     }
 
     /// Lets the bits of `mask` read inverted at `offset` of a file, until that sector is written

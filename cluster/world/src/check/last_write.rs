@@ -12,7 +12,7 @@ pub(super) fn check(history: &History, _ancestry: &Ancestry, findings: &mut Find
     for last in &history.finals {
         for holding in &last.replicas {
             for value in &holding.values {
-                let newest = newest_stamp(history, last.key, |_| true);
+                let newest = newest_stamp(history, last.key, |seen| stays(history, seen));
                 let own =
                     newest_stamp(history, last.key, |seen| seen.value.as_ref() == Some(value));
                 if own < newest {
@@ -22,6 +22,13 @@ pub(super) fn check(history: &History, _ancestry: &Ancestry, findings: &mut Find
             }
         }
     }
+}
+
+/// Whether what was seen in a store is promised to stay in one.
+fn stays(history: &History, seen: &DotSeen) -> bool {
+    let write = seen.value.as_ref().and_then(Value::write);
+    let write = write.and_then(|id| history.writes.get(id.index()));
+    !history.loses_what_is_in_doubt || write.is_some_and(|write| write.outcome.is_done())
 }
 
 fn newest_stamp(history: &History, key: KeyId, matches: impl Fn(&DotSeen) -> bool) -> Option<u64> {
@@ -36,7 +43,8 @@ fn losing(node: &str, value: &Value, own: Option<u64>, newest: Option<u64>) -> S
 
 #[cfg(test)]
 mod tests {
-    use crate::check::testing::{accepts, refuses};
+    use crate::check::check;
+    use crate::check::testing::{accepts, refuses, tell};
 
     #[test]
     fn the_highest_stamp_wins_whoever_was_first() {
@@ -44,6 +52,18 @@ mod tests {
         accepts("lww \n put \n & put \n dot 1.9 is 0 \n dot 2.2 is 1 \n final 0 | 0 | 0");
         accepts("put \n put \n dot 1.1 is 0 \n dot 2.2 is 1 \n final 0,1 | 0,1 | 0,1");
         accepts("lww \n put \n delete \n dot 2.2 is tombstone \n final - | - | -");
+    }
+
+    #[test]
+    fn where_a_disk_rots_only_what_was_acknowledged_has_to_win() {
+        let found = |outcome: &str| {
+            let dots = "dot 1.1 is 0 \n dot 2.2 is 1 \n final 0 | 0 | 0";
+            let mut history = tell(&format!("lww \n put \n & put {outcome} \n {dots}"));
+            history.loses_what_is_in_doubt = true;
+            check(&history)
+        };
+        assert!(found("doubt").is_empty());
+        assert_eq!(found("")[0].checker, "last_write");
     }
 
     #[test]

@@ -33,6 +33,7 @@ macro_rules! found {
 found!(
     ack_before_sync,
     drop_sibling,
+    expiry_counted_from_arrival,
     expiry_lost_on_the_way,
     forget_requests,
     hint_counts_as_replica,
@@ -51,7 +52,9 @@ found!(
     read_repair_overwrites,
     read_without_repair,
     recovery_stops_early,
+    redistribution_forgets_a_table,
+    redistribution_forgets_hints,
     remove_shared_blob,
-    reuse_actor_after_crash,
     timeout_reported_as_success,
+    unreadable_is_absent,
 );

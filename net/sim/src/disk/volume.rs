@@ -312,6 +312,14 @@ impl Volume {
         there
     }
 
+    /// All of a file as it reads now; `None` when there is none of this name.
+    pub(crate) fn content(&self, path: &Path) -> Option<Vec<u8>> {
+        let inode = self.inode(*self.names.get(&relative(path))?);
+        let mut content = vec![0; usize::try_from(inode.len()).ok()?];
+        inode.read(0, &mut content);
+        Some(content)
+    }
+
     /// Every file with its length, by name.
     pub(crate) fn files(&self) -> Vec<(PathBuf, u64)> {
         let files = self.names.iter();
