@@ -595,7 +595,7 @@ mod tests {
     {
         let drawn: Vec<Config> = (0..300).map(Config::draw).collect();
         let count = |matches: fn(&Config) -> bool| drawn.iter().filter(|one| matches(one)).count();
-        assert!((25..70).contains(&count(|config| config.reshard_every_ms.is_some())));
+        assert!((30..90).contains(&count(|config| config.reshard_every_ms.is_some())));
         assert!((25..70).contains(&count(|config| config.rot.is_some())));
         assert!(count(|config| config.rot.is_some() && config.reshard_every_ms.is_some()) > 2);
         for config in drawn.iter().filter(|config| config.rot.is_some()) {

@@ -8,14 +8,14 @@ use crate::pool::first_bad;
 /// Seeds within which a planted bug must be found.
 const SEEDS: std::ops::Range<u64> = 0..500;
 
-fn is_found(name: &'static str) {
-    let bad = first_bad(SEEDS, |seed| {
+fn is_found(name: &'static str, seeds: std::ops::Range<u64>) {
+    let bad = first_bad(seeds.clone(), |seed| {
         mutation::select(Some(name));
         let report = run(seed, &Options::default());
         mutation::select(None);
         report
     });
-    let report = bad.unwrap_or_else(|| panic!("{name} is not found within {SEEDS:?}"));
+    let report = bad.unwrap_or_else(|| panic!("{name} is not found within {seeds:?}"));
     println!("{name}: seed {}: {}", report.seed, report.violations[0]);
 }
 
@@ -24,7 +24,7 @@ macro_rules! found {
         $(
             #[test]
             fn $name() {
-                is_found(stringify!($name));
+                is_found(stringify!($name), SEEDS);
             }
         )*
     };
@@ -58,3 +58,9 @@ found!(
     timeout_reported_as_success,
     unreadable_is_absent,
 );
+
+/// About one seed in 350 finds it.
+#[test]
+fn reuse_actor_after_crash() {
+    is_found("reuse_actor_after_crash", 0..1_000);
+}
