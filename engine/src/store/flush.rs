@@ -115,13 +115,17 @@ impl<E: Env> Inner<E> {
             let ids: Vec<_> = retired.iter().map(|live| live.id).collect();
             self.remove_segments(&ids).await;
         }
-        let edit = self.edit_with(|_| {
+        let edit = self.edit_with(|state| {
             let mut changes: Vec<Change> = edits_by_tree(&self.without_dropped(infos))
                 .iter()
                 .flat_map(|(tree, edit)| changes_of(*tree, edit))
                 .collect();
             changes.push(Change::Flushed(slot.through));
-            changes.extend(retired.iter().map(|live| Change::RemoveSegment(live.id)));
+            // A change of keys may have unlisted some meanwhile.
+            let listed = retired
+                .iter()
+                .filter(|live| state.segments.contains(&live.id));
+            changes.extend(listed.map(|live| Change::RemoveSegment(live.id)));
             changes
         });
         edit.await.map_err(|_| Failure::Final)?;

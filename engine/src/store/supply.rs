@@ -201,12 +201,14 @@ impl<F: File> Supply<F> {
         live.count() + usize::from(self.active.is_some())
     }
 
-    /// Notes that these are no longer listed. Returns what is too much to keep, and what may not be
-    /// recycled because it holds something under another key than `active`.
+    /// Notes that these are no longer listed; those that somebody else has noted already do not count. Returns what
+    /// is too much to keep, and what may not be recycled because it holds something under another key than `active`.
     pub(super) fn retire(&mut self, segments: &[Live], active: Option<KeyId>) -> Vec<SegmentId> {
-        self.live
-            .retain(|live| !segments.iter().any(|gone| gone.id == live.id));
-        self.retired.extend(segments.iter().map(|gone| Retired {
+        let (gone, live): (VecDeque<Live>, VecDeque<Live>) = std::mem::take(&mut self.live)
+            .into_iter()
+            .partition(|live| segments.iter().any(|gone| gone.id == live.id));
+        self.live = live;
+        self.retired.extend(gone.iter().map(|gone| Retired {
             id: gone.id,
             bytes: gone.bytes,
             key: gone.key,
@@ -339,5 +341,32 @@ impl<E: Env> Inner<E> {
                 tracing::warn!(%error, path = %path.display(), "an old segment stays for now");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use torc_sim::SimFile;
+
+    use super::*;
+
+    #[test]
+    fn a_segment_that_two_let_go_of_is_recycled_once() {
+        let live = Live {
+            id: SegmentId(7),
+            bytes: 1 << 20,
+            end: 4096,
+            last: 3,
+            is_exact: true,
+            reach_us: 0,
+            is_archived: true,
+            key: None,
+        };
+        let mut supply = Supply::<SimFile>::new([live].into(), Vec::new(), false);
+        let (first, second) = (supply.retirable(3), supply.retirable(3));
+        assert!(supply.retire(&first, None).is_empty());
+        assert!(supply.retire(&second, None).is_empty());
+        assert_eq!(supply.take_retired(None).map(|old| old.id), Some(live.id));
+        assert!(supply.take_retired(None).is_none());
     }
 }

@@ -24,6 +24,13 @@ fn no_seed_breaks_a_promise() {
     }
 }
 
+/// What no test of the engine shows yet.
+#[test]
+fn a_flush_and_a_change_of_keys_may_let_go_of_the_same_segment() {
+    let report = run(1340, &Options::default());
+    assert!(report.violations.is_empty(), "{report}");
+}
+
 #[test]
 fn one_seed_always_gives_one_history() {
     for seed in 0..20 {
