@@ -210,15 +210,16 @@ impl<D: Disk> Table<D> {
     /// device read, none when [`Table::may_contain`] says no. A value is copied out of its block
     /// unless it is most of it, so that caching one does not pin the other.
     pub async fn get(&self, token: Token, key: &[u8]) -> Result<Option<Found>, ReadError> {
-        let Some(index) = self.block_with(token) else {
+        if !self.may_contain(token) {
             return Ok(None);
-        };
-        let block = self.read_block(index).await?;
-        self.find_in(index, &block, token, key)
+        }
+        self.get_through(&BlockCache::none(), token, key, || ())
+            .await
     }
 
-    /// As [`Table::get`]; calls `reading` and reads the device only if the block is not cached. A block that turns out
-    /// to refer to the value is cached then.
+    /// As [`Table::get`], of a token that the table [may contain](Table::may_contain): the caller has asked. Calls
+    /// `reading` and reads the device only if the block is not cached. A block that turns out to refer to the value is
+    /// cached then.
     pub(crate) async fn get_through(
         &self,
         blocks: &BlockCache,
@@ -226,35 +227,18 @@ impl<D: Disk> Table<D> {
         key: &[u8],
         reading: impl FnOnce(),
     ) -> Result<Option<Found>, ReadError> {
-        let Some(index) = self.block_with(token) else {
+        let Some(index) = self.0.fences.find(token) else {
             return Ok(None);
         };
-        if let Some(block) = blocks.get(self.block_id(index)) {
-            return self.find_in(index, &block, token, key);
-        }
-        reading();
-        let block = self.read_block(index).await?;
-        let found = self.find_in(index, &block, token, key)?;
-        let is_separate = |found: &Found| found.reference.is_some();
-        if found.as_ref().is_some_and(is_separate) {
-            self.cache_block(blocks, index, &block);
-        }
-        Ok(found)
-    }
-
-    /// The block that may have a record with this token.
-    fn block_with(&self, token: Token) -> Option<usize> {
-        let may_contain = self.may_contain(token);
-        may_contain.then(|| self.0.fences.find(token))?
-    }
-
-    fn find_in(
-        &self,
-        index: usize,
-        block: &Block,
-        token: Token,
-        key: &[u8],
-    ) -> Result<Option<Found>, ReadError> {
+        let cached = blocks.get(self.block_id(index));
+        let is_cached = cached.is_some();
+        let block = match cached {
+            Some(block) => block,
+            None => {
+                reading();
+                self.read_block(index).await?
+            }
+        };
         let extent = self.extent(index);
         let corrupt = |mismatch| corrupt(&self.0.path, extent.offset, mismatch);
         let Some(at) = block.find(token, key).map_err(corrupt)? else {
@@ -262,6 +246,9 @@ impl<D: Disk> Table<D> {
         };
         let (mut record, reference) = block.record(at).map_err(corrupt)?;
         self.check_reference(reference.as_ref()).map_err(corrupt)?;
+        if reference.is_some() && !is_cached {
+            self.cache_block(blocks, index, &block);
+        }
         if record.value.len() < block.body_bytes() / 2 {
             record.value = Bytes::copy_from_slice(&record.value);
         }
