@@ -116,16 +116,9 @@ impl<T: Item> S3Fifo<T> {
 
     /// Changes what is in a slot. One that takes too much afterwards is [discarded](Self::discard).
     pub(super) fn change(&mut self, slot: usize, change: impl FnOnce(&mut T)) {
-        let bytes_max = self.small_bytes_max();
-        let Some(found) = &mut self.slots[slot] else {
-            return;
-        };
-        let (is_main, before) = (found.is_main, found.bytes());
-        change(&mut found.item);
-        let after = found.bytes();
-        let queue_bytes = self.bytes_of(is_main);
-        *queue_bytes = *queue_bytes - before + after;
-        if after > bytes_max {
+        self.alter(slot, |found| change(&mut found.item));
+        let bytes = self.slots[slot].as_ref().map_or(0, Slot::bytes);
+        if bytes > self.small_bytes_max() {
             self.discard(slot);
         }
         self.shrink();
@@ -165,16 +158,25 @@ impl<T: Item> S3Fifo<T> {
 
     /// Leaves a husk in a slot, which is found no more and goes when its queue comes to it.
     pub(super) fn discard(&mut self, slot: usize) {
+        self.alter(slot, |found| {
+            found.item.strip();
+            found.hits = 0;
+        });
+        if let Some(hash) = self.slots[slot].as_ref().map(|husk| husk.hash) {
+            self.unindex(hash, slot);
+        }
+    }
+
+    /// Changes a slot that is in use, and what its queue holds with it.
+    fn alter(&mut self, slot: usize, alter: impl FnOnce(&mut Slot<T>)) {
         let Some(found) = &mut self.slots[slot] else {
             return;
         };
-        let (hash, is_main, before) = (found.hash, found.is_main, found.bytes());
-        found.item.strip();
-        found.hits = 0;
+        let (is_main, before) = (found.is_main, found.bytes());
+        alter(found);
         let after = found.bytes();
         let queue_bytes = self.bytes_of(is_main);
         *queue_bytes = *queue_bytes - before + after;
-        self.unindex(hash, slot);
     }
 
     /// Slots are numbered below this.

@@ -9,6 +9,7 @@ use torc_env::{Class, Env, JobClass, TreeId, mutation};
 
 use super::memory::SealedSlot;
 use super::pacing::Kind;
+use super::supply::unlisting;
 use super::tables::{DataFile, Opened, changes_of};
 use super::{FileOf, Inner};
 use crate::blob::BlobFile;
@@ -122,10 +123,7 @@ impl<E: Env> Inner<E> {
                 .collect();
             changes.push(Change::Flushed(slot.through));
             // A change of keys may have unlisted some meanwhile.
-            let listed = retired
-                .iter()
-                .filter(|live| state.segments.contains(&live.id));
-            changes.extend(listed.map(|live| Change::RemoveSegment(live.id)));
+            changes.extend(unlisting(&retired, state));
             changes
         });
         edit.await.map_err(|_| Failure::Final)?;

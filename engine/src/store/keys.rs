@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 use torc_env::{Env, mutation};
 
 use super::Inner;
+use super::supply::unlisting;
 use crate::crypt::{KeyId, Keys, MissingKey, Sealing};
 use crate::error::WriteError;
-use crate::manifest::Change;
 
 impl<E: Env> super::Store<E> {
     /// Takes other master keys: what is written from now on is encrypted with their active one. All
@@ -99,19 +99,9 @@ impl<E: Env> Inner<E> {
         self.flush_all().await?;
         let flushed = self.manifest.state().flushed.sequence;
         let retired = self.supply.borrow().retirable(flushed);
-        let changes: Vec<Change> = retired
-            .iter()
-            .map(|live| Change::RemoveSegment(live.id))
-            .collect();
-        self.edit_with(|state| {
-            // A flush may have unlisted some meanwhile.
-            let listed = changes.iter().filter(|change| match change {
-                Change::RemoveSegment(id) => state.segments.contains(id),
-                _ => false,
-            });
-            listed.copied().collect()
-        })
-        .await?;
+        // A flush may have unlisted some meanwhile.
+        self.edit_with(|state| unlisting(&retired, state).collect())
+            .await?;
         let surplus = self.supply.borrow_mut().retire(&retired, active);
         self.remove_segments(&surplus).await;
         Ok(())

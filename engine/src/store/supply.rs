@@ -9,7 +9,7 @@ use torc_env::{Disk, Env, File};
 
 use super::{FileOf, Inner};
 use crate::crypt::{DataKey, FileUse, KeyId, WriterSalt};
-use crate::manifest::Change;
+use crate::manifest::{Change, State};
 use crate::stats::Stats;
 use crate::wal::{Segment, SegmentId, SegmentPlan};
 
@@ -59,6 +59,14 @@ pub(super) struct Retired {
     pub(super) id: SegmentId,
     pub(super) bytes: u64,
     pub(super) key: Option<KeyId>,
+}
+
+/// The edit that takes segments out of the list: those that nobody else has taken out meanwhile.
+pub(super) fn unlisting(segments: &[Live], state: &State) -> impl Iterator<Item = Change> {
+    let listed = segments
+        .iter()
+        .filter(|live| state.segments.contains(&live.id));
+    listed.map(|live| Change::RemoveSegment(live.id))
 }
 
 /// All segments of the store.
