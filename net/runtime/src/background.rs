@@ -63,8 +63,8 @@ struct Start {
 }
 
 impl Start {
-    /// It went so. What is said later changes nothing.
-    fn is_over(&self, outcome: Started) {
+    /// Says how it went, and wakes who waits. What is said later changes nothing.
+    fn end(&self, outcome: Started) {
         self.outcome.get_or_init(|| outcome);
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let woken = std::mem::take(&mut *waiting);

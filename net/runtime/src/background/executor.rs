@@ -77,7 +77,7 @@ struct FailedUnlessStarted<'a>(&'a Start);
 
 impl Drop for FailedUnlessStarted<'_> {
     fn drop(&mut self) {
-        self.0.is_over(Started::No);
+        self.0.end(Started::No);
     }
 }
 
@@ -111,7 +111,7 @@ fn prepare(settings: &Settings) -> io::Result<LocalExecutor> {
 async fn serve(settings: &Settings, inbox: &Inbox) -> io::Result<()> {
     let disk = GlommioDisk::new(settings);
     over_a_net(warm(&disk, &settings.data_dir, &settings.name)).await?;
-    inbox.start.is_over(Started::Yes);
+    inbox.start.end(Started::Yes);
     let mut running = FuturesUnordered::new();
     while !inbox.stopping.load(Ordering::Acquire) {
         inbox.turns.fetch_add(1, Ordering::Relaxed);
