@@ -479,10 +479,10 @@ impl<E: Env> Attempt<'_, E> {
             )),
             Condition::Absent => Ok(state.context().clone()),
             Condition::None if options.read_context_first => Ok(state.context().clone()),
-            Condition::None if mutation::on("put_ignores_context") => Ok(Context::default()),
             Condition::None
-                if mutation::on("lww_ignores_context")
-                    && self.target.keyspace().conflict.orders_by_time() =>
+                if mutation::on("put_ignores_context")
+                    || mutation::on("lww_ignores_context")
+                        && self.target.keyspace().conflict.orders_by_time() =>
             {
                 Ok(Context::default())
             }

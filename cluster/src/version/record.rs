@@ -121,6 +121,7 @@ pub fn apply(
     };
     Ok(Applied::Write(record))
 }
+
 /// The planted bug `expiry_counted_from_arrival`: what is new here of a state that was sent lives as long as its
 /// writer asked for, but from `now_ms` on.
 pub(crate) fn counted_from_arrival(

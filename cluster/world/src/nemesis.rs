@@ -246,9 +246,9 @@ fn rots(config: &Config, length: Duration) -> Vec<Planned> {
     let Some(rot) = config.rot else {
         return Vec::new();
     };
-    now_and_then(config, length, "rots", Some(rot.every_ms), |config, rng| {
+    now_and_then(config, length, "rots", Some(rot.every_ms), |_, rng| {
         Fault::Rot {
-            host: config.rot.expect("it is why").host,
+            host: rot.host,
             draw: rng.number(),
         }
     })
@@ -260,7 +260,7 @@ fn now_and_then(
     length: Duration,
     stream: &str,
     every_ms: Option<u64>,
-    draw: Draw,
+    draw: impl Fn(&Config, &mut Rng) -> Fault,
 ) -> Vec<Planned> {
     let rng = &mut Rng::stream(config.seed, stream);
     let mut planned = Vec::new();
