@@ -23,7 +23,6 @@ mod merkle;
 mod message;
 pub mod metrics;
 pub mod node;
-mod own_trees;
 pub mod quorum;
 pub mod redistribute;
 mod replica;

@@ -69,8 +69,8 @@ pub struct Options {
     /// Master keys. What the store writes is encrypted with the active one; [`crate::Store::set_keys`]
     /// changes them later. Default: none, everything is written in the clear.
     pub keys: Keys,
-    /// Memory of all memtables, active and sealed. Half of it full seals the active one.
-    /// Default 64 MiB.
+    /// Memory of all memtables, active and sealed. The active one is sealed when it has 15/32 of it: as much may come
+    /// while that is flushed, and 1/16 is left for when that takes longer than was expected. Default 64 MiB.
     pub memtable_bytes: usize,
     /// Memory of the record and block caches. Default 64 MiB.
     pub cache_bytes: usize,

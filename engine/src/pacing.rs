@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use torc_env::Instant;
 
+use crate::signal::Signal;
+
 /// Slowdowns, shares and speeds are counted in thousandths.
 pub(crate) const ONE: u64 = 1000;
 /// Never slower than this part of what the background does: a bound on how wrong a measured rate can be.
@@ -135,6 +137,22 @@ impl Rate {
     }
 }
 
+/// What a byte of an update costs when as many as `room` may come in `time`; never more than [`SLOWDOWN_MAX`] makes of the
+/// background's own `rate`.
+pub(crate) fn price_of_room(time: Duration, room: u64, rate: u64) -> Price {
+    let picos = mul_div(nanos(time), 1000, room);
+    let highest = price(SLOWDOWN_MAX, Some(rate));
+    Price {
+        picos_per_byte: picos,
+    }
+    .min(highest)
+}
+
+/// Time in which so many bytes are done at a `rate`.
+pub(crate) fn time_of(bytes: u64, rate: u64) -> Duration {
+    Duration::from_nanos(mul_div(bytes, 1_000_000_000, rate))
+}
+
 /// What a byte of an update costs in time, from the rate at which the background follows and the slowdown.
 pub(crate) fn price(slowdown: u64, rate: Option<u64>) -> Price {
     let Some(rate) = rate else {
@@ -159,21 +177,58 @@ impl Price {
     fn of(self, bytes: u64) -> Duration {
         Duration::from_nanos(mul_div(self.picos_per_byte, bytes, 1000))
     }
+
+    /// Bytes that are paid for in `time`.
+    fn bytes_in(self, time: Duration) -> u64 {
+        mul_div(nanos(time), 1000, self.picos_per_byte)
+    }
+
+    /// Whether it is a quarter lower, or more.
+    fn is_much_below(self, other: Price) -> bool {
+        self < other && self.picos_per_byte <= other.picos_per_byte - other.picos_per_byte / 4
+    }
 }
 
 /// The queue of updates: each takes as much time as its bytes cost, one after the other.
-#[derive(Debug, Default)]
+///
+/// As updates come in bursts, so many bytes pass at once before anybody waits.
+///
+/// What waits is counted in bytes, not in time: when the price falls, those that have taken their turn at a higher one
+/// go on earlier, and those that come do not wait for what others would have paid. When it rises, nobody waits longer
+/// than was said when the turn was taken.
+#[derive(Default)]
 pub(crate) struct Queue {
     price: Cell<Price>,
-    /// Until when time is taken.
-    taken_until: Cell<Instant>,
+    burst_bytes: u64,
+    /// Bytes that were taken, ever.
+    taken: Cell<u64>,
+    /// Bytes of them whose turn had come when that was counted.
+    served: Cell<u64>,
+    counted_at: Cell<Instant>,
     /// Bytes of an update, on average.
     bytes: Cell<u64>,
+    /// The price has fallen by a quarter or more since it rang, or since the highest one after that.
+    cheaper: Signal,
+    highest: Cell<Price>,
 }
 
 impl Queue {
-    pub(crate) fn set_price(&self, price: Price) {
+    pub(crate) fn new(burst_bytes: u64) -> Queue {
+        Queue {
+            burst_bytes,
+            ..Queue::default()
+        }
+    }
+
+    pub(crate) fn set_price(&self, now: Instant, price: Price) {
+        self.count(now);
         self.price.set(price);
+        let highest = self.highest.get().max(price);
+        self.highest.set(highest);
+        if price.is_much_below(highest) {
+            self.highest.set(price);
+            self.cheaper.ring();
+        }
     }
 
     /// Whether updates cost any time.
@@ -181,47 +236,87 @@ impl Queue {
         self.price.get() == Price::default()
     }
 
-    /// Takes the time of an average update: when its turn comes, or `None` when that is further away than
-    /// `patience`.
-    pub(crate) fn take(&self, now: Instant, patience: Duration) -> Option<(Instant, Due<'_>)> {
-        let turn = self.taken_until.get().max(now);
-        if turn - now > patience {
+    /// Counts what was served up to now.
+    fn count(&self, now: Instant) {
+        let price = self.price.get();
+        let taken = self.taken.get();
+        let since = now - self.counted_at.replace(now);
+        let more = price.bytes_in(since);
+        let served = self.served.get().saturating_add(more).min(taken);
+        self.served.set(served);
+    }
+
+    /// How long it takes at this price until all before `place` are served, but for a burst.
+    fn left(&self, now: Instant, place: u64) -> Duration {
+        self.count(now);
+        // What was given back need not be waited for.
+        let place = place.min(self.taken.get());
+        let before = place.saturating_sub(self.served.get());
+        self.price.get().of(before.saturating_sub(self.burst_bytes))
+    }
+
+    /// Takes a turn of an average update, or `None` when that is further away than `patience`.
+    pub(crate) fn take(&self, now: Instant, patience: Duration) -> Option<Due<'_>> {
+        let place = self.taken.get();
+        let left = self.left(now, place);
+        if left > patience {
             return None;
         }
-        let time = self.price.get().of(self.bytes.get());
-        self.taken_until.set(turn + time);
-        Some((turn, Due { queue: self, time }))
+        let bytes = self.bytes.get();
+        self.taken.set(place.saturating_add(bytes));
+        Some(Due {
+            queue: self,
+            bytes,
+            place,
+            turn: now + left,
+        })
     }
 
     /// For an update that has not taken any time, and whose size is to be known all the same.
     pub(crate) fn untaken(&self) -> Due<'_> {
         Due {
             queue: self,
-            time: Duration::ZERO,
+            bytes: 0,
+            place: 0,
+            turn: Instant::default(),
         }
     }
 
     /// Makes what was taken as `before` be `now`.
-    fn correct(&self, before: Duration, now: Duration) {
-        let taken = self.taken_until.get();
-        self.taken_until.set(if now > before {
-            taken + (now - before)
-        } else {
-            Instant(taken.0.saturating_sub(nanos(before - now)))
-        });
+    fn correct(&self, before: u64, now: u64) {
+        let others = self.taken.get().saturating_sub(before);
+        let taken = others.saturating_add(now);
+        self.taken.set(taken);
+        self.served.set(self.served.get().min(taken));
     }
 }
 
-/// What an update has taken of the queue's time. An update that is given up, or fails, before it is known what
+/// What an update has taken of the queue. An update that is given up, or fails, before it is known what
 /// it writes gives everything back.
-#[derive(Debug)]
 #[must_use = "what was taken is settled when the update's size is known"]
 pub(crate) struct Due<'a> {
     queue: &'a Queue,
-    time: Duration,
+    bytes: u64,
+    /// Bytes that were taken before.
+    place: u64,
+    /// When its turn has come at the latest.
+    turn: Instant,
 }
 
 impl Due<'_> {
+    /// When its turn comes, as the price is now.
+    pub(crate) fn turn(&self, now: Instant) -> Instant {
+        self.turn.min(now + self.queue.left(now, self.place))
+    }
+
+    /// Completes when updates have become so much cheaper that its turn is to be looked at again.
+    pub(crate) async fn cheaper(&self) {
+        let before = self.queue.price.get();
+        let is_cheaper = || self.queue.price.get().is_much_below(before);
+        let cheaper = || is_cheaper().then_some(());
+        self.queue.cheaper.until(cheaper).await;
+    }
+
     /// Puts right what the update has taken, now that its bytes are known: 0 if it wrote nothing.
     pub(crate) fn settle(mut self, bytes: u64) {
         let queue = self.queue;
@@ -229,9 +324,9 @@ impl Due<'_> {
             let average = queue.bytes.get();
             queue.bytes.set((average * 7 + bytes).div_ceil(8));
         }
-        let before = std::mem::take(&mut self.time);
-        if !queue.is_free() || !before.is_zero() {
-            queue.correct(before, queue.price.get().of(bytes));
+        let before = std::mem::take(&mut self.bytes);
+        if !queue.is_free() || before > 0 {
+            queue.correct(before, bytes);
         }
     }
 }
@@ -239,7 +334,7 @@ impl Due<'_> {
 impl Drop for Due<'_> {
     fn drop(&mut self) {
         // Nothing is left after a settlement.
-        self.queue.correct(self.time, Duration::ZERO);
+        self.queue.correct(self.bytes, 0);
     }
 }
 
@@ -249,6 +344,7 @@ fn nanos(time: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
     use proptest::prelude::*;
 
     use super::*;
@@ -333,35 +429,104 @@ mod tests {
         assert!((15 * MIB..=20 * MIB).contains(&now), "{now}");
     }
 
+    const START: Instant = Instant(1_000_000_000);
+    const PATIENCE: Duration = Duration::from_millis(100);
+
+    /// How long after the start the turn comes that is taken then.
+    fn wait(due: &Due<'_>) -> Duration {
+        due.turn(START) - START
+    }
+
     #[test]
     fn updates_take_turns_at_the_rate_that_the_price_allows() {
         let queue = Queue::default();
         assert!(queue.is_free());
-        let start = Instant(1_000_000_000);
-        let patience = Duration::from_millis(100);
         // As much again as the background does, which is 1000 bytes a millisecond.
-        queue.set_price(price(ONE, Some(1_000_000)));
+        queue.set_price(START, price(ONE, Some(1_000_000)));
         assert!(!queue.is_free());
-        let (first, due) = queue.take(start, patience).unwrap();
-        assert_eq!(first, start);
-        due.settle(8000);
-        let (second, due) = queue.take(start, patience).unwrap();
-        assert_eq!(second - start, Duration::from_millis(8));
+        let take = |now| queue.take(now, PATIENCE);
+        let first = take(START).unwrap();
+        assert_eq!(wait(&first), Duration::ZERO);
+        first.settle(8000);
+        let second = take(START).unwrap();
+        assert_eq!(wait(&second), Duration::from_millis(8));
         // What was not written is given back.
-        due.settle(0);
-        let (third, due) = queue.take(start, patience).unwrap();
-        assert_eq!(third, second);
-        due.settle(1000);
-        let mut dues = Vec::new();
-        let turns = std::iter::from_fn(|| {
-            let (turn, due) = queue.take(start, patience)?;
-            dues.push(due);
-            Some(turn)
-        });
-        let last = turns.last().unwrap();
-        assert!(last - start <= patience);
-        assert!(queue.take(start, patience).is_none());
-        assert!(queue.take(start + patience, patience).is_some());
+        second.settle(0);
+        let third = take(START).unwrap();
+        assert_eq!(wait(&third), Duration::from_millis(8));
+        third.settle(1000);
+        let dues: Vec<Due<'_>> = std::iter::from_fn(|| take(START)).collect();
+        assert!(wait(dues.last().unwrap()) <= PATIENCE);
+        assert!(take(START).is_none());
+        assert!(take(START + PATIENCE).is_some());
+    }
+
+    #[test]
+    fn who_waits_goes_on_earlier_when_updates_become_cheaper_and_not_later_when_dearer() {
+        let queue = Queue::default();
+        let at = |rate| price(ONE, Some(rate));
+        queue.set_price(START, at(1_000_000));
+        let taken = || queue.take(START, PATIENCE).unwrap();
+        taken().settle(50_000);
+        let waiting = taken();
+        let mut cheaper = Box::pin(waiting.cheaper());
+        assert!((&mut cheaper).now_or_never().is_none());
+        assert_eq!(wait(&waiting), Duration::from_millis(50));
+        queue.set_price(START, at(500_000));
+        assert_eq!(wait(&waiting), Duration::from_millis(50));
+        assert!((&mut cheaper).now_or_never().is_none());
+        queue.set_price(START, at(2_000_000));
+        assert_eq!(wait(&waiting), Duration::from_millis(25));
+        assert!((&mut cheaper).now_or_never().is_some());
+        queue.set_price(START, Price::default());
+        assert_eq!(wait(&waiting), Duration::ZERO);
+        // And who comes once there is a price again does not wait for what was free.
+        queue.set_price(START, at(1_000_000));
+        let next = taken();
+        drop(cheaper);
+        waiting.settle(0);
+        assert_eq!(wait(&next), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_burst_does_not_wait_but_what_comes_too_fast_all_the_time_does() {
+        let queue = Queue::new(10_000);
+        queue.set_price(START, price(ONE, Some(1_000_000)));
+        let ms = Duration::from_millis;
+        let take = |after| queue.take(START + after, PATIENCE).unwrap();
+        let mut waits = Vec::new();
+        for number in 0..5 {
+            let after = ms(5) * number;
+            let due = take(after);
+            waits.push(due.turn(START + after) - (START + after));
+            due.settle(8000);
+        }
+        // Each brings 3 ms more than is served between two.
+        assert_eq!(waits, [ms(0), ms(0), ms(0), ms(0), ms(2)]);
+    }
+
+    #[test]
+    fn who_waits_behind_one_that_gives_up_is_served() {
+        let queue = Queue::default();
+        queue.set_price(START, price(ONE, Some(1_000_000)));
+        let taken = || queue.take(START, PATIENCE).unwrap();
+        taken().settle(8000);
+        let (first, second) = (taken(), taken());
+        drop(first);
+        queue.set_price(START, Price::default());
+        assert_eq!(wait(&second), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_byte_costs_the_time_in_which_the_room_may_be_filled() {
+        let ms = Duration::from_millis;
+        let of = |price: Price| price.of(1000);
+        assert_eq!(of(price_of_room(ms(10), 10_000, MIB)), ms(1));
+        assert_eq!(of(price_of_room(Duration::ZERO, 10, MIB)), ms(0));
+        // Without room, as slow as it gets.
+        let slowest = price(SLOWDOWN_MAX, Some(MIB));
+        assert_eq!(price_of_room(ms(10), 0, MIB), slowest);
+        assert_eq!(time_of(500, 1_000_000), Duration::from_micros(500));
     }
 
     #[test]

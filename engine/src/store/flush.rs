@@ -75,6 +75,7 @@ impl<E: Env> Inner<E> {
                     // Every record is in the log still, so another attempt, into other files, is sound.
                     tracing::warn!(%error, "a flush failed; trying again");
                     self.count(|counts| counts.failed_flushes += 1);
+                    self.flush_failed();
                     if let JobError::Write { source, .. } = &error {
                         self.note_disk_error(source);
                     }

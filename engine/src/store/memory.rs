@@ -16,6 +16,12 @@ use crate::pending::Pending;
 use crate::record::{Entry, EntryRef, Record, ScanFrom};
 use crate::stats::Stats;
 
+/// What updates may fill of a budget for memtables when they come as fast as these are flushed. The rest is for those that come
+/// before it is noticed that a flush takes longer than was expected: without it all would have to stop then.
+pub(super) fn fillable(budget_bytes: usize) -> usize {
+    budget_bytes - budget_bytes / 16
+}
+
 /// A memtable on its way into tables.
 #[derive(Clone)]
 pub(super) struct SealedSlot {
@@ -272,11 +278,11 @@ impl Memory {
         self.sealed.len()
     }
 
-    /// Whether the active memtable has used up its half of a budget, or the whole of it with
+    /// Whether the active memtable has used up its half of what updates may fill, or the whole of it with
     /// what was replaced.
     pub(super) fn is_active_full(&self, budget_bytes: usize) -> bool {
-        self.active.memory_bytes() >= budget_bytes / 2
-            || self.active.inserted_bytes() >= budget_bytes
+        let bytes = fillable(budget_bytes);
+        self.active.memory_bytes() >= bytes / 2 || self.active.inserted_bytes() >= bytes
     }
 
     /// Memory of all memtables.

@@ -136,6 +136,7 @@ pub(super) async fn open<E: Env>(
     let cache = RecordCache::new(options.cache_bytes, torc_env::map::hasher(&env));
     let blocks = BlockCache::beside(&cache, options.cache_blocks_percent);
     let scans = AheadBudget::new(options.scan_bytes_max);
+    let pacing = Pacing::new(options.memtable_bytes);
     let store = Rc::new(Inner {
         cache,
         blocks,
@@ -159,7 +160,7 @@ pub(super) async fn open<E: Env>(
         compaction: Signal::default(),
         compacting: Turn::default(),
         compacted_last: Cell::new(None),
-        pacing: Pacing::default(),
+        pacing,
         damages: Damages::default(),
         hold: Hold::default(),
         archiving: Archiving::default(),

@@ -15,19 +15,24 @@ use futures_util::future::{Either, select};
 use torc_env::{Env, Instant, mutation};
 
 use super::Inner;
+use super::memory::fillable;
 use crate::compaction::Outlook;
 use crate::error::WriteError;
 use crate::jobs::Pace;
 use crate::le::len64;
 use crate::pacing::{
     Due, ONE, Price, Queue, Rate, allowance, flush_speed, line, merge_speed, moving_speed, mul_div,
-    price, slowdown,
+    price, price_of_room, slowdown, time_of,
 };
 
 /// Time between two looks at a running job: what it does in between is what it may do at once.
 const LOOK: Duration = Duration::from_millis(5);
 /// Shorter waits add up until they are worth a timer.
 const WAIT_MIN: Duration = Duration::from_millis(1);
+
+/// What updates may bring at once without a wait: this part of the memory of memtables. A frame's clients come together, and half
+/// of what [`fillable`] leaves takes them all in.
+const BURST_PART: usize = 32;
 
 /// A kind of job, or of what one does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +64,10 @@ pub(super) struct Pacing {
     /// Bytes of tables that were made of them.
     flushed: RefCell<Rate>,
     flushed_at: Cell<Option<Instant>>,
+    /// When the flush that runs had been given all records.
+    all_given_at: Cell<Option<Instant>>,
+    /// Time from then on until the memtable was let go of, of the last flushes.
+    ending: Cell<Duration>,
     /// Blobs are worn faster than they are emptied.
     has_dead_in_excess: Cell<bool>,
     /// Somebody waits until everything up to this frame is flushed.
@@ -70,6 +79,14 @@ pub(super) struct Pacing {
 }
 
 impl Pacing {
+    /// For memtables of so many bytes.
+    pub(super) fn new(memtable_bytes: usize) -> Pacing {
+        Pacing {
+            queue: Queue::new(len64(memtable_bytes / BURST_PART)),
+            ..Pacing::default()
+        }
+    }
+
     /// `None` for what nothing is priced by.
     fn jobs(&self, kind: Kind) -> Option<&Jobs> {
         match kind {
@@ -79,7 +96,7 @@ impl Pacing {
         }
     }
 
-    /// How far the running job of this kind has come, in bytes.
+    /// How far the running job of this kind has come, in bytes. A flush runs until its memtable is let go of.
     fn done(&self, kind: Kind) -> u64 {
         let running = self.jobs(kind).map(|jobs| jobs.running.borrow());
         running.map_or(0, |running| running.as_ref().map_or(0, |pace| pace.done()))
@@ -123,8 +140,28 @@ impl Pacing {
         Wanted(&self.compaction_wanted)
     }
 
+    /// How much longer the flush that runs, or that begins, takes to make its files durable and let go of the memtable,
+    /// once it has all records.
+    fn ending(&self, now: Instant) -> Duration {
+        let since = self
+            .all_given_at
+            .get()
+            .map_or(Duration::ZERO, |at| now - at);
+        self.ending.get().saturating_sub(since)
+    }
+
+    /// The flush that ran has ended.
+    fn end_flush(&self) -> Option<Instant> {
+        self.set_running(Kind::Flush, None);
+        self.all_given_at.take()
+    }
+
     /// A memtable of `sealed_bytes` has become tables of `table_bytes`.
     fn note_flush(&self, now: Instant, sealed_bytes: u64, table_bytes: u64) {
+        if let Some(all_given_at) = self.end_flush() {
+            let weighted = self.ending.get() * 3 + (now - all_given_at);
+            self.ending.set(weighted / 4);
+        }
         if let Some(before) = self.flushed_at.replace(Some(now)) {
             self.sealed.borrow_mut().add(sealed_bytes, now - before);
             self.flushed.borrow_mut().add(table_bytes, now - before);
@@ -170,10 +207,17 @@ impl<E: Env> Inner<E> {
                 break output;
             }
         };
-        for (kind, _) in paces {
+        // What a flush has done counts until its memtable is let go of.
+        for (kind, _) in paces.iter().filter(|(kind, _)| *kind != Kind::Flush) {
             self.pacing.set_running(*kind, None);
         }
         output
+    }
+
+    /// A flush has failed: nothing of it counts.
+    pub(super) fn flush_failed(&self) {
+        self.pacing.end_flush();
+        self.reprice();
     }
 
     /// Lets a job go on, `elapsed` after the last time. Returns how far it has come when nothing holds it from now on.
@@ -240,20 +284,30 @@ impl<E: Env> Inner<E> {
     /// Says what updates cost from now on.
     fn reprice(&self) {
         let pacing = &self.pacing;
-        let price = self.memory_price().max(self.compaction_price());
-        pacing.queue.set_price(price);
+        let now = self.env.now();
+        let price = self.memory_price(now).max(self.compaction_price());
+        pacing.queue.set_price(now, price);
         pacing.changed.ring();
     }
 
     /// Updates may just fill what room there is until the memtables that wait are flushed.
-    fn memory_price(&self) -> Price {
+    fn memory_price(&self, now: Instant) -> Price {
+        let pacing = &self.pacing;
         let memory = self.memory.borrow();
         let waiting = len64(memory.sealed_bytes());
-        let waiting = waiting.saturating_sub(self.pacing.done(Kind::Flush));
-        let budget = self.options.memtable_bytes - self.options.memtable_bytes / 16;
-        let room = len64(budget.saturating_sub(memory.memtable_bytes()));
-        let slowdown = slowdown(waiting, 0, waiting.saturating_add(room));
-        price(slowdown, self.pacing.flush.speed.borrow().per_s())
+        let Some(rate) = pacing.flush.speed.borrow().per_s().filter(|_| waiting > 0) else {
+            return Price::default();
+        };
+        let done = pacing.done(Kind::Flush);
+        let oldest = memory.oldest_sealed();
+        let oldest = oldest.map_or(0, |slot| len64(slot.memtable.memory_bytes()));
+        if done >= oldest && pacing.all_given_at.get().is_none() {
+            pacing.all_given_at.set(Some(now));
+        }
+        let time = time_of(waiting.saturating_sub(done), rate) + pacing.ending(now);
+        let used = memory.memtable_bytes() + memory.pending_bytes();
+        let room = fillable(self.options.memtable_bytes).saturating_sub(used);
+        price_of_room(time, len64(room), rate)
     }
 
     /// By how much slower than merges follow updates may come: as fast half way between the line and the most runs on
@@ -291,29 +345,51 @@ impl<E: Env> Inner<E> {
     /// When it would wait too long.
     pub(super) async fn admitted(&self) -> Result<Due<'_>, WriteError> {
         let patience = self.options.wait_max;
-        if self.is_full() && !self.health.disk_full.get() {
-            let timer = pin!(self.env.sleep(patience));
-            let has_room = || (!self.is_full() || self.is_stopping()).then_some(());
-            let room = pin!(self.pacing.changed.until(has_room));
+        if self.may_wait_for_room() {
             self.count(|counts| counts.delayed += 1);
-            select(room, timer).await;
+            self.room(self.env.now() + patience).await;
         }
         let queue = &self.pacing.queue;
         if queue.is_free() || mutation::on("never_wait") {
             return Ok(queue.untaken());
         }
         let now = self.env.now();
-        let Some((turn, due)) = queue.take(now, patience) else {
+        let Some(due) = queue.take(now, patience) else {
             self.count(|counts| counts.refused_overload += 1);
             return Err(WriteError::Overloaded {
                 what: "updates come faster than they can be flushed and merged",
             });
         };
-        if turn - now >= WAIT_MIN {
+        if due.turn(now) - now >= WAIT_MIN {
             self.count(|counts| counts.delayed += 1);
-            self.env.sleep_until(turn).await;
+            self.wait_for(&due).await;
         }
         Ok(due)
+    }
+
+    /// Waits until the turn has come that was taken: when it was to come, or earlier if updates become cheaper.
+    async fn wait_for(&self, due: &Due<'_>) {
+        loop {
+            let turn = due.turn(self.env.now());
+            let timer = pin!(self.env.sleep_until(turn));
+            let cheaper = pin!(due.cheaper());
+            if let Either::Left(_) = select(timer, cheaper).await {
+                return;
+            }
+        }
+    }
+
+    /// Whether values are refused now, but not for long.
+    pub(super) fn may_wait_for_room(&self) -> bool {
+        self.is_full() && !self.health.disk_full.get() && !self.is_stopping()
+    }
+
+    /// Waits until values are not refused, or until `deadline`.
+    pub(super) async fn room(&self, deadline: Instant) {
+        let timer = pin!(self.env.sleep_until(deadline));
+        let has_room = || (!self.is_full() || self.is_stopping()).then_some(());
+        let room = pin!(self.pacing.changed.until(has_room));
+        select(room, timer).await;
     }
 
     /// Whether values are refused until something was flushed or merged.
@@ -353,7 +429,7 @@ mod tests {
     /// When the next update's turn would come.
     fn next_turn(store: &Store<SimEnv>, now: Instant) -> Instant {
         let taken = store.0.pacing.queue.take(now, Duration::from_secs(60));
-        taken.expect("nobody waits as long").0
+        taken.expect("nobody waits as long").turn(now)
     }
 
     /// A store in which updates cost time, with a record of each of two keys in a table.
@@ -368,7 +444,12 @@ mod tests {
         store.flush().await.unwrap();
         env.sleep(Duration::from_secs(1)).await;
         // A byte a microsecond: a millisecond an update, about.
-        store.0.pacing.queue.set_price(price(ONE, Some(1_000_000)));
+        let price = price(ONE, Some(1_000_000));
+        let queue = &store.0.pacing.queue;
+        queue.set_price(env.now(), price);
+        // What may come in one burst has come.
+        let burst = queue.take(env.now(), Duration::ZERO).unwrap();
+        burst.settle(len64(store.0.options.memtable_bytes / BURST_PART));
         store
     }
 

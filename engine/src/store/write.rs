@@ -68,12 +68,23 @@ impl<E: Env> Inner<E> {
         self.check_open()?;
         self.check_size(key.len(), self.options.key_bytes_max)?;
         let due = self.admitted().await?;
+        let mut deadline = None;
         let (base, base_fate) = loop {
             self.hold.released(&self.env).await;
             let newest = self.newest(tree, token, key).await?;
-            if !self.hold.is_on(&self.env) {
-                break newest;
+            if self.hold.is_on(&self.env) {
+                continue;
             }
+            // Others may have filled memory while this one read.
+            if self.may_wait_for_room() {
+                let now = self.env.now();
+                let deadline = *deadline.get_or_insert(now + self.options.wait_max);
+                if now < deadline {
+                    self.room(deadline).await;
+                    continue;
+                }
+            }
+            break newest;
         };
         // From here to the submission nothing waits, so nothing comes between.
         match decide(base.as_ref()) {

@@ -1,6 +1,7 @@
 //! A background that is slower than the updates: these come slower, evenly, and are not refused.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ struct Outcome {
     refused: u64,
     delayed: u64,
     level0_runs_max: usize,
+    /// How long updates took that began after the first second, in microseconds, ascending.
+    took_us: Vec<u64>,
 }
 
 impl Outcome {
@@ -34,6 +37,24 @@ impl Outcome {
     }
 }
 
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Outcome {
+            seconds,
+            refused,
+            delayed,
+            level0_runs_max,
+            took_us,
+        } = self;
+        let part = |of_1000: usize| took_us.get(took_us.len() * of_1000 / 1001);
+        let parts = [500, 990, 999, 1000].map(part);
+        write!(
+            f,
+            "{seconds:?}, {refused} refused, {delayed} delayed, {level0_runs_max} runs, {parts:?} us"
+        )
+    }
+}
+
 /// Values that are written, and how fast the background is.
 struct Load {
     seed: u64,
@@ -41,6 +62,7 @@ struct Load {
     value_bytes: usize,
     /// A background job waits for so long before each of its steps.
     step_us: u64,
+    sync_us: u64,
 }
 
 /// Many keys with small values.
@@ -49,6 +71,7 @@ const SMALL: Load = Load {
     keys: 4000,
     value_bytes: 1000,
     step_us: 600,
+    sync_us: 1000,
 };
 
 /// Clients that overwrite keys one after the other for `seconds`.
@@ -58,13 +81,14 @@ fn overwrite(load: Load, options: Options, seconds: u64) -> Outcome {
         keys,
         value_bytes,
         step_us,
+        sync_us,
     } = load;
     let world = torc_sim::Options {
         background_us: step_us..=step_us + step_us / 4,
         give_way: 1.0,
         disk: DiskOptions {
             write_us: 500..=1000,
-            sync_us: 1000..=2000,
+            sync_us: sync_us..=sync_us * 2,
             ..DiskOptions::default()
         },
         ..torc_sim::Options::default()
@@ -76,13 +100,15 @@ fn overwrite(load: Load, options: Options, seconds: u64) -> Outcome {
         let begun = env.now();
         let count = usize::try_from(seconds).unwrap();
         let acknowledged = Rc::new(RefCell::new(vec![0; count]));
+        let took_us = Rc::new(RefCell::new(Vec::new()));
         for client in 0..CLIENTS {
             let (clock, store) = (env.clone(), store.clone());
-            let acknowledged = Rc::clone(&acknowledged);
+            let (acknowledged, took_us) = (Rc::clone(&acknowledged), Rc::clone(&took_us));
             let load = async move {
                 let mut number = client;
                 loop {
                     let key = (number.wrapping_mul(0x9E37_79B9_7F4A_7C15) % keys).to_be_bytes();
+                    let sent = clock.now();
                     match put(&store, key, value(noise(number, value_bytes), 1)).await {
                         Ok(()) => {}
                         Err(WriteError::Overloaded { .. }) => {
@@ -90,6 +116,10 @@ fn overwrite(load: Load, options: Options, seconds: u64) -> Outcome {
                             continue;
                         }
                         Err(error) => panic!("{error}"),
+                    }
+                    if (sent - begun).as_secs() >= 1 {
+                        let took = (clock.now() - sent).as_micros();
+                        took_us.borrow_mut().push(u64::try_from(took).unwrap());
                     }
                     let second = usize::try_from((clock.now() - begun).as_secs()).unwrap();
                     match acknowledged.borrow_mut().get_mut(second) {
@@ -107,7 +137,9 @@ fn overwrite(load: Load, options: Options, seconds: u64) -> Outcome {
             level0_runs_max = level0_runs_max.max(store.stats().level0_runs);
         }
         let counts = store.stats().counts;
+        took_us.borrow_mut().sort_unstable();
         Outcome {
+            took_us: took_us.take(),
             seconds: acknowledged.take(),
             refused: counts.refused_overload,
             delayed: counts.delayed,
@@ -129,14 +161,11 @@ fn small() -> Options {
 #[test]
 pub fn updates_slow_down_evenly_when_merges_cannot_follow() {
     let outcome = overwrite(SMALL, small(), 40);
-    println!("{outcome:?}");
-    assert!(
-        outcome.delayed > 1000,
-        "the background keeps up: {outcome:?}"
-    );
-    assert_eq!(outcome.refused, 0, "{outcome:?}");
-    assert!(outcome.level0_runs_max < 16, "{outcome:?}");
-    assert!(outcome.lowest_percent(30) >= 70, "{outcome:?}");
+    println!("{outcome}");
+    assert!(outcome.delayed > 1000, "the background keeps up: {outcome}");
+    assert_eq!(outcome.refused, 0, "{outcome}");
+    assert!(outcome.level0_runs_max < 16, "{outcome}");
+    assert!(outcome.lowest_percent(30) >= 70, "{outcome}");
 }
 
 #[test]
@@ -146,10 +175,37 @@ fn updates_do_not_wait_when_the_background_keeps_up() {
         ..SMALL
     };
     let outcome = overwrite(load, small(), 10);
-    println!("{outcome:?}");
+    println!("{outcome}");
     let updates: u64 = outcome.seconds.iter().sum();
-    assert!(outcome.delayed * 100 <= updates, "{outcome:?}");
-    assert_eq!(outcome.refused, 0, "{outcome:?}");
+    assert!(outcome.delayed * 100 <= updates, "{outcome}");
+    assert_eq!(outcome.refused, 0, "{outcome}");
+}
+
+#[test]
+fn no_update_waits_much_longer_than_others_while_memtables_fill_as_fast_as_they_are_flushed() {
+    for (step_us, sync_us) in [(150, 1000), (300, 3000)] {
+        for seed in 1..=4 {
+            let options = Options {
+                memtable_bytes: 8 << 20,
+                wal_segment_bytes: 8 << 20,
+                ..small()
+            };
+            let load = Load {
+                seed,
+                value_bytes: 16_000,
+                step_us,
+                sync_us,
+                ..SMALL
+            };
+            let outcome = overwrite(load, options, 4);
+            println!("{outcome}");
+            assert!(outcome.delayed > 1000, "memory never fills: {outcome}");
+            assert_eq!(outcome.refused, 0, "{outcome}");
+            let took_us = &outcome.took_us;
+            let median = took_us[took_us.len() / 2];
+            assert!(took_us[took_us.len() - 1] < 5 * median, "{outcome}");
+        }
+    }
 }
 
 #[test]
@@ -165,10 +221,10 @@ fn updates_do_not_stop_while_values_are_moved_out_of_blobs() {
         ..SMALL
     };
     let outcome = overwrite(load, options, 20);
-    println!("{outcome:?}");
-    assert_eq!(outcome.refused, 0, "{outcome:?}");
-    assert!(outcome.level0_runs_max < 16, "{outcome:?}");
-    assert!(outcome.lowest_percent(10) >= 70, "{outcome:?}");
+    println!("{outcome}");
+    assert_eq!(outcome.refused, 0, "{outcome}");
+    assert!(outcome.level0_runs_max < 16, "{outcome}");
+    assert!(outcome.lowest_percent(10) >= 70, "{outcome}");
 }
 
 /// Milliseconds until 20 MiB of values are moved out of blobs of which five eighths are dead.
