@@ -43,6 +43,8 @@ pub(crate) struct Manifest<E: Env> {
     state: RefCell<State>,
     turn: Turn,
     files: RefCell<Option<Files<E>>>,
+    /// Keys that the log may need when the edit that is being written is done.
+    written_under: RefCell<BTreeSet<Option<KeyId>>>,
 }
 
 type FileOf<E> = <<E as Env>::Disk as Disk>::File;
@@ -85,6 +87,7 @@ impl<E: Env> Manifest<E> {
             state: RefCell::new(state),
             turn: Turn::default(),
             files: RefCell::new(Some(files)),
+            written_under: RefCell::default(),
         };
         let rekeyed = manifest.rekey().await;
         rekeyed.map_err(|cause| OpenError::Io {
@@ -138,6 +141,7 @@ impl<E: Env> Manifest<E> {
     /// Seals with other keys from the next edit or [`Manifest::rekey`] on.
     pub(crate) fn set_keys(&self, keys: &Keys) {
         self.keys.replace(keys.clone());
+        self.written_under.borrow_mut().insert(keys.active());
     }
 
     /// The key that is sealed with.
@@ -145,19 +149,28 @@ impl<E: Env> Manifest<E> {
         self.keys.borrow().active()
     }
 
-    /// The master keys of the log's frames; `None` stands for frames in the clear. Nothing while an
-    /// edit is being written.
+    /// The master keys of the log's frames, and of those that are being written; `None` stands for frames in the clear.
     pub(crate) fn key_ids(&self) -> BTreeSet<Option<KeyId>> {
-        let files = self.files.borrow();
-        let log = files.as_ref().map(|files| files.log.key_ids().clone());
-        log.unwrap_or_default()
+        match &*self.files.borrow() {
+            Some(files) => files.log.key_ids().clone(),
+            None => self.written_under.borrow().clone(),
+        }
+    }
+
+    /// The files, for whoever has the turn; `None` when an edit has failed.
+    fn take_files(&self) -> Option<Files<E>> {
+        let files = self.files.take()?;
+        let mut keys = files.log.key_ids().clone();
+        keys.insert(self.active_key());
+        self.written_under.replace(keys);
+        Some(files)
     }
 
     /// Goes over to a new log if the one there is not sealed with the active key, or not sealed though it
     /// should be. On a full disk that waits for a later edit.
     pub(crate) async fn rekey(&self) -> Result<(), Rc<str>> {
         let _turn = self.turn.take().await;
-        let Some(mut files) = self.files.take() else {
+        let Some(mut files) = self.take_files() else {
             return Err("the manifest failed before".into());
         };
         if self.is_stale(&files) {
@@ -196,7 +209,7 @@ impl<E: Env> Manifest<E> {
         if changes.is_empty() {
             return Ok(());
         }
-        let Some(mut files) = self.files.take() else {
+        let Some(mut files) = self.take_files() else {
             return Err("the manifest failed before".into());
         };
         // On failure `files` is dropped and stays taken: no later edit can be written.

@@ -58,6 +58,7 @@ pub use archive::{ArchiveError, NewestStamp};
 use compact::ExpiryClock;
 pub use damage::Damage;
 use damage::Damages;
+use keys::Writing;
 use memory::Memory;
 pub use open::Recovery;
 use pacing::Pacing;
@@ -87,6 +88,7 @@ struct Inner<E: Env> {
     options: Options,
     /// As last given: those of the options may be older.
     keys: RefCell<Keys>,
+    writing: Writing,
     wal_dir: PathBuf,
     tables_dir: PathBuf,
     manifest: Manifest<E>,

@@ -229,6 +229,8 @@ impl<E: Env> Inner<E> {
         if !plan.is_drop && !self.has_room_for(plan, &emptied).await {
             return Err(Failure::NoSpace);
         }
+        // In one step with what takes the keys for the job.
+        let _written = self.writing.begin(self.active_key());
         let output = match self.merge_tables(tree, plan, emptied).await {
             Ok(output) => output,
             Err(error) => {

@@ -101,6 +101,8 @@ impl<E: Env> Inner<E> {
 
     /// Returns the memtable that went.
     async fn flush_one(&self, slot: &SealedSlot) -> Result<SealedSlot, Failure> {
+        // In one step with what takes the keys for the job.
+        let _written = self.writing.begin(self.active_key());
         let written = self.write_tables(slot).await.map_err(Failure::Job)?;
         let infos = &written.tables;
         let mut opened = match self.open_by_tree(infos).await {

@@ -5,6 +5,7 @@
 //! under an older key stays readable as long as that key is given, and leaves when it is merged or
 //! flushed; [`crate::Store::compact`] makes all of it leave.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use torc_env::{Env, mutation};
@@ -37,10 +38,10 @@ impl<E: Env> super::Store<E> {
     /// A key that is in use and not among `keys`.
     pub fn missing_key(&self, keys: &Keys) -> Option<MissingKey> {
         let known = keys.ids();
-        let mut in_use = self.files_by_key().into_keys().flatten();
-        // A job under way may be writing with the active one.
+        let in_use = self.files_by_key().into_keys().flatten();
         let active = self.0.active_key().into_iter();
-        let needed = active.chain(&mut in_use).find(|id| !known.contains(id))?;
+        let mut needed = active.chain(self.0.writing.ids()).chain(in_use);
+        let needed = needed.find(|id| !known.contains(id))?;
         Some(MissingKey { needed, known })
     }
 
@@ -55,6 +56,45 @@ impl<E: Env> super::Store<E> {
         }
         self.0.tables.borrow().keys().for_each(count);
         files
+    }
+}
+
+/// The master keys under which files are being written that nobody lists yet.
+#[derive(Default)]
+pub(super) struct Writing(RefCell<BTreeMap<KeyId, usize>>);
+
+impl Writing {
+    /// Files under `key` are begun. They count until what this returns is dropped: not before they are listed.
+    pub(super) fn begin(&self, key: Option<KeyId>) -> BeingWritten<'_> {
+        if let Some(key) = key {
+            *self.0.borrow_mut().entry(key).or_default() += 1;
+        }
+        BeingWritten { keys: &self.0, key }
+    }
+
+    fn ids(&self) -> Vec<KeyId> {
+        self.0.borrow().keys().copied().collect()
+    }
+}
+
+/// See [`Writing::begin`].
+#[must_use]
+pub(super) struct BeingWritten<'a> {
+    keys: &'a RefCell<BTreeMap<KeyId, usize>>,
+    key: Option<KeyId>,
+}
+
+impl Drop for BeingWritten<'_> {
+    fn drop(&mut self) {
+        let mut keys = self.keys.borrow_mut();
+        if let Some(key) = self.key
+            && let Some(count) = keys.get_mut(&key)
+        {
+            *count -= 1;
+            if *count == 0 {
+                keys.remove(&key);
+            }
+        }
     }
 }
 

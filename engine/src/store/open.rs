@@ -10,6 +10,7 @@ use torc_env::{Class, DirEntry, Disk, Env, TokenRange};
 use super::archive::Archiving;
 use super::compact::ExpiryClock;
 use super::damage::Damages;
+use super::keys::Writing;
 use super::load::load_tables;
 use super::memory::Memory;
 use super::pacing::Pacing;
@@ -145,6 +146,7 @@ pub(super) async fn open<E: Env>(
         env,
         options,
         keys: RefCell::new(keys),
+        writing: Writing::default(),
         wal_dir,
         tables_dir,
         manifest,

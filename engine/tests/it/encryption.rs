@@ -319,6 +319,77 @@ fn keys_without_one_that_is_in_use_are_refused_and_the_old_ones_stay() {
     });
 }
 
+/// What a store is doing when it is given other keys.
+#[derive(Clone, Copy, Debug)]
+enum Doing {
+    Flush,
+    Compaction,
+    FirstSegment,
+    Edit,
+}
+
+/// Whether the key before the last could be taken away so long after the store had begun with it; with or without it, the store opens
+/// after a crash.
+fn a_key_is_taken_away(doing: Doing, delay: Duration) -> bool {
+    let (simulation, host) = world(24, DiskOptions::default());
+    let is_taken = run(&simulation, host, move |env| async move {
+        let (store, _) = Store::open(env.clone(), with(Keys::default()))
+            .await
+            .unwrap();
+        let rounds = if matches!(doing, Doing::FirstSegment) {
+            0
+        } else {
+            4
+        };
+        for _ in 0..rounds {
+            fill(&store, 0..5).await;
+            if matches!(doing, Doing::Compaction) {
+                store.flush().await.unwrap();
+            }
+        }
+        store.set_keys(&keys(&[1])).unwrap();
+        let busy = store.clone();
+        env.spawn(Class::Flush, async move {
+            match doing {
+                Doing::Flush | Doing::Compaction => busy.flush().await.unwrap(),
+                Doing::FirstSegment => fill(&busy, 0..1).await,
+                Doing::Edit => busy.drop_tree(TREE).await.unwrap(),
+            }
+        });
+        env.sleep(delay).await;
+        store.set_keys(&keys(&[1, 2])).unwrap();
+        let is_taken = store.set_keys(&keys(&[2])).is_ok();
+        env.sleep(Duration::from_secs(5)).await;
+        is_taken
+    });
+    simulation.crash(host, 0);
+    simulation.restart(host, 1);
+    run(&simulation, host, move |env| async move {
+        let left = if is_taken { keys(&[2]) } else { keys(&[1, 2]) };
+        if let Err(error) = Store::open(env, with(left)).await {
+            panic!("{doing:?}, after {delay:?}: {error}");
+        }
+    });
+    is_taken
+}
+
+/// Seed 7860 of the simulated world: a flush that had begun under the key before the last.
+#[test]
+fn a_key_under_which_something_is_still_being_written_is_in_use() {
+    for doing in [
+        Doing::Flush,
+        Doing::Compaction,
+        Doing::FirstSegment,
+        Doing::Edit,
+    ] {
+        let delays = (0..300_u64).map(|step| Duration::from_micros(step * step / 2));
+        let taken = delays
+            .filter(|delay| a_key_is_taken_away(doing, *delay))
+            .count();
+        assert!((1..295).contains(&taken), "{doing:?}: {taken} of 300");
+    }
+}
+
 #[test]
 fn rot_in_an_encrypted_store_is_rot_and_not_a_wrong_key() {
     let (simulation, host) = written(22, keys(&[1]));
