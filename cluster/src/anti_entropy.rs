@@ -191,6 +191,12 @@ impl Repairs {
         }
     }
 
+    /// Replicas may have missed writes of any key, and nobody keeps them any more: everything is due.
+    pub(crate) fn mark_all(&self) {
+        let mut progress = self.progress.borrow_mut();
+        progress.values_mut().for_each(|of| of.is_marked = true);
+    }
+
     /// Hour before which this shard may have purged what is dead in `range`.
     pub(crate) fn floor_hour(&self, tree: TreeId, range: TokenRange) -> u32 {
         let progress = self.progress.borrow();

@@ -38,6 +38,11 @@ pub(crate) mod tree {
     pub(crate) const HINTS: TreeId = TreeId(u32::MAX);
     /// What a shard must remember about itself.
     pub(crate) const SYSTEM: TreeId = TreeId(u32::MAX - 1);
+
+    /// Whether no keyspace's: no other node has what it holds.
+    pub(crate) fn is_own(tree: TreeId) -> bool {
+        tree == HINTS || tree == SYSTEM
+    }
 }
 
 /// How often a request that met a newer topology looks whether it has arrived here. It comes with

@@ -201,6 +201,15 @@ impl Hlc {
         self.go_on();
     }
 
+    /// The mark that was written is not on the disk any more: the next one is due at once, and what orders by time waits
+    /// for it.
+    pub fn mark_is_gone(&self) {
+        self.high_water.set(0);
+        if self.phase.get() == Phase::Running {
+            self.phase.set(Phase::Resumed);
+        }
+    }
+
     /// No mark can be written for long, and stamps are given out all the same: a full disk must take
     /// deletions.
     pub fn go_on(&self) {

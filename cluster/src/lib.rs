@@ -23,6 +23,7 @@ mod merkle;
 mod message;
 pub mod metrics;
 pub mod node;
+mod own_trees;
 pub mod quorum;
 pub mod redistribute;
 mod replica;

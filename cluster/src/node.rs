@@ -38,6 +38,7 @@ use crate::hlc::SKEW_MAX_DEFAULT;
 use crate::membership::{self, Membership, MembershipConfig};
 use crate::message::{self, ArchivedAnswer, Body, Response, failure_of, level_to_wire, slice_of};
 use crate::metrics::{Counter, Gauges};
+use crate::own_trees;
 use crate::serve;
 use crate::target::Target;
 use crate::topology::store::StoreError;
@@ -97,9 +98,23 @@ pub enum StartError {
     /// The shard's store fails.
     #[error("the store cannot be read: {0}")]
     Store(#[from] torc_engine::ReadError),
+    /// Damage in the shard's store cannot be cut out.
+    #[error("the store cannot be written: {cause}")]
+    Write {
+        /// What the store says. (A text, since errors of writes are of one thread, and this one is of the process.)
+        cause: String,
+    },
     /// What the node knows of its cluster cannot be read.
     #[error("the topology cannot be read: {0}")]
     Topology(#[from] StoreError),
+}
+
+impl From<WriteError> for StartError {
+    fn from(error: WriteError) -> Self {
+        StartError::Write {
+            cause: error.to_string(),
+        }
+    }
 }
 
 /// One shard's cluster half. Clones share it.
@@ -112,15 +127,23 @@ impl<E: Env> Clone for Node<E> {
 }
 
 impl<E: Env> Node<E> {
-    /// Starts the cluster half of one shard on its open store.
+    /// Starts the cluster half of one shard on its open store. Damage in what the shard keeps for itself is cut out of it,
+    /// and the shard then asks its replicas what it lacks.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub async fn start(env: E, config: NodeConfig, store: Store<E>) -> Result<Self, StartError> {
-        let clock_mark = clock_mark::read(&env, &store).await?;
+        let remembered = own_trees::remembered::<E, StartError>(&env, env.shard(), &store).await?;
         let membership = Membership::start(env.clone(), config.membership.clone()).await?;
-        let is_whole = !config.amnesia && !catch_up::is_marked(env.shard(), &store).await?;
-        let core = Core::new(env, store, membership, config, clock_mark, is_whole);
+        let is_whole = !config.amnesia && !remembered.lacks_data;
+        let core = Core::new(
+            env,
+            store,
+            membership,
+            config,
+            remembered.clock_mark,
+            is_whole,
+        );
         let core = Rc::new(core);
         let stamps = Rc::downgrade(&core);
         core.store.set_newest_stamp(Box::new(move || {

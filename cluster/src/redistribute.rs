@@ -5,7 +5,7 @@
 //! ([`torc_engine::redistribute`]); here each hint goes to the shard that owns its key, and every shard is
 //! told what any of the old ones had to remember: the highest clock mark, and that data may be missing.
 //!
-//! Invariants: no hint is lost or shadowed; no new shard believes itself whole when an old one did not.
+//! Invariants: no hint that can be read is lost or shadowed; no new shard believes itself whole when an old one did not.
 
 use bytes::Bytes;
 use torc_engine::{
@@ -18,6 +18,7 @@ use crate::anti_entropy::catch_up;
 use crate::clock_mark;
 use crate::core::tree;
 use crate::hint;
+use crate::own_trees;
 
 const PAGE: ScanLimits = ScanLimits {
     records: 256,
@@ -26,7 +27,7 @@ const PAGE: ScanLimits = ScanLimits {
 
 /// Whether each record of a tree belongs to the shard that owns its token: all keyspaces' do.
 pub fn is_divided(tree: TreeId) -> bool {
-    tree != tree::HINTS && tree != tree::SYSTEM
+    !tree::is_own(tree)
 }
 
 /// Carries over what [`is_divided`] leaves out. Durable when the new stores are closed.
@@ -40,11 +41,21 @@ pub async fn carry_over<E: Env>(
     let mut clock = 0;
     let mut lacks_data = false;
     for (store, shard) in stores.old.iter().zip((0..).map(ShardId)) {
-        clock = clock.max(clock_mark::read(env, store).await?);
-        lacks_data |= catch_up::is_marked(shard, store).await?;
+        let remembered = own_trees::remembered::<E, RedistributeError>(env, shard, store).await?;
+        clock = clock.max(remembered.clock_mark);
+        lacks_data |= remembered.lacks_data;
         let mut from = ScanFrom::Token(Token(0));
         loop {
-            let page = store.scan(tree::HINTS, from, Token::MAX, PAGE).await?;
+            let page = match store
+                .scan(tree::HINTS, from.clone(), Token::MAX, PAGE)
+                .await
+            {
+                Ok(page) => page,
+                Err(error) => {
+                    own_trees::cut_out::<E, RedistributeError>(store, error).await?;
+                    continue;
+                }
+            };
             let mut tickets = Vec::new();
             for entry in &page.entries {
                 tickets.extend(carry_hint(entry, &stores.new).await?);
@@ -134,6 +145,7 @@ async fn carry_hint<E: Env>(
 #[cfg(test)]
 mod tests {
     use torc_engine::{Layout, Options, redistribute};
+    use torc_sim::{SimEnv, Simulation};
 
     use super::*;
     use crate::hint::tests::stored_hint;
@@ -201,5 +213,63 @@ mod tests {
             assert_eq!(found, HINTS);
             stores.finish().await.unwrap();
         });
+    }
+
+    async fn keep_hint(store: &Store<SimEnv>, key: &str) {
+        let (token, key, record) = stored_hint(key, 1_000);
+        let write = |_: Option<&Record>| Decision::Write(record.clone(), ());
+        let ((), ticket) = update(store, tree::HINTS, token, &key, write)
+            .await
+            .unwrap();
+        ticket.wait().await.unwrap();
+    }
+
+    /// Every table of the store rots, and the store is divided in two.
+    #[test]
+    fn damage_in_hints_and_marks_is_cut_out_and_no_new_shard_believes_itself_whole() {
+        let [from, to] = [(0, 1), (1, 2)].map(|(number, shards)| Layout { number, shards });
+        let simulation = Simulation::new(62, torc_sim::Options::default());
+        let host = simulation.add_host(1);
+        let fill = |env: SimEnv| async move {
+            let (store, _) = Store::open(env, options(from, ShardId(0))).await.unwrap();
+            write_mark(
+                &store,
+                &clock_mark::key(ShardId(0)),
+                Bytes::from_static(b"12345678"),
+            )
+            .await
+            .unwrap();
+            keep_hint(&store, "lost").await;
+            store.flush().await.unwrap();
+            keep_hint(&store, "kept").await;
+            store.close().await.unwrap();
+        };
+        simulation.run_on(host, ShardId(0), fill).expect("it runs");
+        for (path, _) in simulation.files(host) {
+            if path.extension().is_some_and(|name| name == "table") {
+                assert!(simulation.flip_bits(host, &path, 20, 1));
+            }
+        }
+        let divide = move |env: SimEnv| async move {
+            let stores = redistribute(&env, from, to, options, is_divided)
+                .await
+                .unwrap();
+            carry_over(&env, &stores).await.unwrap();
+            let mut hints = 0;
+            for (store, shard) in stores.new.iter().zip((0..).map(ShardId)) {
+                assert!(catch_up::is_marked(shard, store).await.unwrap(), "{shard}");
+                let from = ScanFrom::Token(Token(0));
+                let page = store
+                    .scan(tree::HINTS, from, Token::MAX, PAGE)
+                    .await
+                    .unwrap();
+                hints += page.entries.len();
+            }
+            assert_eq!(hints, 1, "the one that can be read");
+            stores.finish().await.unwrap();
+        };
+        simulation
+            .run_on(host, ShardId(0), divide)
+            .expect("it runs");
     }
 }

@@ -1,6 +1,7 @@
 //! Small clusters in the simulated world: the request path end to end.
 
 mod clock;
+mod damage;
 mod hints;
 mod hostile;
 #[cfg(mutations)]
@@ -753,10 +754,11 @@ fn hints_that_were_cut_out_with_damage_are_not_waited_for() {
     world.wait("the hints are kept", || world.gauges(0).hints >= 10);
     world.flush(0);
     world.spoil_tables(0);
+    world.scrub(0);
     world.boot(2);
     world.wait("all are back", || world.is_ready(2));
     world.wait("no hint is left in the books", || {
-        world.is_whole(0) && world.gauges(0).hints == 0
+        !world.is_damaged(0) && world.is_whole(0) && world.gauges(0).hints == 0
     });
     for index in 0..10 {
         let key = format!("key {index}");

@@ -59,6 +59,14 @@ pub enum ReadError {
 }
 
 impl ReadError {
+    /// Whether the device gave something, and it is not what was written.
+    pub fn is_corrupt(&self) -> bool {
+        matches!(
+            self,
+            ReadError::Corrupt { .. } | ReadError::CorruptValue { .. }
+        )
+    }
+
     /// This error, met with the value of a record with this token that `table` has.
     pub(crate) fn of_value(self, table: u64, token: Token) -> ReadError {
         match self {

@@ -286,15 +286,18 @@ impl<E: Env> Store<E> {
         self.0.scrub(bytes_per_s).await
     }
 
-    /// Cuts out all known damage, durably, and returns it: its keys are absent from then on, unless
-    /// something newer of them can be read. From the same moment on every open reports
+    /// Cuts out all known damage of the trees that are meant, durably, and returns it: its keys are absent from then on,
+    /// unless something newer of them can be read. From the same moment on every open reports
     /// [`Recovery::amnesia`], until [`Store::forget_amnesia`]. For callers that can get the keys from
     /// elsewhere, and that answer no reads until they have.
     ///
     /// # Errors
     /// When the store is poisoned or closed.
-    pub async fn quarantine(&self) -> Result<Vec<Damage>, WriteError> {
-        self.0.quarantine().await
+    pub async fn quarantine(
+        &self,
+        is_meant: impl Fn(TreeId) -> bool,
+    ) -> Result<Vec<Damage>, WriteError> {
+        self.0.quarantine(is_meant).await
     }
 
     /// Makes updates wait, for `patience` at most, until [`Store::cut`]; on return everything that was

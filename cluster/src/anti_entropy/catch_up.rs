@@ -28,6 +28,8 @@ use super::{build_missing_sums, own_runs};
 use crate::api::{Failure, FailureCode};
 use crate::core::{Core, tree};
 use crate::membership::{Pull, View};
+use crate::own_trees;
+use crate::redistribute::is_divided;
 use crate::replica::write_failure;
 use crate::run::Run;
 use crate::topology::Epoch;
@@ -77,6 +79,9 @@ pub(crate) async fn run<E: Env>(core: Rc<Core<E>>) {
 }
 
 async fn step<E: Env>(core: &Rc<Core<E>>, pulled: &mut Option<Epoch>) -> Result<(), Failure> {
+    if core.store.is_damaged() {
+        own_trees::give_up_damage(core).await?;
+    }
     let Ok(view) = core.view() else {
         return Ok(());
     };
@@ -95,7 +100,10 @@ async fn step<E: Env>(core: &Rc<Core<E>>, pulled: &mut Option<Epoch>) -> Result<
     if core.store.is_damaged() {
         give_up_damage(core, &view).await?;
     }
-    if core.is_whole.get() || !view.in_ring() {
+    if core.is_whole.get() {
+        return own_trees::made_good(core).await;
+    }
+    if !view.in_ring() {
         return Ok(());
     }
     if !mutation::on("joiner_does_not_catch_up") {
@@ -114,6 +122,10 @@ async fn step<E: Env>(core: &Rc<Core<E>>, pulled: &mut Option<Epoch>) -> Result<
 /// Cuts what the store cannot read any more out of it, once all who have the keys too can be asked for
 /// them; until then only those keys are unknown. The store remembers durably that it lacks something.
 async fn give_up_damage<E: Env>(core: &Rc<Core<E>>, view: &View) -> Result<(), Failure> {
+    let damages = core.store.damages();
+    if !damages.iter().any(|damage| is_divided(damage.tree)) {
+        return Ok(());
+    }
     let mut others = view
         .topology
         .indexed()
@@ -128,11 +140,10 @@ async fn give_up_damage<E: Env>(core: &Rc<Core<E>>, view: &View) -> Result<(), F
     core.actor.set(renewed.actor());
     let lost = core
         .store
-        .quarantine()
+        .quarantine(is_divided)
         .await
         .map_err(|error| write_failure(&error))?;
     core.sums.borrow_mut().forget_all();
-    core.hints.may_be_gone();
     tracing::warn!(
         shard = %core.env.shard(),
         parts = lost.len(),

@@ -2,14 +2,16 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use torc_engine::compaction::Strategy;
-use torc_engine::{Decision, Record, ScanFrom, ScanLimits, Store};
-use torc_env::{Class, Env, Instant, ShardId, Token, TreeId};
+use torc_engine::table::{Table, table_id};
+use torc_engine::{Decision, Keys, Record, ScanFrom, ScanLimits, Store};
+use torc_env::{Class, Disk as _, Env, Instant, ShardId, Token, TreeId};
 use torc_sim::{DiskOptions, HostId, Options, SimEnv, Simulation};
 
 use crate::api::{
@@ -305,6 +307,47 @@ impl World {
             }
         }
         assert!(spoiled > 0, "no table to spoil");
+    }
+
+    /// Flushes a running node, and flips a bit in the first block of every table of one of its trees.
+    pub(super) fn spoil_tables_of(&self, host: usize, tree: TreeId) {
+        let id = self.hosts[host];
+        let mut spoiled = 0;
+        for shard in (0..self.shards).map(ShardId) {
+            let store = self.shard(host, shard.0).0.store.clone();
+            let find = |env: SimEnv| async move {
+                store.flush().await.unwrap();
+                let dir = PathBuf::from(format!("shard-{:02}/tables", shard.0));
+                let mut found = Vec::new();
+                for entry in env.disk().list(&dir).await.unwrap() {
+                    let Some(file_id) = table_id(&entry.name) else {
+                        continue;
+                    };
+                    let table = Table::open(env.disk(), &dir, file_id, &Keys::default()).await;
+                    if table.unwrap().info().tree == tree {
+                        found.push(dir.join(&entry.name));
+                    }
+                }
+                found
+            };
+            let found = self.sim.run_on(id, shard, find);
+            for path in found.expect("the node lives") {
+                // Within the head of the block: what comes later may be padding.
+                assert!(self.sim.flip_bits(id, &path, 20, 1));
+                spoiled += 1;
+            }
+        }
+        assert!(spoiled > 0, "no table to spoil");
+    }
+
+    pub(super) fn scrub(&self, host: usize) {
+        let scrub = |node: Node<SimEnv>, _| async move { node.0.store.scrub(1 << 30).await };
+        self.on(host, scrub).unwrap();
+    }
+
+    /// Whether a node knows of damage that is not cut out yet.
+    pub(super) fn is_damaged(&self, host: usize) -> bool {
+        (0..self.shards).any(|shard| self.shard(host, shard).0.store.is_damaged())
     }
 
     /// Changes what a node's first shard has stored for a key of keyspace `default`, behind its back.

@@ -113,12 +113,16 @@ impl<E: Env> Inner<E> {
     }
 
     /// See [`super::Store::quarantine`].
-    pub(super) async fn quarantine(&self) -> Result<Vec<Damage>, WriteError> {
+    pub(super) async fn quarantine(
+        &self,
+        is_meant: impl Fn(TreeId) -> bool,
+    ) -> Result<Vec<Damage>, WriteError> {
         self.check_open()?;
         // A compaction may hold what is damaged; none begins before this is over.
         let _turn = self.compacting.take().await;
         self.check_open()?;
-        let damages = self.damages.all();
+        let mut damages = self.damages.all();
+        damages.retain(|damage| is_meant(damage.tree));
         let mut trees: Vec<TreeId> = damages.iter().map(|damage| damage.tree).collect();
         trees.sort_unstable();
         trees.dedup();

@@ -147,7 +147,7 @@ fn a_damaged_block_costs_its_own_keys_only_and_stops_no_other_tree() {
             .unwrap_err();
         assert!(matches!(refused, WriteError::Read(_)));
 
-        let cut = store.quarantine().await.unwrap();
+        let cut = store.quarantine(|_| true).await.unwrap();
         let lost = cut[0].range;
         assert!(!store.is_damaged());
         for number in 0..100 {
@@ -189,7 +189,7 @@ fn damage_that_a_compaction_meets_is_noted_and_not_met_again() {
         env.sleep(Duration::from_secs(30)).await;
         assert_eq!(store.stats().counts.failed_compactions, 1);
         assert_eq!(store.damages().len(), 1);
-        store.quarantine().await.unwrap();
+        store.quarantine(|_| true).await.unwrap();
         env.sleep(Duration::from_secs(30)).await;
         assert_eq!(store.stats().counts.failed_compactions, 1);
         assert_eq!(store.stats().level0_runs, 0);
@@ -222,7 +222,7 @@ fn a_scrub_finds_every_damaged_part_and_nothing_else() {
         let (path, len) = &tables[2];
         assert!(harness.flip_bits(host, path, len - 4000, 1));
         assert_eq!(store.scrub(1 << 30).await.unwrap().damaged, 3);
-        assert_eq!(store.quarantine().await.unwrap().len(), 3);
+        assert_eq!(store.quarantine(|_| true).await.unwrap().len(), 3);
         let report = store.scrub(1 << 30).await.unwrap();
         assert_eq!(report.damaged, 0);
         assert!(
