@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -24,7 +24,7 @@ const OPENING_MAX: usize = 16;
 pub(super) struct Loaded {
     /// The highest sequence number in one.
     pub(super) seqno: u64,
-    /// Files that cannot be opened for damage, ascending.
+    /// Files that cannot be opened for damage.
     pub(super) damaged: Vec<u64>,
     /// What the manifest must be told of them.
     pub(super) changes: Vec<Change>,
@@ -60,11 +60,17 @@ pub(super) async fn load_tables<D: Disk>(
         damaged: Vec::new(),
         changes: Vec::new(),
     };
+    let (blobs, broken) = open_blobs(disk, dir, opened.iter().flatten(), keys).await?;
     for table in opened {
         match table {
             Ok(table) => {
                 loaded.seqno = loaded.seqno.max(table.info().seqnos.max);
-                by_id.insert(table.info().file_id, (Rc::new(table.info().clone()), table));
+                let file_id = table.info().file_id;
+                if blobs_of(&table).any(|blob| broken.contains(&blob.file_id)) {
+                    loaded.damaged.push(file_id);
+                } else {
+                    by_id.insert(file_id, (Rc::new(table.info().clone()), table));
+                }
             }
             Err(file_id) => loaded.damaged.push(file_id),
         }
@@ -107,8 +113,13 @@ pub(super) async fn load_tables<D: Disk>(
         let in_use: BTreeSet<u64> = left.tables().map(|table| table.info.file_id).collect();
         let of_tree = in_use.iter().filter_map(|file_id| by_id.get(file_id));
         let of_tree: Vec<Table<D>> = of_tree.map(|(_, table)| table.clone()).collect();
+        let used: BTreeSet<u64> = of_tree
+            .iter()
+            .flat_map(blobs_of)
+            .map(|file| file.file_id)
+            .collect();
         let opened = Opened {
-            blobs: open_blobs(disk, dir, &of_tree, keys).await?,
+            blobs: used.iter().map(|file_id| blobs[file_id].clone()).collect(),
             tables: of_tree,
         };
         tables.apply(tree, &edit, opened);
@@ -116,33 +127,61 @@ pub(super) async fn load_tables<D: Disk>(
     Ok(loaded)
 }
 
-/// Opens every blob to which a table refers. One that is missing, or has another length, fails the open, as a missing
-/// table does: somebody has removed it.
+fn blobs_of<D: Disk>(table: &Table<D>) -> impl Iterator<Item = BlobFile> {
+    table.info().blobs.iter().map(|used| used.file)
+}
+
+/// Opens every blob to which a table refers, and names those that are not as long as they were, which takes the tables
+/// that refer to them with it. One that is missing fails the open, as a missing table does: somebody has removed it.
 async fn open_blobs<D: Disk>(
     disk: &D,
     dir: &Path,
-    of_tree: &[Table<D>],
+    tables: impl Iterator<Item = &Table<D>>,
     keys: &Keys,
-) -> Result<Vec<Blob<D>>, OpenError> {
-    let used = of_tree.iter().flat_map(|table| &table.info().blobs);
-    let files: BTreeMap<u64, BlobFile> = used.map(|used| (used.file.file_id, used.file)).collect();
-    stream::iter(files.into_values())
+) -> Result<(BTreeMap<u64, Blob<D>>, BTreeSet<u64>), OpenError> {
+    let files: BTreeMap<u64, BlobFile> = tables
+        .flat_map(blobs_of)
+        .map(|file| (file.file_id, file))
+        .collect();
+    let opened: Vec<Result<Blob<D>, u64>> = stream::iter(files.into_values())
         .map(|file| async move {
-            let opened = Blob::open(disk, dir, &file, keys).await;
-            opened.map_err(|error| match error {
-                ReadError::Io { path, source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                    OpenError::Corrupt {
-                        path,
-                        offset: 0,
-                        detail: "a table refers to this blob, but it is missing".to_owned(),
-                    }
+            match Blob::open(disk, dir, &file, keys).await {
+                Ok(blob) => Ok(Ok(blob)),
+                Err(error @ ReadError::Corrupt { .. }) => {
+                    tracing::error!(%error, "a blob is damaged: tables that refer to it are set aside with it");
+                    Ok(Err(file.file_id))
                 }
-                error => OpenError::from(error),
-            })
+                Err(ReadError::Io { path, source, .. })
+                    if source.kind() == io::ErrorKind::NotFound =>
+                {
+                    Err(missing(path, "a table refers to this blob"))
+                }
+                Err(error) => Err(OpenError::from(error)),
+            }
         })
         .buffered(OPENING_MAX)
         .try_collect()
-        .await
+        .await?;
+    let (mut blobs, mut broken) = (BTreeMap::new(), BTreeSet::new());
+    for blob in opened {
+        match blob {
+            Ok(blob) => drop(blobs.insert(blob.file().file_id, blob)),
+            Err(file_id) => drop(broken.insert(file_id)),
+        }
+    }
+    Ok((blobs, broken))
+}
+
+/// A file that must be there is not.
+pub(super) fn missing(path: PathBuf, who: &str) -> OpenError {
+    OpenError::Corrupt {
+        path,
+        offset: 0,
+        detail: format!(
+            "{who}, but it is missing: put it back, or, if it is lost for good and others have the data, an empty \
+             file in its place, which is taken for a damaged one"
+        ),
+    }
 }
 
 /// What stands for a table that cannot be opened until it is cut out.

@@ -8,7 +8,7 @@ use torc_engine::blob::{Blob, BlobFile, BlobRef, BlobWriter, blob_path};
 use torc_engine::crypt::Sealing;
 use torc_engine::inspect::{View, inspect};
 use torc_engine::{Keys, OpenError, Options, ReadError, Stats, Store, WriteError};
-use torc_env::{Disk, Env, Token, TreeId};
+use torc_env::{Disk, Env, OpenMode, Token, TreeId};
 use torc_sim::{DiskOptions, HostId, SimEnv, Simulation};
 
 use crate::faults::{run, world};
@@ -347,19 +347,30 @@ fn a_scrub_finds_damaged_values_and_has_blobs_with_dead_damage_emptied() {
 }
 
 #[test]
-fn a_missing_or_cut_blob_fails_the_open_and_nothing_is_removed() {
+fn a_missing_blob_fails_the_open_and_an_empty_one_costs_its_values_alone() {
     let (simulation, host, path, _) = filled(8);
     let before = simulation.files(host).len();
     run(&simulation, host, move |env| async move {
         let aside = path.with_extension("away");
         env.disk().rename(&path, &aside).await.unwrap();
         let error = Store::open(env.clone(), options()).await.err().unwrap();
+        let what = error.to_string();
         assert!(matches!(error, OpenError::Corrupt { path: found, .. } if found == path));
+        assert!(what.contains("put it back"), "{what}");
         env.disk().rename(&aside, &path).await.unwrap();
-        let (store, _) = Store::open(env, options()).await.unwrap();
+        let (store, _) = Store::open(env.clone(), options()).await.unwrap();
         assert!(try_get(&store, 3).await.unwrap());
+        store.close().await.unwrap();
+        drop(store);
+
+        env.disk().rename(&path, &aside).await.unwrap();
+        env.disk().open(&path, OpenMode::CreateNew).await.unwrap();
+        let (store, recovery) = Store::open(env, options()).await.unwrap();
+        assert_eq!(recovery.damaged_tables, 1);
+        assert!(recovery.amnesia);
+        assert!(!try_get(&store, 3).await.unwrap(), "cut out");
     });
-    assert!(simulation.files(host).len() >= before);
+    assert!(simulation.files(host).len() >= before, "kept as evidence");
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use torc_engine::inspect::{View, inspect};
-use torc_engine::{Decision, ReadError, Store, WriteError};
-use torc_env::{Env, Token, TreeId};
+use torc_engine::{Decision, OpenError, ReadError, Store, WriteError};
+use torc_env::{Disk, Env, OpenMode, Token, TreeId};
 use torc_sim::{DiskOptions, HostId, SimEnv, Simulation};
 
 use crate::faults::{run, world};
@@ -96,6 +96,28 @@ fn a_table_that_cannot_be_opened_is_set_aside_and_the_rest_serves() {
         assert_eq!(recovery.damaged_tables, 0);
         assert!(recovery.amnesia, "nobody has made up for it yet");
         assert_eq!(get(&store, key(2)).await.unwrap(), "again");
+    });
+}
+
+#[test]
+fn a_table_that_was_cut_short_is_set_aside_and_a_missing_one_is_asked_for() {
+    let (simulation, host) = filled(6);
+    let (path, _) = tables(&simulation, host)[0].clone();
+    run(&simulation, host, move |env| async move {
+        let aside = path.with_extension("away");
+        env.disk().rename(&path, &aside).await.unwrap();
+        let error = Store::open(env.clone(), options()).await.err().unwrap();
+        let what = error.to_string();
+        assert!(matches!(error, OpenError::Corrupt { path: found, .. } if found == path));
+        assert!(what.contains("put it back"), "{what}");
+        // What an operator does who has no other.
+        env.disk().open(&path, OpenMode::CreateNew).await.unwrap();
+        let (store, recovery) = Store::open(env.clone(), options()).await.unwrap();
+        assert_eq!((recovery.tables, recovery.damaged_tables), (3, 1));
+        assert!(recovery.amnesia);
+        assert_eq!(store.stats().counts.corrupt_blocks, 1);
+        assert!(try_get(&store, 2).await.unwrap(), "it is in a newer one");
+        assert!(!try_get(&store, 1).await.unwrap());
     });
 }
 
