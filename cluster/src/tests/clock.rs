@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::world::World;
-use crate::api::FailureCode;
+use crate::api::{FailureCode, Level};
 use crate::conflict::Conflict;
 
 /// One node, which has reserved stamps for the seconds to come.
@@ -101,6 +101,32 @@ fn a_node_that_is_stopping_lets_another_replica_order_writes() {
     let forwards = world.counts(0)["forwards"];
     world.put_in(0, "last", "k", "again").unwrap();
     assert_eq!(world.counts(0)["forwards"], forwards, "ordered here");
+}
+
+/// Two clients pass a key on: the second one has seen what the first has written, and its replica, whose clock is
+/// behind, has not.
+#[test]
+pub(super) fn a_last_write_wins_over_what_its_client_has_seen_whoever_orders_it() {
+    let world = World::three(86);
+    world.keyspace("last", |keyspace| keyspace.conflict = Conflict::Lww);
+    world.sleep(Duration::from_secs(3));
+    world.set_clock_ms(0, 400);
+    world.isolate(0, true);
+    let first = world.put_in_with(0, "last", "k", "first", |write| write.w = Level::One);
+    let seen = first.unwrap().context;
+    let second = world.put_in_with(1, "last", "k", "second", |write| write.context = Some(seen));
+    assert_eq!(second.unwrap().replicas, 2);
+    world.isolate(0, false);
+    world.wait("every node sees the others again", || {
+        (0..3).all(|host| world.sees_all_up(host) && world.gauges(host).hints == 0)
+    });
+    for host in 0..3 {
+        assert_eq!(
+            world.values_in(host, "last", "k"),
+            ["second"],
+            "host {host}"
+        );
+    }
 }
 
 #[test]

@@ -60,3 +60,11 @@ fn a_purge_in_spite_of_a_silent_member_is_found() {
         super::a_member_that_is_silent_with_an_old_hint_keeps_deletions_from_being_purged,
     );
 }
+
+#[test]
+fn a_last_write_that_ignores_what_its_client_has_seen_is_found() {
+    is_found(
+        "lww_ignores_context",
+        super::clock::a_last_write_wins_over_what_its_client_has_seen_whoever_orders_it,
+    );
+}

@@ -190,7 +190,11 @@ impl World {
 
     /// Sets a node's clock so far from what is right, in seconds.
     pub(super) fn set_clock(&self, host: usize, skew_s: i64) {
-        self.sim.set_clock(self.hosts[host], skew_s * 1_000_000, 0);
+        self.set_clock_ms(host, skew_s * 1_000);
+    }
+
+    pub(super) fn set_clock_ms(&self, host: usize, skew_ms: i64) {
+        self.sim.set_clock(self.hosts[host], skew_ms * 1_000, 0);
     }
 
     /// Cuts a node off from all others, or ends that.
@@ -459,15 +463,29 @@ impl World {
         key: &str,
         value: &str,
     ) -> Result<Written, Failure> {
-        let request = |deadline| PutRequest {
-            keyspace: Bytes::from(keyspace.to_owned()),
-            key: Bytes::from(key.to_owned()),
-            value: Bytes::from(value.to_owned()),
-            ttl_seconds: None,
-            write: WriteOptions::until(deadline),
-        };
+        self.put_in_with(host, keyspace, key, value, |_| {})
+    }
+
+    pub(super) fn put_in_with(
+        &self,
+        host: usize,
+        keyspace: &str,
+        key: &str,
+        value: &str,
+        edit: impl FnOnce(&mut WriteOptions),
+    ) -> Result<Written, Failure> {
+        let texts = [keyspace, key, value];
+        let [keyspace, key, value] = texts.map(|text| Bytes::from(text.to_owned()));
         self.on(host, |node, deadline| {
-            let request = request(deadline);
+            let mut write = WriteOptions::until(deadline);
+            edit(&mut write);
+            let request = PutRequest {
+                keyspace,
+                key,
+                value,
+                ttl_seconds: None,
+                write,
+            };
             async move { node.put(request).await }
         })
     }
@@ -550,19 +568,7 @@ impl World {
         value: &str,
         edit: impl FnOnce(&mut WriteOptions),
     ) -> Result<Written, Failure> {
-        let (key, value) = (Bytes::from(key.to_owned()), Bytes::from(value.to_owned()));
-        self.on(host, |node, deadline| {
-            let mut write = WriteOptions::until(deadline);
-            edit(&mut write);
-            let request = PutRequest {
-                keyspace: KEYSPACE_DEFAULT.clone(),
-                key,
-                value,
-                ttl_seconds: None,
-                write,
-            };
-            async move { node.put(request).await }
-        })
+        self.put_in_with(host, "default", key, value, edit)
     }
 
     pub(super) fn delete_with(
