@@ -80,6 +80,9 @@ pub struct Settings {
 /// leveling's rewrites.
 const LEVEL_RUNS: usize = 4;
 
+/// A flush is taken to write at least this part of the memtable.
+const FLUSH_PART_MAX: u64 = 8;
+
 impl Settings {
     /// Those of a tree with this strategy.
     pub fn new(options: &Options, strategy: Strategy) -> Settings {
@@ -90,6 +93,16 @@ impl Settings {
             level_ratio: options.level_ratio.max(2),
             flush_bytes: u64::try_from(options.memtable_bytes / 2).unwrap_or(u64::MAX),
             job_bytes_max: options.compaction_bytes_max,
+        }
+    }
+
+    /// For a tree of which a flush writes `run_bytes` on average: less than the memtable has, for tables are compressed and records
+    /// take more in memory. Small flushes that were asked for do not make levels without end.
+    pub fn with_flushes_of(self, run_bytes: u64) -> Settings {
+        let lowest = self.flush_bytes / FLUSH_PART_MAX;
+        Settings {
+            flush_bytes: run_bytes.clamp(lowest, self.flush_bytes),
+            ..self
         }
     }
 

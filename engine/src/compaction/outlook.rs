@@ -142,6 +142,27 @@ mod tests {
     }
 
     #[test]
+    fn levels_are_as_many_as_what_flushes_write_makes_of_them() {
+        let output = |flush_bytes: u64, run_bytes: u64| {
+            let settings = Settings {
+                flush_bytes,
+                ..settings(Strategy::Hybrid)
+            };
+            let settings = settings.with_flushes_of(run_bytes);
+            let runs = [(0, run_bytes); 4].into_iter().chain([(BOTTOM, 128 * MIB)]);
+            let levels = levels(&runs.collect::<Vec<_>>());
+            crate::compaction::pick(&levels, &settings).map(|plan| plan.output_level)
+        };
+        // Four flushes are more than an eighth of the bottom, or less.
+        assert_eq!(output(8 * MIB, 8 * MIB), Some(BOTTOM));
+        assert_eq!(output(8 * MIB, 2 * MIB), Some(BOTTOM - 1));
+        // As few as an eighth of a memtable.
+        assert_eq!(output(8 * MIB, MIB), Some(BOTTOM - 1));
+        assert_eq!(output(8 * MIB, 1000), Some(BOTTOM - 1));
+        assert_eq!(output(MIB, 1000), Some(BOTTOM - 3));
+    }
+
+    #[test]
     fn a_flushed_byte_owes_the_merges_on_its_way_and_its_part_of_what_they_rewrite() {
         // Level 0 goes straight into a bottom eight times as large as four runs.
         let small = of(Strategy::Hybrid, &[(0, MIB), (BOTTOM, 32 * MIB)]);

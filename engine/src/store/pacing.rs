@@ -454,6 +454,28 @@ mod tests {
     }
 
     #[test]
+    fn compaction_goes_by_what_flushes_write_and_not_by_what_memtables_hold() {
+        torc_sim::run(1, |env| async move {
+            let options = Options {
+                memtable_bytes: 1 << 20,
+                ..Options::new("shard-00")
+            };
+            let (store, _) = Store::open(env.clone(), options.clone()).await.unwrap();
+            let flush_bytes = || {
+                let tables = store.0.tables.borrow();
+                tables.settings(&options, TREE).unwrap().flush_bytes
+            };
+            assert_eq!(flush_bytes(), 512 << 10);
+            for number in 0..400_u32 {
+                put(&store, &number.to_be_bytes()).await.unwrap();
+            }
+            store.flush().await.unwrap();
+            // They are one byte, again and again.
+            assert_eq!(flush_bytes(), 64 << 10);
+        });
+    }
+
+    #[test]
     fn an_update_that_is_given_up_gives_its_time_back() {
         torc_sim::run(1, |env| async move {
             let store = busy(&env).await;

@@ -118,6 +118,9 @@ impl<E: Env> Inner<E> {
         tables: Option<&Tree<E::Disk>>,
         page: Vec<Stored>,
     ) -> Result<Vec<Entry>, ReadError> {
+        if page.iter().all(|stored| stored.separate.is_none()) {
+            return Ok(page.into_iter().map(|stored| stored.entry).collect());
+        }
         stream::iter(page)
             .map(|stored| async move {
                 let mut entry = stored.entry;

@@ -351,7 +351,11 @@ impl<D: Disk> Tables<D> {
     /// How to compact a tree; `None` when nobody has said so yet and it is to wait for that.
     pub(super) fn settings(&self, options: &Options, tree: TreeId) -> Option<Settings> {
         let strategy = self.strategies.get(&tree).copied().or(options.strategy)?;
-        Some(Settings::new(options, strategy))
+        let settings = Settings::new(options, strategy);
+        Some(match self.run_bytes.get(&tree) {
+            Some(run_bytes) => settings.with_flushes_of(*run_bytes),
+            None => settings,
+        })
     }
 
     /// Notes what a flush wrote: the tables of a tree are next to each other.
