@@ -116,8 +116,9 @@ pub struct Options {
     pub level_ratio: u64,
     /// Largest input of one compaction. Default 256 MiB.
     pub compaction_bytes_max: u64,
-    /// Longest time that an update waits for flushes and compactions that are behind; one that would wait
-    /// longer is refused. Default 500 ms: longer would only hide the overload from whoever can send less.
+    /// Longest time that an update waits for its turn when flushes and compactions are behind, and again, before it and after
+    /// it has read, for room in memory; one that would wait longer is refused. Default 500 ms: longer would only hide the
+    /// overload from whoever can send less.
     pub wait_max: Duration,
     /// Free space below which values are refused, in bytes; raised at open to what one flush of
     /// every shard needs. Default 0 (only what is needed).

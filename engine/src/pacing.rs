@@ -202,7 +202,7 @@ pub(crate) struct Queue {
     burst_bytes: u64,
     /// Bytes that were taken, ever.
     taken: Cell<u64>,
-    /// Bytes of them whose turn had come when that was counted.
+    /// Bytes of them whose turn had come at `counted_at`.
     served: Cell<u64>,
     counted_at: Cell<Instant>,
     /// Bytes of an update, on average.
@@ -239,11 +239,17 @@ impl Queue {
     /// Counts what was served up to now.
     fn count(&self, now: Instant) {
         let price = self.price.get();
-        let taken = self.taken.get();
-        let since = now - self.counted_at.replace(now);
-        let more = price.bytes_in(since);
-        let served = self.served.get().saturating_add(more).min(taken);
-        self.served.set(served);
+        let (taken, counted_at) = (self.taken.get(), self.counted_at.get());
+        let more = price.bytes_in(now - counted_at);
+        let served = self.served.get().saturating_add(more);
+        self.served.set(served.min(taken));
+        // Part of a byte's time is not lost: with many who look, that could be all of it.
+        let until = if served < taken {
+            counted_at + price.of(more)
+        } else {
+            now
+        };
+        self.counted_at.set(until);
     }
 
     /// How long it takes at this price until all before `place` are served, but for a burst.
@@ -503,6 +509,22 @@ mod tests {
         }
         // Each brings 3 ms more than is served between two.
         assert_eq!(waits, [ms(0), ms(0), ms(0), ms(0), ms(2)]);
+    }
+
+    /// A byte costs 16 microseconds, and somebody looks every 7.
+    #[test]
+    fn what_is_served_does_not_depend_on_how_often_it_is_counted() {
+        let queue = Queue::default();
+        queue.set_price(START, price(SLOWDOWN_MAX, Some(1_000_000)));
+        let first = queue.take(START, PATIENCE).unwrap();
+        first.settle(5000);
+        for micros in (0..79_000).step_by(7) {
+            queue.count(START + Duration::from_micros(micros));
+        }
+        let now = START + Duration::from_millis(79);
+        let left = queue.take(now, PATIENCE).unwrap().turn(now) - now;
+        let millisecond = Duration::from_millis(1);
+        assert!(left.abs_diff(millisecond) < millisecond / 20, "{left:?}");
     }
 
     #[test]
