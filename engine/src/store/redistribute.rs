@@ -5,7 +5,7 @@
 //! that is its own. No record of a keyspace is copied; compaction later writes what is left of a table
 //! that several stores share.
 //!
-//! Invariants: the old stores hold all they held, whatever happens; the new directories count for
+//! Invariants: the old stores hold all they held that can be read, whatever happens; the new directories count for
 //! nothing before the caller says, in one durable step, that they are the stores from now on. So
 //! redistributing is repeated from its beginning after a crash.
 //!
