@@ -87,8 +87,9 @@ async fn step<E: Env>(core: &Rc<Core<E>>, pulled: &mut Option<Epoch>) -> Result<
     };
     if let Some(pull) = core.membership.to_pull() {
         if core.is_whole.get() {
-            core.is_whole.set(false);
+            // The mark first: without it a restart would take the shard for whole.
             set_mark(core, true).await?;
+            core.is_whole.set(false);
         }
         if *pulled != Some(pull.epoch) {
             pull_ranges(core, &view, &pull).await?;

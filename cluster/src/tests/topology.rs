@@ -82,6 +82,32 @@ fn a_node_that_joins_has_every_key_of_its_ranges_before_it_answers() {
 }
 
 #[test]
+fn a_newcomer_whose_disk_was_full_remembers_that_it_lacks_data() {
+    let world = World::growing(28, 3, 4, 1, unaided);
+    world.put(0, "k", "v").unwrap();
+    // It can enter the ring, but not ask all owners.
+    world.crash(2);
+    world.wait_until_down(0, 2);
+    world.isolate(3, true);
+    world.boot(3);
+    world.wait("the newcomer runs", || world.is_whole(3));
+    world.fill_disk(3, true);
+    // Until its store has noticed, and then until it was asked to join.
+    world.sleep(Duration::from_secs(10));
+    world.isolate(3, false);
+    world.sleep(Duration::from_secs(20));
+    world.fill_disk(3, false);
+    world.wait("the newcomer is in the ring", || world.is_ready(3));
+    assert!(!world.is_whole(3));
+    world.crash(3);
+    world.boot(3);
+    world.wait("the newcomer is back", || world.is_ready(3));
+    assert!(!world.is_whole(3), "nobody has told it what it lacks");
+    world.boot(2);
+    world.wait("the newcomer has its data", || world.is_whole(3));
+}
+
+#[test]
 fn writes_go_on_while_a_node_joins_and_none_is_lost() {
     let world = World::growing(25, 3, 4, 1, unaided);
     world.boot(3);
