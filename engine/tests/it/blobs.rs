@@ -7,12 +7,12 @@ use std::time::Duration;
 use torc_engine::blob::{Blob, BlobFile, BlobRef, BlobWriter, blob_path};
 use torc_engine::crypt::Sealing;
 use torc_engine::inspect::{View, inspect};
-use torc_engine::{Keys, OpenError, Options, ReadError, Stats, Store, WriteError};
+use torc_engine::{Keys, Options, ReadError, Stats, Store, WriteError};
 use torc_env::{Disk, Env, OpenMode, Token, TreeId};
 use torc_sim::{DiskOptions, HostId, SimEnv, Simulation};
 
 use crate::faults::{run, world};
-use crate::support::{TREE, get, keys, options, put, scan_all, tombstone, value};
+use crate::support::{TREE, get, keys, lose, options, put, scan_all, tombstone, value};
 use crate::table_support::{MemoryDisk, noise, now, tables_dir};
 
 const VALUE_BYTES: usize = 5000;
@@ -351,12 +351,7 @@ fn a_missing_blob_fails_the_open_and_an_empty_one_costs_its_values_alone() {
     let (simulation, host, path, _) = filled(8);
     let before = simulation.files(host).len();
     run(&simulation, host, move |env| async move {
-        let aside = path.with_extension("away");
-        env.disk().rename(&path, &aside).await.unwrap();
-        let error = Store::open(env.clone(), options()).await.err().unwrap();
-        let what = error.to_string();
-        assert!(matches!(error, OpenError::Corrupt { path: found, .. } if found == path));
-        assert!(what.contains("put it back"), "{what}");
+        let aside = lose(&env, &path, options()).await;
         env.disk().rename(&aside, &path).await.unwrap();
         let (store, _) = Store::open(env.clone(), options()).await.unwrap();
         assert!(try_get(&store, 3).await.unwrap());

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use torc_engine::inspect::{View, inspect};
-use torc_engine::{Decision, OpenError, ReadError, Store, WriteError};
+use torc_engine::{Decision, ReadError, Store, WriteError};
 use torc_env::{Disk, Env, OpenMode, Token, TreeId};
 use torc_sim::{DiskOptions, HostId, SimEnv, Simulation};
 
 use crate::faults::{run, world};
-use crate::support::{TREE, get, options, put, scan_all, tombstone, value};
+use crate::support::{TREE, get, lose, options, put, scan_all, tombstone, value};
 
 fn key(number: u32) -> [u8; 4] {
     number.to_be_bytes()
@@ -104,12 +104,7 @@ fn a_table_that_was_cut_short_is_set_aside_and_a_missing_one_is_asked_for() {
     let (simulation, host) = filled(6);
     let (path, _) = tables(&simulation, host)[0].clone();
     run(&simulation, host, move |env| async move {
-        let aside = path.with_extension("away");
-        env.disk().rename(&path, &aside).await.unwrap();
-        let error = Store::open(env.clone(), options()).await.err().unwrap();
-        let what = error.to_string();
-        assert!(matches!(error, OpenError::Corrupt { path: found, .. } if found == path));
-        assert!(what.contains("put it back"), "{what}");
+        lose(&env, &path, options()).await;
         // What an operator does who has no other.
         env.disk().open(&path, OpenMode::CreateNew).await.unwrap();
         let (store, recovery) = Store::open(env.clone(), options()).await.unwrap();

@@ -1,10 +1,13 @@
 //! Short forms of the store's calls.
 
+use std::path::{Path, PathBuf};
+
 use bytes::Bytes;
 use torc_engine::{
-    Decision, Keys, Kind, Options, Record, ScanFrom, ScanLimits, Store, Ticket, WriteError,
+    Decision, Keys, Kind, OpenError, Options, Record, ScanFrom, ScanLimits, Store, Ticket,
+    WriteError,
 };
-use torc_env::{Env, Token, TreeId};
+use torc_env::{Disk, Env, Token, TreeId};
 
 pub const TREE: TreeId = TreeId(1);
 
@@ -98,4 +101,16 @@ pub async fn scan_all<E: Env>(store: &Store<E>, records: usize) -> Vec<(Bytes, R
         "a scan ascends"
     );
     found
+}
+
+/// Takes a file away without which a store with `options` does not open: the error names it, and the remedy. Returns where
+/// it is now.
+pub async fn lose<E: Env>(env: &E, path: &Path, options: Options) -> PathBuf {
+    let aside = path.with_extension("away");
+    env.disk().rename(path, &aside).await.unwrap();
+    let error = Store::open(env.clone(), options).await.err().unwrap();
+    let what = error.to_string();
+    assert!(matches!(error, OpenError::Corrupt { path: found, .. } if found == path));
+    assert!(what.contains("put it back"), "{what}");
+    aside
 }
