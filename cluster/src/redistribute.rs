@@ -199,20 +199,21 @@ mod tests {
             carry_over(&env, &stores).await.unwrap();
             let mut found = 0;
             for store in &stores.new {
-                let limits = ScanLimits {
-                    records: HINTS,
-                    bytes: usize::MAX,
-                };
-                let from = ScanFrom::Token(Token(0));
-                let page = store
-                    .scan(tree::HINTS, from, Token::MAX, limits)
-                    .await
-                    .unwrap();
-                found += page.entries.len();
+                found += hint_count(store).await;
             }
             assert_eq!(found, HINTS);
             stores.finish().await.unwrap();
         });
+    }
+
+    async fn hint_count(store: &Store<SimEnv>) -> usize {
+        let limits = ScanLimits {
+            records: 1 << 20,
+            bytes: usize::MAX,
+        };
+        let from = ScanFrom::Token(Token(0));
+        let page = store.scan(tree::HINTS, from, Token::MAX, limits).await;
+        page.unwrap().entries.len()
     }
 
     async fn keep_hint(store: &Store<SimEnv>, key: &str) {
@@ -258,12 +259,7 @@ mod tests {
             let mut hints = 0;
             for (store, shard) in stores.new.iter().zip((0..).map(ShardId)) {
                 assert!(catch_up::is_marked(shard, store).await.unwrap(), "{shard}");
-                let from = ScanFrom::Token(Token(0));
-                let page = store
-                    .scan(tree::HINTS, from, Token::MAX, PAGE)
-                    .await
-                    .unwrap();
-                hints += page.entries.len();
+                hints += hint_count(store).await;
             }
             assert_eq!(hints, 1, "the one that can be read");
             stores.finish().await.unwrap();
