@@ -240,6 +240,12 @@ impl<E: Env> Core<E> {
         }
     }
 
+    /// Whether what is known of the store's damage is in a tree that is meant.
+    pub(crate) fn has_damage(&self, is_meant: impl Fn(TreeId) -> bool) -> bool {
+        let damages = self.store.damages();
+        damages.iter().any(|damage| is_meant(damage.tree))
+    }
+
     /// Runs a task that nobody waits for.
     pub(crate) fn spawn(&self, class: Class, task: impl Future<Output = ()> + 'static) {
         self.env.spawn(class, task);

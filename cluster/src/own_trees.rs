@@ -82,10 +82,6 @@ where
 
 /// Cuts out what has been found of such damage while the shard runs.
 pub(crate) async fn give_up_damage<E: Env>(core: &Core<E>) -> Result<(), Failure> {
-    let damages = core.store.damages();
-    if !damages.iter().any(|damage| tree::is_own(damage.tree)) {
-        return Ok(());
-    }
     let lost = core
         .store
         .quarantine(tree::is_own)

@@ -79,7 +79,7 @@ pub(crate) async fn run<E: Env>(core: Rc<Core<E>>) {
 }
 
 async fn step<E: Env>(core: &Rc<Core<E>>, pulled: &mut Option<Epoch>) -> Result<(), Failure> {
-    if core.store.is_damaged() {
+    if core.has_damage(tree::is_own) {
         own_trees::give_up_damage(core).await?;
     }
     let Ok(view) = core.view() else {
@@ -98,7 +98,7 @@ async fn step<E: Env>(core: &Rc<Core<E>>, pulled: &mut Option<Epoch>) -> Result<
         core.membership.pulled(pull.epoch).await;
         return Ok(());
     }
-    if core.store.is_damaged() {
+    if core.has_damage(is_divided) {
         give_up_damage(core, &view).await?;
     }
     if core.is_whole.get() {
@@ -123,10 +123,6 @@ async fn step<E: Env>(core: &Rc<Core<E>>, pulled: &mut Option<Epoch>) -> Result<
 /// Cuts what the store cannot read any more out of it, once all who have the keys too can be asked for
 /// them; until then only those keys are unknown. The store remembers durably that it lacks something.
 async fn give_up_damage<E: Env>(core: &Rc<Core<E>>, view: &View) -> Result<(), Failure> {
-    let damages = core.store.damages();
-    if !damages.iter().any(|damage| is_divided(damage.tree)) {
-        return Ok(());
-    }
     let mut others = view
         .topology
         .indexed()
