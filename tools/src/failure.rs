@@ -4,6 +4,8 @@ use std::fmt;
 
 /// Exit status of a command that failed.
 pub const EXIT_FAILED: u8 = 1;
+/// Exit status of a command line that asks for what there is not.
+pub const EXIT_USAGE: u8 = 2;
 /// Exit status of a read that found nothing.
 pub const EXIT_NOT_FOUND: u8 = 3;
 /// Exit status of a load that read a wrong value or missed an acknowledged write.
@@ -24,6 +26,14 @@ impl Failure {
         Self {
             message: message.into(),
             exit: EXIT_FAILED,
+        }
+    }
+
+    /// A command line that is wrong, where the parser cannot know.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            exit: EXIT_USAGE,
         }
     }
 
@@ -79,6 +89,16 @@ impl Failure {
             message.push_str("; it can be tried again");
         }
         Self::new(message)
+    }
+
+    /// What failed was cut short by this signal, as a shell reports it. A value that was not true stays
+    /// the worse finding.
+    pub fn interrupted(self, signal: u8) -> Self {
+        let exit = match self.exit {
+            EXIT_UNTRUE => EXIT_UNTRUE,
+            _ => 128 + signal,
+        };
+        Self { exit, ..self }
     }
 
     /// The process's exit status.

@@ -15,6 +15,7 @@ mod connection;
 mod environment;
 mod health;
 mod html;
+mod interrupt;
 mod ledger;
 mod limits;
 mod modes;
@@ -99,6 +100,15 @@ impl Load {
         }
     }
 
+    /// Whether it measures itself and so has something to report when it is cut short.
+    fn measures(&self) -> bool {
+        match &self.mode {
+            Some(Mode::Agent(_) | Mode::Report(_)) => false,
+            Some(Mode::Selftest(args)) => !args.only_serves(),
+            _ => true,
+        }
+    }
+
     /// Notes the command line for agents.
     fn note_words(&mut self) {
         let words: Vec<String> = std::env::args()
@@ -120,14 +130,23 @@ impl Load {
 pub fn load(args: &Load) -> Result<(), Failure> {
     let mut args = args.clone();
     args.note_words();
+    if args.measures() {
+        interrupt::catch()?;
+    }
+    interrupt::end(ended(&args))
+}
+
+fn ended(args: &Load) -> Result<(), Failure> {
     match &args.mode {
         None => run_once(&args.options),
         Some(Mode::Run(options)) => run_once(options),
         Some(Mode::Fill(options)) => {
+            options::refuse(EACH, &options.paces())?;
             let run = Bench::new(options, (0, 1))?.fill()?;
             report(options, &run)
         }
         Some(Mode::Verify(options)) => {
+            options::refuse(EACH, &options.paces())?;
             let run = Bench::new(options, (0, 1))?.verify(true)?;
             report(options, &run)
         }
@@ -141,21 +160,21 @@ pub fn load(args: &Load) -> Result<(), Failure> {
     }
 }
 
+/// Modes that have no pace of their own.
+const EACH: &str = "fill and verify, which go as fast as answers come";
+
 fn run_once(options: &Options) -> Result<(), Failure> {
     let mut bench = Bench::new(options, (0, 1))?;
     prepare(&mut bench)?;
     let mut run = bench.run()?;
-    if options.check_all {
-        let check = bench.verify(false)?;
-        run.add_verdicts(&check);
-    }
+    run.check_all(&mut bench)?;
     report(options, &run)
 }
 
 /// Fills and warms up as the options say.
 fn prepare(bench: &mut Bench) -> Result<(), Failure> {
     if !bench.options().no_fill {
-        let run = bench.fill()?;
+        let run = bench.fill()?.complete()?;
         output::note(&format!(
             "filled {} keys in {:.1} s",
             run.outcome.operations_done, run.outcome.seconds
@@ -169,14 +188,54 @@ fn prepare(bench: &mut Bench) -> Result<(), Failure> {
 
 /// Prints a run, writes the files asked for, and fails when verification did.
 fn report(options: &Options, run: &Run) -> Result<(), Failure> {
-    output::say(&report::text(&run.outcome))?;
-    if let Some(path) = &options.json {
-        output::file(path, &output::json(&run.outcome))?;
+    let said = output::say(&report::text(&run.outcome));
+    let json = options.json.as_ref().map_or(Ok(()), |path| {
+        output::file(path, &output::json(&run.outcome))
+    });
+    let directory = options
+        .out
+        .as_ref()
+        .map_or(Ok(()), |path| output::directory(path, run));
+    let written = said.and(json).and(directory);
+    let judged = match &run.gave_up {
+        Some(words) if faults([&run.outcome]).is_none() => Err(Failure::new(words.as_str())),
+        _ => verdict([&run.outcome], options.require_valid),
+    };
+    first_of(judged, written)
+}
+
+/// The first of two failures; the second is told too.
+fn first_of(first: Result<(), Failure>, second: Result<(), Failure>) -> Result<(), Failure> {
+    if let (Err(_), Err(second)) = (&first, &second) {
+        output::note(&format!("torc: {second}"));
     }
-    if let Some(path) = &options.out {
-        output::directory(path, run)?;
+    first.and(second)
+}
+
+/// What verification found that makes a store untrue.
+fn faults<'a>(outcomes: impl IntoIterator<Item = &'a Outcome>) -> Option<Failure> {
+    let (mut wrong, mut lost) = (0, 0);
+    for outcome in outcomes {
+        wrong += outcome.verification.wrong;
+        lost += outcome.verification.lost;
     }
-    verdict([&run.outcome], options.require_valid)
+    (wrong + lost > 0).then(|| {
+        Failure::untrue(format!(
+            "verification failed: {wrong} wrong values, {lost} acknowledged writes lost"
+        ))
+    })
+}
+
+fn why_idle(outcome: &Outcome) -> String {
+    if let Some(error) = outcome.errors.first() {
+        return error.clone();
+    }
+    let all = outcome.operations.values();
+    let unanswered: u64 = all.map(|one| one.censored).sum();
+    match unanswered - outcome.unsent {
+        0 => "none was due in that time".into(),
+        sent => format!("{sent} were sent and none was answered"),
+    }
 }
 
 /// Fails when a value of some run was wrong or an acknowledged write lost, when a run did nothing,
@@ -186,22 +245,14 @@ fn verdict<'a>(
     outcomes: impl IntoIterator<Item = &'a Outcome> + Clone,
     require_valid: bool,
 ) -> Result<(), Failure> {
-    let (mut wrong, mut lost) = (0, 0);
-    for outcome in outcomes.clone() {
-        wrong += outcome.verification.wrong;
-        lost += outcome.verification.lost;
+    if let Some(failure) = faults(outcomes.clone()) {
+        return Err(failure);
     }
-    if wrong + lost > 0 {
-        return Err(Failure::untrue(format!(
-            "verification failed: {wrong} wrong values, {lost} acknowledged writes lost"
-        )));
-    }
-    let idle = |outcome: &&Outcome| outcome.operations_done == 0;
+    let idle = |outcome: &&Outcome| outcome.operations_done == 0 && !outcome.interrupted;
     if let Some(outcome) = outcomes.clone().into_iter().find(idle) {
-        let reason = outcome.errors.first();
         return Err(Failure::new(format!(
             "no operation was done: {}",
-            reason.map_or("no error was reported", String::as_str)
+            why_idle(outcome)
         )));
     }
     let invalid = |outcome: &&Outcome| !outcome.validity.valid();

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::interrupt;
 use super::output::{note, say};
 use super::phase::{Collector, Flow, Measured, Observe};
 use super::recorder::Recorder;
@@ -98,7 +99,8 @@ pub fn serve(
     listen: SocketAddr,
     parse: impl Fn(&[String]) -> Result<super::options::Options, Failure>,
 ) -> Result<(), Failure> {
-    let listener = TcpListener::bind(listen)?;
+    let listener = TcpListener::bind(listen)
+        .map_err(|error| Failure::new(format!("--listen {listen}: {error}")))?;
     say(&format!("load agent at {}\n", listener.local_addr()?))?;
     loop {
         let (stream, from) = listener.accept()?;
@@ -194,7 +196,7 @@ impl Agents {
             let fail =
                 |error: &dyn std::fmt::Display| Failure::new(format!("agent {address}: {error}"));
             let stream = TcpStream::connect_timeout(address, Duration::from_secs(5))
-                .map_err(|error| fail(&error))?;
+                .map_err(|error| fail(&format!("{error}; is `torc load agent` running there?")))?;
             stream.set_nodelay(true)?;
             stream.set_read_timeout(Some(SILENCE_MAX))?;
             let mut agent = Agent {
@@ -279,7 +281,7 @@ impl Agents {
                     failed.get_or_insert(Failure::new(format!("agent {address}: {words}")));
                 }
                 let stop = collector.deliver(observe) == Flow::Stop || failed.is_some();
-                if stop && !stopped {
+                if (stop || interrupt::came()) && !stopped {
                     stopped = true;
                     for out in &mut stops {
                         // One that is gone needs no stop.

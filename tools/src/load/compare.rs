@@ -46,7 +46,7 @@ pub fn undisturbed(
 ) -> Result<Outcome, Failure> {
     let mut outcome = run()?;
     for _ in 0..retries {
-        if !outcome.validity.client {
+        if !outcome.validity.client || outcome.interrupted {
             break;
         }
         outcome = run()?;

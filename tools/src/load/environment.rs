@@ -2,9 +2,16 @@
 
 use std::net::SocketAddr;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use torc_tuning::host::Host;
 use torc_tuning::kernel::Live;
+
+use crate::failure::Failure;
+
+/// Files that each thread has open beside its connections, and that the program has.
+const FILES_OF_A_THREAD: u64 = 2;
+const FILES_OF_THE_PROGRAM: u64 = 50;
 
 /// The record: this host as `torc tune inspect` sees it, shortened to what moves latencies, and
 /// what the servers said about themselves.
@@ -34,7 +41,35 @@ pub fn record(addresses: &[SocketAddr], servers: Option<&Value>) -> Value {
 }
 
 fn limit_of_open_files() -> Option<u64> {
-    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
+    getrlimit(Resource::Nofile).current
+}
+
+/// Makes room for so many connections, as far as the hard limit of open files allows.
+///
+/// # Errors
+/// With the remedy, when it does not.
+pub fn allow_connections(count: u32, threads: u32) -> Result<(), Failure> {
+    let others = FILES_OF_A_THREAD * u64::from(threads) + FILES_OF_THE_PROGRAM;
+    let wanted = u64::from(count) + others;
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return Ok(());
+    }
+    if let Some(maximum) = limit.maximum.filter(|maximum| *maximum < wanted) {
+        return Err(Failure::usage(format!(
+            "--connections {count}: this process may have {maximum} open files and needs {wanted}; \
+             raise its hard limit (ulimit -Hn, LimitNOFILE) or use several --agents"
+        )));
+    }
+    let raised = Rlimit {
+        current: Some(wanted),
+        ..limit
+    };
+    setrlimit(Resource::Nofile, raised).map_err(|error| {
+        Failure::new(format!(
+            "--connections {count}: the limit of open files: {error}"
+        ))
+    })
 }
 
 /// The parts that move latencies; the whole of a big host would be longer than the result.

@@ -13,15 +13,17 @@ use clap::{Args, Parser};
 use super::agents;
 use super::compare::{self as comparing, order, undisturbed};
 use super::html;
+use super::interrupt;
 use super::null_server::NullServer;
-use super::options::{Live, Options, check_rate, parse_duration};
+use super::options::{Live, Options, parse_duration, parse_positive, parse_rate, refuse};
 use super::outcome::Outcome;
 use super::output;
-use super::run::Bench;
+use super::protocol::ProtocolName;
+use super::run::{Bench, new_seed};
 use super::search::{self, KneeOptions, Probe, RETRIES, Slo};
 use super::selftest as testing;
 use super::trace::Trace;
-use super::{prepare, report as report_run};
+use super::{first_of, prepare, report as report_run};
 use crate::failure::Failure;
 
 /// `torc load replay`
@@ -31,7 +33,7 @@ pub struct Replay {
     #[arg(value_name = "FILE")]
     trace: PathBuf,
     /// Times as fast as it was recorded
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value = "1", value_name = "FACTOR", value_parser = parse_positive)]
     speed: f64,
     #[command(flatten)]
     pub options: Options,
@@ -41,10 +43,10 @@ pub struct Replay {
 #[derive(Args, Clone, Debug)]
 pub struct Sweep {
     /// Lowest rate, in operations a second
-    #[arg(long, default_value_t = 1000.0, value_name = "N")]
+    #[arg(long, default_value = "1000", value_name = "N", value_parser = parse_rate)]
     from: f64,
     /// Highest rate
-    #[arg(long, default_value_t = 100_000.0, value_name = "N")]
+    #[arg(long, default_value = "100000", value_name = "N", value_parser = parse_rate)]
     to: f64,
     /// Rates, by equal factors
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..=100))]
@@ -63,10 +65,10 @@ pub struct Knee {
     #[arg(long, default_value = "p99<5ms", value_name = "SLO")]
     slo: Slo,
     /// First rate, in operations a second
-    #[arg(long, default_value_t = 1000.0, value_name = "N")]
+    #[arg(long, default_value = "1000", value_name = "N", value_parser = parse_rate)]
     from: f64,
     /// How narrow each search ends, as a share of the rate
-    #[arg(long, default_value_t = 0.05, value_name = "SHARE")]
+    #[arg(long, default_value = "0.05", value_name = "SHARE", value_parser = parse_positive)]
     precision: f64,
     /// Searches; six give an interval of 97 %
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=50))]
@@ -83,12 +85,12 @@ pub struct Compare {
     #[arg(long = "run", value_name = "NAME=OPTIONS", allow_hyphen_values = true)]
     runs: Vec<String>,
     /// Runs of each system [default: what the number of figures needs, 5 or 6]
-    #[arg(long)]
-    repeats: Option<usize>,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    repeats: Option<u32>,
     /// How often a run is done again in its place because the client did not keep up, so that its
     /// latencies would be partly those of the client
-    #[arg(long, default_value_t = RETRIES)]
-    retries: usize,
+    #[arg(long, default_value_t = RETRIES, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    retries: u32,
     /// Recorded runs (see --out) instead: what the others are compared with
     #[arg(long, value_name = "RUN", num_args = 1.., requires = "after", conflicts_with = "runs")]
     before: Vec<PathBuf>,
@@ -127,7 +129,7 @@ pub struct Agent {
 /// `torc load report`
 #[derive(Args, Clone, Debug)]
 pub struct Report {
-    /// Directories of runs (see --out), or their run.json
+    /// Directories of runs (see --out), or their run.json or runs.json
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
     /// Where the page goes
@@ -151,13 +153,25 @@ struct CommandLine {
     load: super::Load,
 }
 
+impl Selftest {
+    /// Whether it measures nothing and is stopped by a signal.
+    pub fn only_serves(&self) -> bool {
+        self.serve.is_some()
+    }
+}
+
 /// Replays a trace. Its keys are not written before: a trace says itself what is written.
 pub fn replay(args: &Replay) -> Result<(), Failure> {
-    above_zero("--speed", args.speed)?;
+    let trace_says = "replay: the trace says what is done and when";
+    refuse(trace_says, &args.options.paces())?;
+    refuse(trace_says, &args.options.mixes())?;
+    let agents = !args.options.agents.is_empty();
+    refuse("replay, which one machine makes", &[("--agents", agents)])?;
     let fail =
         |error: &dyn std::fmt::Display| Failure::new(format!("{}: {error}", args.trace.display()));
     let file = File::open(&args.trace).map_err(|error| fail(&error))?;
-    let seed = args.options.seed.unwrap_or(1);
+    // The printed seed must repeat the moments of the requests too.
+    let seed = args.options.seed.unwrap_or_else(new_seed);
     let trace =
         Trace::read(BufReader::new(file), args.speed, seed).map_err(|error| fail(&error))?;
     output::note(&format!(
@@ -169,50 +183,74 @@ pub fn replay(args: &Replay) -> Result<(), Failure> {
         trace.skipped
     ));
     let options = Options {
+        seed: Some(seed),
         keys: trace.keys,
         // A time to live may end while the trace still reads the key.
         may_evict: true,
         ..args.options.clone()
     };
-    let run = Bench::new(&options, (0, 1))?.replay(Arc::new(trace))?;
+    let mut bench = Bench::new(&options, (0, 1))?;
+    let mut run = bench.replay(Arc::new(trace))?;
+    run.check_all(&mut bench)?;
     report_run(&options, &run)
-}
-
-fn above_zero(name: &str, value: f64) -> Result<(), Failure> {
-    if value.is_finite() && value > 0.0 {
-        Ok(())
-    } else {
-        Err(Failure::new(format!("{name}: a number above zero")))
-    }
 }
 
 /// Latency over rate.
 pub fn sweep(args: &Sweep) -> Result<(), Failure> {
-    check_rate("--from", args.from)?;
-    check_rate("--to", args.to)?;
+    refuse(
+        "sweep, which sets the rate by --from and --to",
+        &args.options.paces(),
+    )?;
     let mut bench = Bench::new(&args.options, (0, 1))?;
     prepare(&mut bench)?;
     let mut outcomes = Vec::new();
+    let mut swept = Ok(());
     for rate in search::rates(args.from, args.to, args.steps) {
-        let (probe, outcome) = probe(&mut bench, rate, &args.slo)?;
-        output::say(&search::line(&outcome, &probe))?;
-        outcomes.push(outcome);
+        swept = probe(&mut bench, rate, &args.slo, &mut outcomes).map(drop);
+        if swept.is_err() {
+            break;
+        }
     }
-    write_all(args.options.out.as_deref(), &outcomes)?;
-    super::verdict(&outcomes, args.options.require_valid)
+    let written = write_all(&args.options, &outcomes);
+    let checked = check_all(&mut bench, &mut outcomes);
+    let judged = super::verdict(&outcomes, args.options.require_valid);
+    first_of(judged, first_of(swept, written.and(checked)))
 }
 
-fn probe(bench: &mut Bench, rate: f64, slo: &Slo) -> Result<(Probe, Outcome), Failure> {
+/// Measures a rate, prints its line and keeps its outcome. Fails when it was cut short.
+fn probe(
+    bench: &mut Bench,
+    rate: f64,
+    slo: &Slo,
+    outcomes: &mut Vec<Outcome>,
+) -> Result<Probe, Failure> {
     let (probe, run) = search::probe(bench, rate, slo)?;
     let mut outcome = run.outcome;
     outcome.setup.name = format!("{rate:.0}/s");
-    Ok((probe, outcome))
+    let said = output::say(&search::line(&outcome, &probe));
+    outcomes.push(outcome);
+    said.and_then(|()| interrupt::check()).map(|()| probe)
+}
+
+/// Reads every key, if that was asked for, and keeps what was found.
+fn check_all(bench: &mut Bench, outcomes: &mut Vec<Outcome>) -> Result<(), Failure> {
+    if !bench.options().check_all || interrupt::came() {
+        return Ok(());
+    }
+    let check = bench.verify(false)?;
+    output::note(&format!(
+        "checked {} values of all keys: {} wrong, {} acknowledged writes lost",
+        check.outcome.verification.checked,
+        check.outcome.verification.wrong,
+        check.outcome.verification.lost
+    ));
+    outcomes.push(check.outcome.clone());
+    check.complete().map(drop)
 }
 
 /// The highest rate that holds a service level.
 pub fn knee(args: &Knee) -> Result<(), Failure> {
-    check_rate("--from", args.from)?;
-    above_zero("--precision", args.precision)?;
+    refuse("knee, which looks for the rate", &args.options.paces())?;
     let mut bench = Bench::new(&args.options, (0, 1))?;
     bench.set_rate(args.from);
     prepare(&mut bench)?;
@@ -223,32 +261,40 @@ pub fn knee(args: &Knee) -> Result<(), Failure> {
     };
     let mut outcomes: Vec<Outcome> = Vec::new();
     let found = search::knee(options, |rate| {
-        let (probe, outcome) = probe(&mut bench, rate, &args.slo)?;
-        output::say(&search::line(&outcome, &probe))?;
-        outcomes.push(outcome);
-        Ok::<_, Failure>(probe)
-    })?;
-    output::say(&format!(
-        "\nknee      {}\nbeyond it {}\n",
-        found.words(),
-        found.limit
-    ))?;
+        probe(&mut bench, rate, &args.slo, &mut outcomes)
+    });
+    let found = found.and_then(|found| {
+        output::say(&format!(
+            "\nknee      {}\nbeyond it {}\n",
+            found.words(),
+            found.limit
+        ))?;
+        match args.options.require_valid && found.by_client {
+            true => Err(Failure::invalid(found.words())),
+            false => Ok(()),
+        }
+    });
     outcomes.sort_by(|one, other| {
         let rate = |outcome: &Outcome| outcome.setup.offered_per_s.unwrap_or(0.0);
         rate(one).total_cmp(&rate(other))
     });
-    write_all(args.options.out.as_deref(), &outcomes)?;
+    let written = write_all(&args.options, &outcomes);
+    let checked = check_all(&mut bench, &mut outcomes);
     // Probes that the client could not carry, or in which nothing was due, belong to the search.
-    super::verdict(outcomes.iter().filter(|one| one.operations_done > 0), false)
+    let judged = super::verdict(outcomes.iter().filter(|one| one.operations_done > 0), false);
+    first_of(judged, first_of(found, written.and(checked)))
 }
 
-fn write_all(directory: Option<&Path>, outcomes: &[Outcome]) -> Result<(), Failure> {
-    let Some(directory) = directory else {
+/// Writes all runs to where the options say.
+fn write_all(options: &Options, outcomes: &[Outcome]) -> Result<(), Failure> {
+    let json = output::json(outcomes);
+    if let Some(path) = &options.json {
+        output::file(path, &json)?;
+    }
+    let Some(directory) = &options.out else {
         return Ok(());
     };
     std::fs::create_dir_all(directory)?;
-    let json =
-        serde_json::to_string_pretty(outcomes).map_err(|error| Failure::new(error.to_string()))?;
     output::file(&directory.join("runs.json"), &json)?;
     output::file(&directory.join("report.html"), &html::page(outcomes, ""))
 }
@@ -256,53 +302,99 @@ fn write_all(directory: Option<&Path>, outcomes: &[Outcome]) -> Result<(), Failu
 /// Whether systems differ.
 pub fn compare(args: &Compare) -> Result<(), Failure> {
     if !args.before.is_empty() {
-        let read = |paths: &[PathBuf]| -> Result<Vec<Outcome>, Failure> {
-            paths.iter().map(|path| output::read(path)).collect()
-        };
         let systems = [
-            ("before".to_owned(), read(&args.before)?),
-            ("after".to_owned(), read(&args.after)?),
+            ("before".to_owned(), output::read_all(&args.before)?),
+            ("after".to_owned(), output::read_all(&args.after)?),
         ];
         return conclude(&systems, args.out.as_deref());
     }
     if args.runs.len() < 2 {
-        return Err(Failure::new(
+        return Err(Failure::usage(
             "give two systems or more, each as --run NAME=OPTIONS, or recorded runs as --before \
              and --after",
         ));
     }
+    // All are understood before the first is filled.
+    let options = systems_of(args)?;
     output::ready(None, args.out.as_deref())?;
     let mut benches = Vec::new();
     let mut systems: Vec<(String, Vec<Outcome>)> = Vec::new();
-    for run in &args.runs {
-        let (name, words) = run
-            .split_once('=')
-            .ok_or_else(|| Failure::new(format!("--run {run}: expected NAME=OPTIONS")))?;
-        let words_of_run = words.split_whitespace();
-        let words = std::iter::once("torc load")
-            .chain(args.common.iter().map(String::as_str))
-            .chain(words_of_run.clone());
-        let mut options = System::try_parse_from(words)
-            .map_err(|error| Failure::new(format!("--run {name}: {error}")))?
-            .options;
-        options.name = Some(name.to_owned());
-        options.words = std::iter::once("run")
-            .chain(args.common.iter().map(String::as_str))
-            .chain(words_of_run)
-            .map(str::to_owned)
-            .collect();
+    for (name, options) in options {
         let mut bench = Bench::new(&options, (0, 1))?;
         prepare(&mut bench)?;
         benches.push(bench);
-        systems.push((name.to_owned(), Vec::new()));
+        systems.push((name, Vec::new()));
     }
-    let mut repeats = args.repeats.unwrap_or(1);
+    let measured = interleave(args, &mut benches, &mut systems);
+    // What was measured before something failed is worth its report.
+    let concluded = match systems.iter().all(|(_, outcomes)| !outcomes.is_empty()) {
+        true => conclude(&systems, args.out.as_deref()),
+        false => Ok(()),
+    };
+    let mut checks = Vec::new();
+    let checked = benches
+        .iter_mut()
+        .try_for_each(|bench| check_all(bench, &mut checks));
+    let require_valid = benches.iter().any(|bench| bench.options().require_valid);
+    let outcomes = systems.iter().flat_map(|(_, outcomes)| outcomes);
+    let judged = super::verdict(outcomes.chain(&checks), require_valid);
+    first_of(judged, first_of(measured, concluded.and(checked)))
+}
+
+/// Names of the systems with their options.
+fn systems_of(args: &Compare) -> Result<Vec<(String, Options)>, Failure> {
+    let mut systems: Vec<(String, Options)> = Vec::new();
+    for run in &args.runs {
+        let fail = |words: &str| Failure::usage(format!("--run {run}: {words}"));
+        let (name, words) = run
+            .split_once('=')
+            .ok_or_else(|| fail("expected NAME=OPTIONS"))?;
+        if name.is_empty() || name.contains('/') || systems.iter().any(|(other, _)| other == name) {
+            return Err(fail(
+                "the name must be its own and without a slash, since files have it",
+            ));
+        }
+        let words = args
+            .common
+            .iter()
+            .map(String::as_str)
+            .chain(words.split_whitespace());
+        let parsed = System::try_parse_from(std::iter::once("torc load").chain(words.clone()));
+        let options = parsed.map_err(|error| fail(&error.to_string()))?.options;
+        if options.json.is_some() || options.out.is_some() {
+            return Err(fail(
+                "results of all systems go to the --out of `compare`, which stands before `--`",
+            ));
+        }
+        let options = Options {
+            name: Some(name.to_owned()),
+            words: std::iter::once("run")
+                .chain(words)
+                .map(str::to_owned)
+                .collect(),
+            ..options
+        };
+        systems.push((name.to_owned(), options));
+    }
+    Ok(systems)
+}
+
+/// Measures the systems in turn.
+fn interleave(
+    args: &Compare,
+    benches: &mut [Bench],
+    systems: &mut [(String, Vec<Outcome>)],
+) -> Result<(), Failure> {
+    let count = |number: u32| usize::try_from(number).expect("a small number");
+    let mut repeats = args.repeats.map_or(1, count);
     let mut done = 0;
     while done < repeats {
         let orders = order(benches.len(), done + 1);
         for system in &orders[done * benches.len()..] {
             let bench = &mut benches[*system];
-            let outcome = undisturbed(args.retries, || Ok(bench.run()?.outcome))?;
+            let outcome = undisturbed(count(args.retries), || Ok(bench.run()?.outcome))?;
+            // Half a run is none.
+            interrupt::check()?;
             output::note(&format!(
                 "run {} of {repeats}  {:<20} {:.0}/s  {}",
                 done + 1,
@@ -323,12 +415,7 @@ pub fn compare(args: &Compare) -> Result<(), Failure> {
             repeats = comparing::repeats_for(&systems[0].1[0]).max(5);
         }
     }
-    conclude(&systems, args.out.as_deref())?;
-    let require_valid = benches.iter().any(|bench| bench.options().require_valid);
-    super::verdict(
-        systems.iter().flat_map(|(_, outcomes)| outcomes),
-        require_valid,
-    )
+    Ok(())
 }
 
 fn conclude(systems: &[(String, Vec<Outcome>)], out: Option<&Path>) -> Result<(), Failure> {
@@ -362,20 +449,30 @@ fn conclude(systems: &[(String, Vec<Outcome>)], out: Option<&Path>) -> Result<()
 /// What this client can measure here.
 pub fn selftest(args: &Selftest) -> Result<(), Failure> {
     if let Some(address) = args.serve {
-        let server = NullServer::bind(address)?.working(args.work);
+        let server = NullServer::bind(address)
+            .map_err(|error| Failure::new(format!("--serve {address}: {error}")))?
+            .working(args.work);
         output::say(&format!("null server at {}\n", server.address()?))?;
         return Ok(server.serve(&AtomicBool::new(false))?);
     }
-    let found = testing::run(&args.options)?;
+    let options = &args.options;
+    let what = "selftest, which measures the client against a server of its own";
+    refuse(what, &options.paces())?;
+    let target = [
+        ("--address", !options.address.is_empty()),
+        ("--protocol", options.protocol != ProtocolName::Binary),
+        ("--agents", !options.agents.is_empty()),
+    ];
+    refuse(what, &target)?;
+    let found = testing::run(options)?;
     output::say(&testing::text(&found))?;
-    let page = [found.closed, found.half];
-    write_all(args.options.out.as_deref(), &page)
+    write_all(&args.options, &[found.closed, found.half])
 }
 
 /// One page of recorded runs.
 pub fn report(args: &Report) -> Result<(), Failure> {
-    let runs: Result<Vec<_>, Failure> = args.runs.iter().map(|path| output::read(path)).collect();
-    output::file(&args.output, &html::page(&runs?, ""))?;
+    let runs = output::read_all(&args.runs)?;
+    output::file(&args.output, &html::page(&runs, ""))?;
     if args.output.as_os_str() != "-" {
         output::note(&format!("{} is written", args.output.display()));
     }

@@ -87,8 +87,9 @@ pub struct Options {
     /// Share of the hot keys that are replaced by others each minute, 0 to 1 (zipf, hotspot)
     #[arg(
         long,
-        default_value_t = 0.0,
+        default_value = "0",
         value_name = "SHARE",
+        value_parser = parse_share,
         help_heading = "Workload"
     )]
     pub churn: f64,
@@ -126,7 +127,7 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = Model::Open, help_heading = "Pace")]
     pub model: Model,
     /// Operations a second, of the open loop and of sessions [default: 5000]
-    #[arg(long, value_name = "N", help_heading = "Pace")]
+    #[arg(long, value_name = "N", value_parser = parse_rate, help_heading = "Pace")]
     pub rate: Option<f64>,
     /// Gaps between arrivals: poisson, uniform, burst:N
     #[arg(
@@ -163,7 +164,7 @@ pub struct Options {
     #[arg(long, help_heading = "Pace")]
     pub no_spin: bool,
     /// How long to measure, such as 3s, 500ms or 2m
-    #[arg(long, default_value = "10s", value_parser = parse_duration, help_heading = "Pace")]
+    #[arg(long, default_value = "10s", value_parser = parse_length, help_heading = "Pace")]
     pub duration: Duration,
     /// Time before that which is not measured; `auto` waits until rate and median stand still
     #[arg(long, default_value = "auto", value_parser = parse_warmup, help_heading = "Pace")]
@@ -184,8 +185,9 @@ pub struct Options {
     /// Share of the values that are checked byte by byte, 0 to 1
     #[arg(
         long,
-        default_value_t = 1.0,
+        default_value = "1",
         value_name = "SHARE",
+        value_parser = parse_share,
         help_heading = "Phases"
     )]
     pub verify_share: f64,
@@ -193,7 +195,7 @@ pub struct Options {
     #[arg(long, help_heading = "Phases")]
     pub may_evict: bool,
     /// Give up filling or verifying after this long
-    #[arg(long, default_value = "10m", value_parser = parse_duration, help_heading = "Phases")]
+    #[arg(long, default_value = "10m", value_parser = parse_length, help_heading = "Phases")]
     pub give_up: Duration,
 
     /// Agents that make the load instead of this machine (see `torc load agent`)
@@ -273,29 +275,64 @@ impl Options {
 
     /// Refuses what clap cannot.
     pub fn check(&self) -> Result<(), Failure> {
-        let fail = |words: &str| Err(Failure::new(words));
-        if let Some(rate) = self.rate {
-            check_rate("--rate", rate)?;
-        }
-        if self.rate.is_some() && self.model == Model::Closed {
-            return fail(
-                "--rate does not go with --model closed, which goes as fast as answers come",
-            );
-        }
-        if !(0.0..=1.0).contains(&self.verify_share) {
-            return fail("--verify-share: 0 to 1");
-        }
-        if !self.churn.is_finite() || self.churn < 0.0 {
-            return fail("--churn: a share of at least 0");
-        }
+        refuse(
+            "--model closed, which goes as fast as answers come",
+            &[("--rate", self.rate.is_some() && self.model == Model::Closed)],
+        )?;
+        refuse(
+            "a model without sessions",
+            &[(
+                "--think",
+                !self.think.is_zero() && self.model != Model::Sessions,
+            )],
+        )?;
+        let moves = matches!(
+            self.workload().distribution,
+            Distribution::Zipf { .. } | Distribution::Hotspot { .. }
+        );
+        refuse(
+            "a distribution that has no hot keys to replace (zipf and hotspot have)",
+            &[("--churn", self.churn > 0.0 && !moves)],
+        )?;
+        let (keyspaces, ttls) = match self.protocol {
+            ProtocolName::Http | ProtocolName::Binary => (true, true),
+            ProtocolName::Resp | ProtocolName::Memcached => (false, true),
+            ProtocolName::Etcd => (false, false),
+        };
+        refuse(
+            &format!("--protocol {}, which has none", self.protocol.name()),
+            &[
+                ("--keyspace", self.keyspace.is_some() && !keyspaces),
+                ("--ttl", self.ttl.is_some() && !ttls),
+            ],
+        )?;
         let least = u32::try_from(VALUE_BYTES_MIN).expect("a small number");
         if matches!(self.value_bytes, Sizes::Fixed(bytes) if bytes < least) {
-            return fail("--value-bytes: at least 16, so that values can be verified");
-        }
-        if self.duration.is_zero() {
-            return fail("--duration: above zero");
+            return Err(Failure::usage(
+                "--value-bytes: at least 16, so that values can be verified",
+            ));
         }
         Ok(self.place().check()?)
+    }
+
+    /// What says how fast operations come, and whether it was given.
+    pub fn paces(&self) -> [(&'static str, bool); 2] {
+        [
+            ("--rate", self.rate.is_some()),
+            ("--model", self.model != Model::Open),
+        ]
+    }
+
+    /// What says which operations come, and whether it was given.
+    pub fn mixes(&self) -> [(&'static str, bool); 6] {
+        [
+            ("--workload", self.workload.is_some()),
+            ("--mix", self.mix.is_some()),
+            ("--reads", self.reads.is_some()),
+            ("--distribution", self.distribution.is_some()),
+            ("--scan-keys", self.scan_keys.is_some()),
+            ("--ttl", self.ttl.is_some()),
+        ]
     }
 
     /// Where the threads run.
@@ -318,8 +355,8 @@ impl Options {
         if unsupported.is_empty() {
             return Ok(());
         }
-        Err(Failure::new(format!(
-            "{} has no {}",
+        Err(Failure::usage(format!(
+            "--protocol {} has no {}: leave it out of the --mix",
             self.protocol.name(),
             unsupported.join(", ")
         )))
@@ -335,15 +372,43 @@ fn resolve(text: &str) -> Result<SocketAddr, String> {
         .ok_or_else(|| "no address has this name".into())
 }
 
-/// Refuses a rate that cannot be offered; `name` is the option that it was given by.
-pub fn check_rate(name: &str, rate: f64) -> Result<(), Failure> {
-    // Not a number is neither.
-    if rate > 0.0 && rate <= RATE_MAX {
-        return Ok(());
+/// Refuses the first of these options that was given.
+pub fn refuse(what: &str, given: &[(&str, bool)]) -> Result<(), Failure> {
+    match given.iter().find(|(_, given)| *given) {
+        Some((name, _)) => Err(Failure::usage(format!("{name} does not go with {what}"))),
+        None => Ok(()),
     }
-    Err(Failure::new(format!(
-        "{name}: operations a second, above zero and at most {RATE_MAX:.0}"
-    )))
+}
+
+/// Operations a second that can be offered.
+pub fn parse_rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok();
+    rate.filter(|rate| *rate > 0.0 && *rate <= RATE_MAX)
+        .ok_or_else(|| format!("operations a second, above zero and at most {RATE_MAX:.0}"))
+}
+
+/// A finite number above zero.
+pub fn parse_positive(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok();
+    number
+        .filter(|number: &f64| number.is_finite() && *number > 0.0)
+        .ok_or_else(|| "a number above zero".into())
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok();
+    share
+        .filter(|share| (0.0..=1.0).contains(share))
+        .ok_or_else(|| "a share, 0 to 1".into())
+}
+
+/// A duration above zero.
+fn parse_length(text: &str) -> Result<Duration, String> {
+    let length = parse_duration(text)?;
+    if length.is_zero() {
+        return Err("above zero".into());
+    }
+    Ok(length)
 }
 
 /// `3s`, `500ms`, `100us`, `2m`, `1h`.

@@ -12,7 +12,7 @@ use torc_measure::mix::Operation;
 
 use super::health::{self, Facts, Validity};
 use super::pauses::Pauses;
-use super::recorder::{Dual, Recorder, Series, Status, Turns, add, histogram};
+use super::recorder::{Dual, Recorder, Series, Status, Turns, Verdicts, add, histogram};
 
 /// Layout of the JSON; raised when a field changes its meaning.
 pub const SCHEMA: u32 = 2;
@@ -62,6 +62,9 @@ pub struct Outcome {
     pub setup: Setup,
     /// Length of the measurement.
     pub seconds: f64,
+    /// Whether a signal cut it short.
+    #[serde(default)]
+    pub interrupted: bool,
     /// Operations that were answered.
     pub operations_done: u64,
     /// The same, a second.
@@ -194,6 +197,22 @@ pub struct Verification {
     pub examples: Vec<String>,
 }
 
+impl Verification {
+    /// The same in the units of reports.
+    pub fn of(verdicts: &Verdicts) -> Self {
+        Self {
+            checked: verdicts.checked,
+            wrong: verdicts.wrong,
+            lost: verdicts.lost,
+            stale: verdicts.stale,
+            stale_versions_max: verdicts.stale_versions_max,
+            stale_ms_max: verdicts.stale_us_max as f64 / 1e3,
+            siblings: verdicts.siblings,
+            examples: verdicts.examples.clone(),
+        }
+    }
+}
+
 /// What went to one target.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct TargetOutcome {
@@ -212,6 +231,9 @@ pub struct TargetOutcome {
 pub struct Interval {
     /// Its beginning, in seconds of the run.
     pub at_s: f64,
+    /// Its length; the last one may be shorter than the others.
+    #[serde(default = "one_second")]
+    pub seconds: f64,
     /// Operations done, by kind.
     pub done: BTreeMap<String, u64>,
     /// Percentiles from when operations were due, by kind.
@@ -237,11 +259,24 @@ pub fn heat_row(micros: f64) -> i32 {
     row
 }
 
+/// What older results did not tell.
+fn one_second() -> f64 {
+    1.0
+}
+
+impl Interval {
+    /// The run ended after so many seconds: nothing was measured beyond.
+    pub fn end(&mut self, seconds: f64) {
+        self.seconds = self.seconds.min((seconds - self.at_s).max(0.0));
+    }
+}
+
 /// The figures of one interval.
-pub fn interval(at_s: f64, recorder: &Recorder) -> Interval {
+pub fn interval(at_s: f64, seconds: f64, recorder: &Recorder) -> Interval {
     let mut all = histogram(3);
     let mut result = Interval {
         at_s,
+        seconds,
         client_busy: recorder.health.most(health::Thread::busy),
         lag_us_p999: micros(recorder.health.lag.value_at_quantile(0.999)),
         ..Interval::default()
@@ -297,10 +332,10 @@ impl Outcome {
             waited: recorder.turns.waited,
             median_ns: all.value_at_quantile(0.5),
         });
-        let verdicts = &recorder.verdicts;
         Self {
             schema: SCHEMA,
             seconds,
+            interrupted: false,
             operations_done: recorder.done(),
             rate_per_s: rate(recorder.done(), seconds),
             value_bytes_per_s: rate(recorder.value_bytes, seconds),
@@ -315,16 +350,7 @@ impl Outcome {
                 scheduling_lag_us: percentiles(&recorder.health.lag),
                 pauses_us: pauses(&recorder.health.pauses),
             },
-            verification: Verification {
-                checked: verdicts.checked,
-                wrong: verdicts.wrong,
-                lost: verdicts.lost,
-                stale: verdicts.stale,
-                stale_versions_max: verdicts.stale_versions_max,
-                stale_ms_max: verdicts.stale_us_max as f64 / 1e3,
-                siblings: verdicts.siblings,
-                examples: verdicts.examples.clone(),
-            },
+            verification: Verification::of(&recorder.verdicts),
             errors: recorder.errors.clone(),
             error_kinds: recorder.error_kinds.clone(),
             targets_share: targets(&setup.targets, recorder),
@@ -539,7 +565,7 @@ mod tests {
             targets: vec!["n1/0".into()],
             ..Setup::default()
         };
-        let intervals = vec![interval(0.0, &recorder)];
+        let intervals = vec![interval(0.0, 1.0, &recorder)];
         let outcome = Outcome::new(setup, 10.0, &recorder, intervals, Value::Null);
         let text = serde_json::to_string(&outcome).unwrap();
         let again: Outcome = serde_json::from_str(&text).unwrap();

@@ -3,15 +3,16 @@
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Serializer as _, V2DeflateSerializer};
+use serde_json::Value;
 use torc_measure::mix::Operation;
 
 use super::html;
-use super::outcome::{Interval, Outcome, PERCENTILES};
+use super::outcome::{Interval, Outcome, PERCENTILES, SCHEMA};
 use super::recorder::Recorder;
 use super::run::Run;
 use crate::failure::Failure;
@@ -20,56 +21,79 @@ use crate::failure::Failure;
 /// deflate. Tags are `read.intended`, `read.sent` and so on; values are nanoseconds, the largest
 /// value of a line is in milliseconds.
 pub struct Hlog {
-    text: String,
+    began_ms: u64,
+    lines: Vec<HlogLine>,
     serializer: V2DeflateSerializer,
+}
+
+struct HlogLine {
+    tag: String,
+    at_s: f64,
+    seconds: f64,
+    max_ms: f64,
+    encoded: String,
 }
 
 impl Hlog {
     /// A log that begins at a civil time in milliseconds.
     pub fn new(began_ms: u64) -> Self {
-        let seconds = began_ms as f64 / 1e3;
-        let mut text = String::new();
-        writeln!(text, "#[Histogram log format version 1.3]").expect("writing to a string");
-        writeln!(text, "#[StartTime: {seconds:.3} (seconds since epoch)]")
-            .expect("writing to a string");
-        writeln!(text, "#[BaseTime: {seconds:.3} (seconds since epoch)]")
-            .expect("writing to a string");
-        text.push_str(
-            "\"StartTimestamp\",\"Interval_Length\",\"Interval_Max\",\
-                       \"Interval_Compressed_Histogram\"\n",
-        );
         Self {
-            text,
+            began_ms,
+            lines: Vec::new(),
             serializer: V2DeflateSerializer::new(),
         }
     }
 
     /// Adds one interval.
-    pub fn add(&mut self, at_s: f64, length_s: f64, recorder: &Recorder) {
+    pub fn add(&mut self, at_s: f64, seconds: f64, recorder: &Recorder) {
         for operation in Operation::ALL {
             let series = recorder.series(operation);
             if series.total_count() == 0 {
                 continue;
             }
             let total = series.total();
-            let name = operation.name();
             for (kind, histogram) in [("intended", &total.intended), ("sent", &total.sent)] {
-                let Some(encoded) = encode(&mut self.serializer, histogram) else {
-                    continue;
-                };
-                let max = histogram.max() as f64 / 1e6;
-                writeln!(
-                    self.text,
-                    "Tag={name}.{kind},{at_s:.3},{length_s:.3},{max:.3},{encoded}"
-                )
-                .expect("writing to a string");
+                if let Some(encoded) = encode(&mut self.serializer, histogram) {
+                    self.lines.push(HlogLine {
+                        tag: format!("{}.{kind}", operation.name()),
+                        at_s,
+                        seconds,
+                        max_ms: histogram.max() as f64 / 1e6,
+                        encoded,
+                    });
+                }
             }
         }
     }
 
+    /// The run ended after so many seconds: nothing was measured beyond.
+    pub fn end(&mut self, seconds: f64) {
+        for line in &mut self.lines {
+            line.seconds = line.seconds.min((seconds - line.at_s).max(0.0));
+        }
+    }
+
     /// The log.
-    pub fn text(&self) -> &str {
-        &self.text
+    pub fn text(&self) -> String {
+        let mut text = String::from("#[Histogram log format version 1.3]\n");
+        for name in ["StartTime", "BaseTime"] {
+            let seconds = self.began_ms as f64 / 1e3;
+            writeln!(text, "#[{name}: {seconds:.3} (seconds since epoch)]")
+                .expect("writing to a string");
+        }
+        text.push_str(
+            "\"StartTimestamp\",\"Interval_Length\",\"Interval_Max\",\
+                       \"Interval_Compressed_Histogram\"\n",
+        );
+        for line in &self.lines {
+            writeln!(
+                text,
+                "Tag={},{:.3},{:.3},{:.3},{}",
+                line.tag, line.at_s, line.seconds, line.max_ms, line.encoded
+            )
+            .expect("writing to a string");
+        }
+        text
     }
 }
 
@@ -86,7 +110,7 @@ pub fn csv(intervals: &[Interval]) -> String {
     for (_, name) in PERCENTILES {
         write!(out, ",{name}_us").expect("writing to a string");
     }
-    out.push('\n');
+    out.push_str(",seconds\n");
     for interval in intervals {
         for (name, percentiles) in &interval.latency_us {
             let done = interval.done.get(name).copied().unwrap_or(0);
@@ -100,7 +124,7 @@ pub fn csv(intervals: &[Interval]) -> String {
                 let value = percentiles.get(percentile).copied().unwrap_or(0.0);
                 write!(out, ",{value:.1}").expect("writing to a string");
             }
-            out.push('\n');
+            writeln!(out, ",{:.3}", interval.seconds).expect("writing to a string");
         }
     }
     out
@@ -112,16 +136,16 @@ pub fn directory(path: &Path, run: &Run) -> Result<(), Failure> {
     let outcome = &run.outcome;
     file(&path.join("run.json"), &json(outcome))?;
     file(&path.join("intervals.csv"), &csv(&outcome.intervals))?;
-    file(&path.join("latency.hlog"), run.hlog.text())?;
+    file(&path.join("latency.hlog"), &run.hlog.text())?;
     file(
         &path.join("report.html"),
         &html::page(std::slice::from_ref(outcome), ""),
     )
 }
 
-/// The result as one JSON document.
-pub fn json(outcome: &Outcome) -> String {
-    let mut text = serde_json::to_string_pretty(outcome).unwrap_or_default();
+/// A result, or several, as one JSON document.
+pub fn json(results: &(impl serde::Serialize + ?Sized)) -> String {
+    let mut text = serde_json::to_string_pretty(results).unwrap_or_default();
     text.push('\n');
     text
 }
@@ -177,15 +201,44 @@ pub fn ready(json: Option<&Path>, directory: Option<&Path>) -> Result<(), Failur
     tried.map(drop).map_err(|error| failed(path, &error))
 }
 
-/// Reads a result: `run.json`, or the directory that holds it.
-pub fn read(path: &Path) -> Result<Outcome, Failure> {
-    let file = if path.is_dir() {
-        path.join("run.json")
-    } else {
-        path.to_owned()
+/// Reads results: the file of one or of several, or the directory that `--out` was.
+fn read(path: &Path) -> Result<Vec<Outcome>, Failure> {
+    let file = match path.is_dir() {
+        false => path.to_owned(),
+        true => ["run.json", "runs.json"]
+            .map(|name| path.join(name))
+            .into_iter()
+            .find(|file| file.exists())
+            .ok_or_else(|| {
+                Failure::new(format!(
+                    "{}: neither run.json nor runs.json is there",
+                    path.display()
+                ))
+            })?,
     };
     let text = std::fs::read_to_string(&file).map_err(|error| failed(&file, &error))?;
-    serde_json::from_str(&text).map_err(|error| failed(&file, &error))
+    let document = serde_json::from_str(&text).map_err(|error| failed(&file, &error))?;
+    let results = match document {
+        Value::Array(results) => results,
+        result => vec![result],
+    };
+    let one = |result: Value| {
+        let schema = result.get("schema").and_then(Value::as_u64);
+        if schema != Some(u64::from(SCHEMA)) {
+            let words = schema.map_or("no result of torc load".into(), |schema| {
+                format!("a result of schema {schema}; this version reads {SCHEMA}")
+            });
+            return Err(Failure::new(format!("{}: {words}", file.display())));
+        }
+        serde_json::from_value(result).map_err(|error| failed(&file, &error))
+    };
+    results.into_iter().map(one).collect()
+}
+
+/// Reads all of these, one after the other.
+pub fn read_all(paths: &[PathBuf]) -> Result<Vec<Outcome>, Failure> {
+    let read: Result<Vec<_>, Failure> = paths.iter().map(|path| read(path)).collect();
+    Ok(read?.into_iter().flatten().collect())
 }
 
 fn failed(path: &Path, error: &dyn std::error::Error) -> Failure {
@@ -206,10 +259,12 @@ mod tests {
         let mut hlog = Hlog::new(1_700_000_000_500);
         hlog.add(0.0, 1.0, &recorder);
         hlog.add(1.0, 1.0, &recorder);
-        let entries: Vec<_> = IntervalLogIterator::new(hlog.text().as_bytes())
+        hlog.end(1.5);
+        let text = hlog.text();
+        let entries: Vec<_> = IntervalLogIterator::new(text.as_bytes())
             .collect::<Result<_, _>>()
             .unwrap();
-        let mut tags = Vec::new();
+        let (mut tags, mut lengths) = (Vec::new(), Vec::new());
         for entry in entries {
             if let LogEntry::Interval(line) = entry {
                 let bytes = base64::engine::general_purpose::STANDARD
@@ -219,8 +274,10 @@ mod tests {
                     Deserializer::new().deserialize(&mut &bytes[..]).unwrap();
                 assert_eq!(histogram.len(), 1);
                 tags.push(line.tag().unwrap().as_str().to_owned());
+                lengths.push(line.duration().as_millis());
             }
         }
+        assert_eq!(lengths, [1000, 1000, 500, 500], "the last one was shorter");
         assert_eq!(
             tags,
             ["read.intended", "read.sent", "read.intended", "read.sent"]
@@ -237,7 +294,7 @@ mod tests {
             2_000_000,
             Some(1_000_000),
         );
-        let text = csv(&[crate::load::outcome::interval(3.0, &recorder)]);
+        let text = csv(&[crate::load::outcome::interval(3.0, 1.0, &recorder)]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3);
         assert!(lines[1].starts_with("3,read,1,1,"), "{text}");

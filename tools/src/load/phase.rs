@@ -11,6 +11,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::SeedableRng;
 use torc_measure::mix::Operation;
 
+use super::interrupt;
 use super::place::{Place, RealTime};
 use super::recorder::Recorder;
 use super::schedule::{Arrivals, Gaps, Rows, Schedule, Sessions};
@@ -20,6 +21,9 @@ use super::world::{Nanos, Sockets};
 
 /// The lowest priority of a thread.
 const NICE_LOWEST: i32 = 19;
+
+/// How long answers may still take after a signal before people are told.
+const TELL_AFTER: Duration = Duration::from_secs(1);
 
 /// When operations are due, before they are shared out to workers.
 #[derive(Clone)]
@@ -118,7 +122,7 @@ pub fn run(phase: &Phase, shared: &Shared, observe: Observe<'_>) -> std::io::Res
     let workers = phase.threads.min(phase.connections).max(1);
     let barrier = Barrier::new(workers);
     let epoch = OnceLock::new();
-    let (total, failed) = std::thread::scope(|scope| {
+    let collected = std::thread::scope(|scope| {
         let (send, receive) = mpsc::channel();
         let mut spares = Vec::new();
         for index in 0..workers {
@@ -159,18 +163,28 @@ pub fn run(phase: &Phase, shared: &Shared, observe: Observe<'_>) -> std::io::Res
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
-    if let Some(error) = failed {
+    if let Some(error) = collected.failed {
         return Err(error);
     }
     let begun = epoch.get().copied().unwrap_or_else(Instant::now);
-    let ran = begun.elapsed().min(phase.length);
+    let end = collected.stopped.unwrap_or_else(Instant::now);
+    let ran = end.saturating_duration_since(begun).min(phase.length);
     Ok(Measured {
         seconds: ran.as_secs_f64(),
-        total,
+        total: collected.total,
     })
 }
 
-/// Collects until every worker has ended: all that was measured, and why a worker could not work.
+struct Collected {
+    /// Everything that was measured.
+    total: Recorder,
+    /// When the run was cut short.
+    stopped: Option<Instant>,
+    /// Why a worker could not work.
+    failed: Option<std::io::Error>,
+}
+
+/// Collects until every worker has ended.
 ///
 /// Merging and encoding an interval takes milliseconds. Where all cores are busy they would be the
 /// workers' or the server's, and requests would leave late by as much; so it happens at the lowest
@@ -180,11 +194,12 @@ fn collect(
     receive: &mpsc::Receiver<Message>,
     spares: &[mpsc::Sender<Recorder>],
     observe: Observe<'_>,
-) -> (Recorder, Option<std::io::Error>) {
+) -> Collected {
     // Where it is refused the scheduling lag tells.
     rustix::process::setpriority_process(None, NICE_LOWEST).ok();
     let mut collector = Collector::new(spares.len());
-    let mut failed = None;
+    let mut failed: Option<std::io::Error> = None;
+    let (mut stopped, mut told) = (None, false);
     loop {
         match receive.recv_timeout(Duration::from_millis(100)) {
             Ok(Message::Interval(index, at, mut recorder)) => {
@@ -200,12 +215,22 @@ fn collect(
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break,
         }
-        if collector.deliver(observe) == Flow::Stop || failed.is_some() {
+        let interrupted = interrupt::came();
+        if collector.deliver(observe) == Flow::Stop || failed.is_some() || interrupted {
             shared.stop.store(true, Ordering::Relaxed);
+            let since = stopped.get_or_insert_with(Instant::now);
+            if interrupted && !told && since.elapsed() > TELL_AFTER {
+                told = true;
+                interrupt::tell();
+            }
         }
     }
     collector.deliver(observe);
-    (collector.into_total(), failed)
+    Collected {
+        total: collector.into_total(),
+        stopped,
+        failed,
+    }
 }
 
 fn work(

@@ -16,10 +16,15 @@ pub fn text(outcome: &Outcome) -> String {
     line(format!("model     {}", setup.model));
     line(format!("workload  {}, seed {}", setup.workload, setup.seed));
     line(format!(
-        "rate      {:.0}/s: {} operations in {:.2} s, {:.1} MiB/s of values",
+        "rate      {:.0}/s: {} operations in {:.2} s{}, {:.1} MiB/s of values",
         outcome.rate_per_s,
         outcome.operations_done,
         outcome.seconds,
+        if outcome.interrupted {
+            " (interrupted)"
+        } else {
+            ""
+        },
         outcome.value_bytes_per_s / f64::from(1 << 20)
     ));
     line(format!("client    {}", outcome.validity.words()));

@@ -12,9 +12,10 @@ use torc_measure::mix::Operation;
 
 use super::agents::{Agents, Order, Work};
 use super::environment;
+use super::interrupt;
 use super::ledger::Ledger;
 use super::options::{Model, Options, Warmup};
-use super::outcome::{self, Interval, Outcome, Setup};
+use super::outcome::{self, Interval, Outcome, Setup, Verification};
 use super::output::{self, Hlog};
 use super::phase::{self, Flow, Measured, Observe, Pace, Phase};
 use super::protocol::{Levels, Protocol, ProtocolName};
@@ -61,20 +62,28 @@ pub struct Run {
     pub recorder: Recorder,
     /// The interval log.
     pub hlog: Hlog,
+    /// Why keys were left out that had to be done.
+    pub gave_up: Option<String>,
 }
 
 impl Run {
-    /// Adds what a check after the run found.
-    pub fn add_verdicts(&mut self, check: &Run) {
-        self.recorder.verdicts.merge(&check.recorder.verdicts);
-        let mine = &mut self.outcome.verification;
-        let theirs = &check.outcome.verification;
-        mine.checked += theirs.checked;
-        mine.wrong += theirs.wrong;
-        mine.lost += theirs.lost;
-        mine.stale += theirs.stale;
-        mine.siblings += theirs.siblings;
-        mine.examples.clone_from(&self.recorder.verdicts.examples);
+    /// Reads every key, if that was asked for, and adds what was found.
+    pub fn check_all(&mut self, bench: &mut Bench) -> Result<(), Failure> {
+        if bench.options.check_all && !self.outcome.interrupted {
+            let check = bench.verify(false)?;
+            self.recorder.verdicts.merge(&check.recorder.verdicts);
+            self.outcome.verification = Verification::of(&self.recorder.verdicts);
+            self.gave_up = check.gave_up;
+        }
+        Ok(())
+    }
+
+    /// Fails when keys were left out that had to be done.
+    pub fn complete(self) -> Result<Self, Failure> {
+        match self.gave_up {
+            Some(words) => Err(Failure::new(words)),
+            None => Ok(self),
+        }
     }
 }
 
@@ -86,6 +95,9 @@ impl Bench {
     pub fn new(options: &Options, part: Part) -> Result<Self, Failure> {
         options.check()?;
         output::ready(options.json.as_deref(), options.out.as_deref())?;
+        if options.agents.is_empty() {
+            environment::allow_connections(options.connections, options.threads)?;
+        }
         let mut servers = None;
         let addresses = if options.address.is_empty() {
             let status = Endpoint::new(&options.endpoint)?.get_json("/admin/status")?;
@@ -105,9 +117,9 @@ impl Bench {
             timeout_ms: options.timeout_ms,
         };
         let protocol = Protocol::named(options.protocol, levels)
-            .map_err(|error| Failure::new(error.to_string()))?;
+            .map_err(|error| Failure::usage(format!("--r, --w: {}", error.0)))?;
         options.check_mix(&protocol)?;
-        let seed = options.seed.unwrap_or_else(|| civil_us() % 1_000_000_007);
+        let seed = options.seed.unwrap_or_else(new_seed);
         let targets = targets_of(options, servers.as_ref(), &addresses);
         let workload = options.workload();
         let shared = Shared {
@@ -168,12 +180,12 @@ impl Bench {
         &self.shared.addresses
     }
 
-    /// Writes every key once.
+    /// Writes every key once; [`Run::gave_up`] when it did not succeed.
     pub fn fill(&mut self) -> Result<Run, Failure> {
         self.each(Operation::Write)
     }
 
-    /// Reads every key once; with `must_exist`, a missing one is a loss.
+    /// Reads every key once, likewise; with `must_exist`, a missing one is a loss.
     pub fn verify(&mut self, must_exist: bool) -> Result<Run, Failure> {
         self.shared.judging.must_exist = must_exist;
         let run = self.each(Operation::Read);
@@ -185,15 +197,19 @@ impl Bench {
         let keys = self.options.keys;
         self.set_each(operation);
         let phase = self.phase(Pace::Closed, self.options.give_up);
-        let run = self.measure(&phase, operation.name())?;
+        let mut run = self.measure(&phase, operation.name())?;
         let done = run.recorder.series(operation).done();
         if done < keys {
-            let first = run.recorder.errors.first();
-            return Err(Failure::new(format!(
-                "gave up after {:.0} s with {done} of {keys} keys done: {}",
-                run.outcome.seconds,
-                first.map_or("no error was reported", String::as_str)
-            )));
+            let left = format!(
+                "after {:.0} s with {done} of {keys} keys done",
+                run.outcome.seconds
+            );
+            let error = run.recorder.errors.first();
+            run.gave_up = Some(match (run.outcome.interrupted, error) {
+                (true, _) => format!("interrupted {left}"),
+                (false, Some(error)) => format!("gave up {left}: {error}"),
+                (false, None) => format!("gave up {left}: no error was reported"),
+            });
         }
         Ok(run)
     }
@@ -283,7 +299,7 @@ impl Bench {
             }
         };
         self.run_phase(&phase, &mut observe)?;
-        Ok(())
+        interrupt::check()
     }
 
     /// Measures the mix, as long and as fast as the options say.
@@ -406,7 +422,7 @@ impl Bench {
         let mut done = 0;
         let mut observe = |at: u64, recorder: &Recorder| {
             let at_s = at as f64 * phase.interval.as_secs_f64();
-            let interval = outcome::interval(at_s, recorder);
+            let interval = outcome::interval(at_s, phase.interval.as_secs_f64(), recorder);
             view.show(&interval, recorder);
             intervals.push(interval);
             hlog.add(at_s, phase.interval.as_secs_f64(), recorder);
@@ -419,16 +435,18 @@ impl Bench {
         };
         let measured = self.run_phase(phase, &mut observe)?;
         let environment = environment::record(&self.shared.addresses, self.servers.as_ref());
+        let (seconds, recorder) = (measured.seconds, measured.total);
+        hlog.end(seconds);
+        for interval in &mut intervals {
+            interval.end(seconds);
+        }
+        let mut outcome = Outcome::new(setup, seconds, &recorder, intervals, environment);
+        outcome.interrupted = interrupt::came();
         Ok(Run {
-            outcome: Outcome::new(
-                setup,
-                measured.seconds,
-                &measured.total,
-                intervals,
-                environment,
-            ),
-            recorder: measured.total,
+            outcome,
+            recorder,
             hlog,
+            gave_up: None,
         })
     }
 
@@ -494,12 +512,12 @@ impl Bench {
                 (true, _, Model::Sessions) => format!(
                     "sessions of {} operations, {}/s in all, {}, {connections} outstanding",
                     options.session_operations,
-                    options.offered().unwrap_or(0.0),
+                    per_second(options.offered().unwrap_or(0.0)),
                     arrivals(options)
                 ),
                 _ => format!(
                     "open loop at {}/s, {}, {connections} outstanding",
-                    options.offered().unwrap_or(0.0),
+                    per_second(options.offered().unwrap_or(0.0)),
                     arrivals(options)
                 ),
             },
@@ -515,6 +533,12 @@ impl Bench {
     }
 }
 
+/// A rate for people.
+fn per_second(rate: f64) -> String {
+    let digits = if rate < 100.0 { 2 } else { 0 };
+    format!("{rate:.digits$}")
+}
+
 fn arrivals(options: &Options) -> String {
     use super::schedule::Gaps;
     match options.arrivals {
@@ -522,6 +546,11 @@ fn arrivals(options: &Options) -> String {
         Gaps::Uniform => "uniform".into(),
         Gaps::Burst(count) => format!("bursts of {count}"),
     }
+}
+
+/// A seed that nobody chose, short enough to be typed.
+pub fn new_seed() -> u64 {
+    civil_us() % 1_000_000_007
 }
 
 /// Civil time in microseconds.

@@ -15,7 +15,7 @@ use super::run::{Bench, Run};
 use crate::failure::Failure;
 
 /// Runs that may be repeated because the client did not keep up, for each that counts.
-pub const RETRIES: usize = 2;
+pub const RETRIES: u32 = 2;
 /// Probes of a search at most.
 const PROBES_MAX: usize = 60;
 

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use super::interrupt;
 use super::limits::Reading;
 use crate::endpoint::{Endpoint, Request};
 
@@ -34,7 +35,7 @@ pub fn settle(watched: &Watched) -> String {
     if before.is_none() {
         return "not waited for the servers to settle: nothing of them can be seen".into();
     }
-    while begun.elapsed() < WAIT_MAX {
+    while begun.elapsed() < WAIT_MAX && !interrupt::came() {
         std::thread::sleep(LOOK_EVERY);
         let now = look(watched);
         calm = if rests(&before, &now) { calm + 1 } else { 0 };
@@ -45,7 +46,7 @@ pub fn settle(watched: &Watched) -> String {
     }
     format!(
         "not settled after {:.0} s: measured all the same",
-        WAIT_MAX.as_secs_f64()
+        begun.elapsed().as_secs_f64()
     )
 }
 

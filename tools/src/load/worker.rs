@@ -96,7 +96,7 @@ pub struct Settings {
     pub connections: usize,
     /// Requests that a connection has outstanding at most.
     pub pipeline: usize,
-    /// No operation starts after this.
+    /// No operation starts after this; a run that is cut short ends when it is.
     pub end: Nanos,
     /// Length of an interval.
     pub interval: Nanos,
@@ -241,6 +241,9 @@ impl<'a, W: World> Worker<'a, W> {
         self.delayed = self.world.delayed();
         let mut now = self.interval_began;
         loop {
+            if self.shared.stop.load(Ordering::Relaxed) {
+                self.settings.end = self.settings.end.min(now);
+            }
             if now >= self.next_check {
                 self.next_check = now + CHECK_EVERY_NS;
                 self.reconnect(now);
@@ -291,7 +294,7 @@ impl<'a, W: World> Worker<'a, W> {
     }
 
     fn over(&self, now: Nanos) -> bool {
-        now >= self.settings.end || self.shared.stop.load(Ordering::Relaxed)
+        now >= self.settings.end
     }
 
     fn finished(&self, now: Nanos) -> bool {
@@ -339,7 +342,7 @@ impl<'a, W: World> Worker<'a, W> {
         self.waited = 0;
         self.interval_began = now;
         // Answers after the end belong to the last interval.
-        let last = (self.settings.end - 1) / self.settings.interval;
+        let last = self.settings.end.saturating_sub(1) / self.settings.interval;
         self.interval_number = (now / self.settings.interval).min(last);
     }
 
@@ -603,6 +606,9 @@ impl<'a, W: World> Worker<'a, W> {
             }
         }
         match closed {
+            Some(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                self.drop_connection(number, Status::InDoubt, "the server closed the connection");
+            }
             Some(error) => self.drop_connection(number, Status::InDoubt, &error.to_string()),
             None => {
                 self.offer(number, now);
@@ -630,9 +636,7 @@ impl<'a, W: World> Worker<'a, W> {
 
     /// After the end, what is not answered within the deadline is given up.
     fn give_up(&mut self, now: Nanos) {
-        let stopped = self.shared.stop.load(Ordering::Relaxed);
-        let since = if stopped { now } else { self.settings.end };
-        if now.saturating_sub(since) > self.shared.timeout_ns {
+        if now.saturating_sub(self.settings.end) > self.shared.timeout_ns {
             for number in 0..self.slots.len() {
                 self.drop_connection(number, Status::Unfinished, "the run ended");
             }
@@ -641,9 +645,7 @@ impl<'a, W: World> Worker<'a, W> {
 
     /// What was due before the end and never sent counts with the time that it has waited.
     fn count_unsent(&mut self) {
-        if matches!(self.settings.schedule, Schedule::Closed)
-            || self.shared.stop.load(Ordering::Relaxed)
-        {
+        if matches!(self.settings.schedule, Schedule::Closed) {
             return;
         }
         let end = self.settings.end;

@@ -657,7 +657,7 @@ fn a_rate_that_is_no_number_is_refused_in_every_mode() {
     ] {
         let output = run(&[&["load"], mode].concat());
         let words = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(1), "{mode:?}: {words}");
+        assert_eq!(output.status.code(), Some(2), "{mode:?}: {words}");
         assert!(
             words.contains("above zero and at most 100000000"),
             "{words}"

@@ -1,6 +1,6 @@
 //! `torc load` when something goes wrong around it: disks, traces, servers.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 
 use crate::cluster::{TORC, run, scratch, text};
@@ -106,4 +106,247 @@ fn a_server_that_is_killed_in_the_middle_makes_the_run_invalid_and_the_report_sa
     let unsent = result["unsent"].as_u64().unwrap();
     assert!(unsent > 0 && done + unsent > 7_000, "{done} + {unsent}");
     assert!(report.contains(">="), "{report}");
+}
+
+/// Sends a signal to a load as soon as its view shows this; returns its end and all that it said.
+fn signalled(load: &[&str], shows: &str, signal: &str) -> (Option<i32>, String, String) {
+    let mut child = Command::new(TORC)
+        .args(load)
+        .args(["--live", "on"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut view = BufReader::new(child.stderr.take().unwrap());
+    let mut words = String::new();
+    while !words.contains(shows) {
+        assert!(view.read_line(&mut words).unwrap() > 0, "{words}");
+    }
+    // Twice at once, as `timeout` does: to the program, and to its group.
+    let pid = child.id().to_string();
+    let sent = Command::new("sh")
+        .args(["-c", &format!("kill {signal} {pid}; kill {signal} {pid}")])
+        .status();
+    assert!(sent.unwrap().success());
+    view.read_to_string(&mut words).unwrap();
+    let output = child.wait_with_output().unwrap();
+    (output.status.code(), text(&output.stdout), words)
+}
+
+#[test]
+fn a_run_that_is_interrupted_reports_what_it_has_measured() {
+    let server = Listening::null_server();
+    for (signal, status) in [("-INT", 130), ("-TERM", 143)] {
+        let dir = scratch();
+        let out = dir.path().to_str().unwrap();
+        let more = ["--duration", "60s", "--rate", "1000", "--out", out];
+        let load = run_on_null_server(&server.address, &more);
+        let (code, report, words) = signalled(&load, "of at most 60 s", signal);
+        assert_eq!(code, Some(status), "{report}{words}");
+        assert!(
+            report.contains("(interrupted)") && report.contains("latency, ms"),
+            "{report}{words}"
+        );
+        let result = json(&dir.path().join("run.json"));
+        assert_eq!(result["interrupted"], true);
+        let (seconds, rate) = (&result["seconds"], &result["rate_per_s"]);
+        assert!(seconds.as_f64().unwrap() < 30.0, "{seconds}");
+        assert!(rate.as_f64().unwrap() > 500.0, "of 1000/s: {rate}");
+        for file in ["intervals.csv", "latency.hlog", "report.html"] {
+            assert!(dir.path().join(file).exists(), "{file}");
+        }
+    }
+}
+
+#[test]
+fn what_was_swept_before_an_interrupt_is_written() {
+    let server = Listening::null_server();
+    let dir = scratch();
+    let out = dir.path().to_str().unwrap();
+    let mut load = vec!["load", "sweep", "--from", "100", "--to", "300"];
+    load.extend(on_null_server(&server.address));
+    load.extend(["--duration", "2s", "--out", out]);
+    let (code, lines, words) = signalled(&load, "open loop at 117/s", "-INT");
+    assert_eq!(code, Some(130), "{lines}{words}");
+    let runs = json(&dir.path().join("runs.json"));
+    let runs = runs.as_array().unwrap();
+    assert_eq!((runs.len(), lines.lines().count()), (2, 2), "{lines}");
+    assert_eq!(runs[0]["interrupted"], false);
+    assert_eq!(runs[1]["interrupted"], true);
+}
+
+#[test]
+fn a_check_that_is_given_up_does_not_take_the_report_with_it() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    // Writes are done and reads refused, one short request at a time.
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            std::thread::spawn(move || {
+                let mut bytes = [0; 4096];
+                while let Ok(count @ 1..) = stream.read(&mut bytes) {
+                    let write = bytes[..count].windows(3).any(|word| word == b"SET");
+                    let answer: &[u8] = if write { b"+OK\r\n" } else { b"-ERR no\r\n" };
+                    stream.write_all(answer).unwrap();
+                }
+            });
+        }
+    });
+    let more = ["--duration", "500ms", "--rate", "100", "--connections", "2"];
+    let mut load = run_on_null_server(&address, &more);
+    load.extend(["--keys", "10", "--reads", "0", "--check-all"]);
+    load.extend(["--give-up", "500ms", "--value-bytes", "16"]);
+    let output = run(&load);
+    let (report, words) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(1), "{report}{words}");
+    assert!(
+        words.contains("with 0 of 10 keys done") && words.contains("ERR no"),
+        "{words}"
+    );
+    assert!(report.contains("write     done"), "{report}");
+}
+
+#[test]
+fn a_server_that_never_answers_or_hangs_up_is_told_as_that() {
+    for (hangs_up, why) in [
+        (false, "none was answered"),
+        (true, "the server closed the connection"),
+    ] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                std::thread::spawn(move || {
+                    let mut bytes = [0; 4096];
+                    while let Ok(1..) = stream.read(&mut bytes) {
+                        if hangs_up {
+                            break;
+                        }
+                    }
+                });
+            }
+        });
+        let more = [
+            "--duration",
+            "300ms",
+            "--timeout-ms",
+            "100",
+            "--reads",
+            "100",
+        ];
+        let output = run(&run_on_null_server(&address, &more));
+        let (report, words) = (text(&output.stdout), text(&output.stderr));
+        assert_eq!(output.status.code(), Some(1), "{report}{words}");
+        assert!(words.contains(why), "{words}");
+        assert!(report.contains("INVALID"), "{report}");
+    }
+}
+
+#[test]
+fn more_connections_than_open_files_are_refused_with_the_remedy() {
+    let server = Listening::null_server();
+    let with_limit = |limit: &str, connections: &str| {
+        let more = ["--duration", "200ms", "--connections", connections];
+        Command::new("sh")
+            .args(["-c", &format!("ulimit {limit}; exec \"$@\""), "sh", TORC])
+            .args(run_on_null_server(&server.address, &more))
+            .output()
+            .unwrap()
+    };
+    let output = with_limit("-n 200", "500");
+    let words = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{words}");
+    assert!(
+        words.contains("may have 200 open files") && words.contains("ulimit"),
+        "{words}"
+    );
+    assert_eq!(text(&output.stdout), "", "nothing was measured");
+    let output = with_limit("-Sn 200", "300");
+    let (report, words) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{words}");
+    assert!(!report.contains("Too many open files"), "{report}");
+}
+
+#[test]
+fn options_that_a_mode_would_ignore_are_refused() {
+    let dir = scratch();
+    let trace = dir.path().join("trace");
+    std::fs::write(&trace, "0,a,1,16,1,set,0\n").unwrap();
+    let trace = trace.to_str().unwrap();
+    for (load, option) in [
+        (["sweep", "--rate", "5"].as_slice(), "--rate"),
+        (&["knee", "--model", "closed"], "--model"),
+        (&["fill", "--rate", "5"], "--rate"),
+        (&["replay", trace, "--mix", "read=1"], "--mix"),
+        (&["replay", trace, "--agents", "127.0.0.1:1"], "--agents"),
+        (&["selftest", "--protocol", "http"], "--protocol"),
+        (&["run", "--churn", "0.5"], "--churn"),
+        (&["run", "--churn", "1.5"], "--churn"),
+        (&["run", "--think", "1s"], "--think"),
+        (
+            &["run", "--protocol", "resp", "--keyspace", "k"],
+            "--keyspace",
+        ),
+        (&["run", "--protocol", "etcd", "--ttl", "9"], "--ttl"),
+        (&["run", "--duration", "0s"], "--duration"),
+        (&["compare", "--run", "a=", "--run", "a="], "--run"),
+        (&["compare", "--run", "a/b=", "--run", "c="], "--run"),
+        (&["compare", "--run", "a=--out x", "--run", "c="], "--run a"),
+        (&["compare", "--run", "a=--frob", "--run", "c="], "--run a"),
+    ] {
+        let output = run(&[&["load"], load].concat());
+        let words = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{load:?}: {words}");
+        assert!(words.contains(option), "{load:?}: {words}");
+    }
+}
+
+#[test]
+fn results_of_several_rates_are_written_as_json_and_reported_again() {
+    let server = Listening::null_server();
+    let dir = scratch();
+    let place = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (json_file, page) = (place("sweep.json"), place("page.html"));
+    let mut load = vec!["load", "sweep", "--from", "100", "--to", "200"];
+    load.extend(on_null_server(&server.address));
+    load.extend(["--steps", "2", "--duration", "200ms"]);
+    load.extend(["--json", &json_file, "--check-all"]);
+    let output = run(&load);
+    let words = text(&output.stderr);
+    assert!(output.status.success(), "{words}");
+    assert!(words.contains("checked"), "{words}");
+    assert_eq!(json(json_file.as_ref()).as_array().unwrap().len(), 2);
+    let output = run(&["load", "report", &json_file, "-o", &page]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    std::fs::write(place("run.json"), r#"{"schema": 1}"#).unwrap();
+    let directory = dir.path().to_str().unwrap();
+    let output = run(&["load", "report", directory, "-o", &page]);
+    let words = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{words}");
+    assert!(
+        words.contains("schema 1") && words.contains("reads 2"),
+        "{words}"
+    );
+}
+
+#[test]
+fn the_seed_of_a_replay_repeats_the_moments_of_its_requests() {
+    let server = Listening::null_server();
+    let dir = scratch();
+    let trace = dir.path().join("trace");
+    std::fs::write(&trace, "0,a,1,16,1,get,0\n".repeat(50)).unwrap();
+    let seeds = [(); 2].map(|()| {
+        let out = dir.path().join("out");
+        let mut load = vec!["load", "replay", trace.to_str().unwrap()];
+        load.extend(["--address", &server.address, "--protocol", "resp"]);
+        load.extend(["--speed", "20", "--out", out.to_str().unwrap()]);
+        assert!(run(&load).status.success());
+        let result = json(&out.join("run.json"));
+        (result["seed"].clone(), result["offered_per_s"].clone())
+    });
+    assert_ne!(seeds[0].0, seeds[1].0);
+    // The moment of the last request says how long the trace is.
+    assert_ne!(seeds[0].1, seeds[1].1, "{seeds:?}");
 }
