@@ -18,6 +18,8 @@ use crate::failure::Failure;
 pub const RETRIES: u32 = 2;
 /// Probes of a search at most.
 const PROBES_MAX: usize = 60;
+/// Rates in a row that a client cannot keep up with until it is believed that no lower one helps.
+const CLIENT_FAILURES_MAX: usize = 6;
 
 /// Conditions that all must hold.
 #[derive(Clone, Debug, PartialEq)]
@@ -173,7 +175,15 @@ pub fn knee<E>(
     // A bracket by factors: up while it holds, down while it does not.
     let (mut low, mut high) = (0.0, f64::INFINITY);
     let mut rate = options.start;
-    while probes.len() < PROBES_MAX && !(low > 0.0 && high.is_finite()) && rate >= 1.0 {
+    let hopeless = |probes: &[Probe]| {
+        let of_client = probes.iter().filter(|probe| probe.invalid.is_some());
+        probes.len() == CLIENT_FAILURES_MAX && of_client.count() == CLIENT_FAILURES_MAX
+    };
+    while probes.len() < PROBES_MAX
+        && !(low > 0.0 && high.is_finite())
+        && rate >= 1.0
+        && !hopeless(&probes)
+    {
         if holds(rate, &mut probes)? {
             low = rate;
             rate *= 2.0;
@@ -211,12 +221,13 @@ pub fn knee<E>(
     let limit = failed.map_or_else(
         || "no rate that was tried failed".into(),
         |probe| {
-            let why = probe.broken.as_ref().or(probe.invalid.as_ref());
+            // What the client did not keep up with tells nothing of the servers.
+            let why = probe.invalid.as_ref().or(probe.broken.as_ref());
             let why = why.map_or("", String::as_str);
             format!("{why} at {:.0}/s; busy: {}", probe.rate, probe.limit)
         },
     );
-    let by_client = failed.is_some_and(|probe| probe.broken.is_none());
+    let by_client = failed.is_some_and(|probe| probe.invalid.is_some());
     let least = found.iter().copied().fold(f64::INFINITY, f64::min);
     let most = found.iter().copied().fold(0.0, f64::max);
     let searches = i32::try_from(found.len()).unwrap_or(i32::MAX);
@@ -240,7 +251,10 @@ impl Knee {
     /// The finding for people.
     pub fn words(&self) -> String {
         if self.rate <= 0.0 {
-            return "none: no rate held".into();
+            return match self.probes.iter().all(|probe| probe.invalid.is_some()) {
+                true => "none: this client did not keep up at any rate".into(),
+                false => "none: no rate held".into(),
+            };
         }
         let least = if self.by_client { "at least " } else { "" };
         let interval = if self.confidence > 0.0 {
@@ -304,9 +318,11 @@ pub fn line(outcome: &Outcome, probe: &Probe) -> String {
         (Some(_), None) => "FAIL",
         (None, None) => "ok",
     };
+    let why = probe.broken.iter().filter(|_| probe.invalid.is_none());
+    let why: String = why.map(|why| format!("{why}; busy: ")).collect();
     format!(
         "{:>10.0}/s {:>10.0}/s done  p50 {:>9.3}  p99 {:>9.3}  p99.9 {:>9.3} ms  unsent {:>7}  \
-         {verdict:<14}  {}\n",
+         {verdict:<14}  {why}{}\n",
         probe.rate,
         outcome.rate_per_s,
         worst("p50"),
@@ -409,6 +425,28 @@ mod tests {
         let words = found.words();
         assert!(words.starts_with("at least "), "{words}");
         assert!(words.ends_with("this client, not the servers, was at its limit"));
+    }
+
+    #[test]
+    fn a_client_that_keeps_up_at_no_rate_is_not_asked_down_to_the_lowest() {
+        let options = KneeOptions {
+            start: 1000.0,
+            precision: 0.05,
+            repeats: 3,
+        };
+        let found = knee(options, |rate| {
+            Ok::<_, ()>(Probe {
+                rate,
+                broken: Some("read p99 is 9 ms".into()),
+                invalid: Some("INVALID: requests left late".into()),
+                limit: "cpu0 100 %".into(),
+            })
+        })
+        .unwrap();
+        assert_eq!(found.probes.len(), CLIENT_FAILURES_MAX);
+        assert!(found.by_client && found.limit.contains("left late"));
+        let words = found.words();
+        assert!(words.contains("client did not keep up"), "{words}");
     }
 
     #[test]
