@@ -51,7 +51,8 @@ pub struct View {
     head: String,
     length_s: f64,
     intervals: VecDeque<Interval>,
-    lines_drawn: usize,
+    /// Columns of each line that stands there.
+    drawn: Vec<usize>,
     failed: u64,
     wrong: u64,
     lost: u64,
@@ -64,14 +65,14 @@ impl View {
         let on = match live {
             Live::On => true,
             Live::Off => false,
-            Live::Auto => std::io::stderr().is_terminal(),
+            Live::Auto => std::io::stderr().is_terminal() && !is_dumb(),
         };
         Self {
             on,
             head: format!("{}\n{}\n{}", setup.target, setup.model, setup.workload),
             length_s: length.as_secs_f64(),
             intervals: VecDeque::new(),
-            lines_drawn: 0,
+            drawn: Vec::new(),
             failed: 0,
             wrong: 0,
             lost: 0,
@@ -90,18 +91,30 @@ impl View {
             self.intervals.pop_front();
         }
         self.intervals.push_back(interval.clone());
-        let picture = self.picture(Room::now());
+        let room = Room::now();
+        let picture = self.picture(room);
         let mut out = String::new();
-        if self.lines_drawn > 0 {
-            write!(out, "\x1b[{}A", self.lines_drawn).expect("writing to a string");
+        let above = self.rows_drawn(room);
+        if above > 0 {
+            write!(out, "\x1b[{above}A").expect("writing to a string");
         }
         for line in picture.lines() {
             writeln!(out, "{line}\x1b[K").expect("writing to a string");
         }
         out.push_str("\x1b[J");
-        self.lines_drawn = picture.lines().count();
+        self.drawn = picture.lines().map(|line| line.chars().count()).collect();
         // A view that cannot be shown is no reason to stop measuring.
         std::io::stderr().write_all(out.as_bytes()).ok();
+    }
+
+    /// Rows of the terminal that the last picture takes by now: one that has become narrower has
+    /// wrapped its lines.
+    fn rows_drawn(&self, room: Room) -> usize {
+        let rows = self
+            .drawn
+            .iter()
+            .map(|columns| columns.div_ceil(room.columns.max(1)).max(1));
+        rows.sum::<usize>().min(room.rows)
     }
 
     fn picture(&self, room: Room) -> String {
@@ -121,15 +134,15 @@ impl View {
         let mut out = self.head.clone();
         write!(
             out,
-            "\n{:.0} of at most {:.0} s   client busy {:.0} %, lag p99.9 {:.0} us   failed {}   \
-             wrong {}   lost {}\n\n{:<10}{:>12}{:>10}{:>10}{:>10}{:>10}{:>10}\n",
-            last.at_s + 1.0,
+            "\n{:.0} of at most {:.0} s   failed {}   wrong {}   lost {}   client busy {:.0} %, lag \
+             p99.9 {:.0} us\n\n{:<10}{:>12}{:>10}{:>10}{:>10}{:>10}{:>10}\n",
+            (last.at_s + last.seconds).min(self.length_s),
             self.length_s,
-            last.client_busy * 100.0,
-            last.lag_us_p999,
             self.failed,
             self.wrong,
             self.lost,
+            last.client_busy * 100.0,
+            last.lag_us_p999,
             "us",
             "rate/s",
             "p50",
@@ -206,6 +219,11 @@ impl View {
     }
 }
 
+/// Whether the terminal can do no more than print lines, so that nothing can be drawn over itself.
+fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_some_and(|name| name == "dumb")
+}
+
 /// A latency in microseconds for people.
 fn label(micros: f64) -> String {
     if micros >= 1e6 {
@@ -243,6 +261,7 @@ mod tests {
         for at in intervals {
             let mut interval = Interval {
                 at_s: f64::from(at),
+                seconds: 1.0,
                 ..Interval::default()
             };
             interval.done.insert("read".into(), 100);
@@ -292,6 +311,21 @@ mod tests {
                 .any(|line| line.ends_with('█') && line.chars().count() == 40),
             "{picture}"
         );
+    }
+
+    #[test]
+    fn lines_that_a_narrower_terminal_has_wrapped_are_drawn_over_too() {
+        let mut view = view_of(0..1);
+        assert_eq!(view.rows_drawn(ORDINARY), 0, "nothing stands there");
+        view.drawn = vec![90, 0, 50];
+        assert_eq!(view.rows_drawn(ORDINARY), 3);
+        let narrow = Room {
+            columns: 45,
+            ..ORDINARY
+        };
+        assert_eq!(view.rows_drawn(narrow), 5);
+        let low = Room { rows: 4, ..narrow };
+        assert_eq!(view.rows_drawn(low), 4, "what is above cannot be reached");
     }
 
     #[test]
