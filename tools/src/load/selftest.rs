@@ -116,9 +116,12 @@ pub fn text(found: &Selftest) -> String {
             .filter_map(|operation| outcome.latency_us(operation, name))
             .fold(0.0, f64::max)
     };
-    let alone = |name: &str| {
-        let pause = found.half.client.pauses_us.get(name);
-        pause.map_or("an unknown time".into(), |pause| format!("{pause:.1} us"))
+    let pauses = &found.half.client.pauses_us;
+    let alone = match (pauses.get("p99"), pauses.get("p99.9"), pauses.get("max")) {
+        (Some(p99), Some(p999), Some(max)) => {
+            format!("alone adds p99 {p99:.1} us, p99.9 {p999:.1} us, max {max:.1} us of it")
+        }
+        _ => "what it adds alone is unknown, since no thread polled".into(),
     };
     let busy = |outcome: &Outcome| 100.0 * outcome.client.busiest();
     format!(
@@ -126,8 +129,7 @@ pub fn text(found: &Selftest) -> String {
          ceiling    {:.0}/s closed loop, busiest thread {:.0} %, service time p50 {:.1} us\n\
          half       {:.0}/s open loop, busiest thread {:.0} %, latency p50 {:.1} us, p99 {:.1} us\n\
          lag        p50 {:.1} us, p99 {:.1} us, p99.9 {:.1} us, max {:.1} us at that rate\n\
-         machine    alone adds p99 {}, p99.9 {}, max {} of it; the client was without a CPU for \
-         {}\n\
+         machine    {alone}; the client was without a CPU for {}\n\
          so         rates up to {:.0}/s can be measured with these connections and threads, and \
          latencies above {:.0} us told to a tenth\n",
         found.clock_ns,
@@ -143,9 +145,6 @@ pub fn text(found: &Selftest) -> String {
         lag("p99"),
         lag("p99.9"),
         lag("max"),
-        alone("p99"),
-        alone("p99.9"),
-        alone("max"),
         found.half.client.without_a_cpu(),
         found.half.rate_per_s,
         10.0 * lag("p99.9"),
