@@ -24,8 +24,9 @@ impl Page {
     #[must_use]
     pub fn with(self, place: &str, results: &impl Serialize) -> Self {
         let json = serde_json::to_string(results).unwrap_or_default();
-        // Inside a script element `</` would end it.
-        let inside = json.replace("</", "<\\/");
+        // Inside a script element `</` would end it, and after `<!--<script` its end would not. In JSON a
+        // `<` stands only in strings, where it may be written so.
+        let inside = json.replace('<', "\\u003c");
         Self(self.0.replacen(place, &inside, 1))
     }
 
@@ -45,9 +46,10 @@ mod tests {
     #[test]
     fn a_page_needs_nothing_else_and_no_result_can_break_out_of_it() {
         let page = Page::new(TEMPLATE)
-            .with("/*SAID*/\"\"", &"</script><b>")
+            .with("/*SAID*/\"\"", &"</script><b><!--<script>")
             .html();
-        assert!(page.contains("const said = \"<\\/script><b>\";"));
+        let said = r#"const said = "\u003c/script>\u003cb>\u003c!--\u003cscript>";"#;
+        assert!(page.contains(said), "{page}");
         assert!(!page.contains("http://") && !page.contains("src="));
         assert!(!page.contains("/*S"));
         assert_eq!(page.matches("</script>").count(), 1);
