@@ -18,6 +18,9 @@ const LATENCY_NS_MAX: u64 = 3_600_000_000_000;
 /// How many findings are kept in words.
 const EXAMPLES_MAX: usize = 10;
 
+/// Letters of an error that are kept; a server may send thousands.
+const ERROR_LETTERS_MAX: usize = 300;
+
 /// How an operation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Status {
@@ -218,6 +221,13 @@ impl Verdicts {
     }
 }
 
+/// Words that may be a server's, as a line that no terminal takes for an order.
+fn printable(words: &str) -> String {
+    let letters = words.chars().take(ERROR_LETTERS_MAX);
+    let shown = letters.map(|letter| if letter.is_control() { ' ' } else { letter });
+    shown.collect()
+}
+
 fn take_some(mine: &mut Vec<String>, theirs: &[String]) {
     let room = EXAMPLES_MAX - mine.len().min(EXAMPLES_MAX);
     mine.extend(theirs.iter().take(room).cloned());
@@ -346,7 +356,7 @@ impl Recorder {
 
     /// Keeps an error in words while there is room, and counts its kind.
     pub fn error(&mut self, words: impl FnOnce() -> String) {
-        let words = words();
+        let words = printable(&words());
         let kind: String = words
             .chars()
             .filter(|letter| !letter.is_ascii_digit())
@@ -466,5 +476,13 @@ mod tests {
         }
         assert_eq!(recorder.errors.len(), EXAMPLES_MAX);
         assert_eq!(recorder.error_kinds["no answer to request "], 50);
+    }
+
+    #[test]
+    fn a_servers_words_stay_one_short_line_without_orders_to_the_terminal() {
+        let mut recorder = Recorder::default();
+        recorder.error(|| format!("ERR \u{1b}[2J\nall well{}", "!".repeat(9999)));
+        assert!(recorder.errors[0].starts_with("ERR  [2J all well!"));
+        assert_eq!(recorder.errors[0].len(), ERROR_LETTERS_MAX);
     }
 }
