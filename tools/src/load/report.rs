@@ -132,7 +132,13 @@ fn row(name: &str, operation: &OperationOutcome, intended: bool) -> String {
         (&operation.latency_us_from_sent, bounds, all - unsent)
     };
     let mut row = format!("{name:<24}{count:>10}");
-    for (_, name) in PERCENTILES {
+    for (percentile, name) in PERCENTILES {
+        // With no sample beyond it a percentile is the maximum, which has its own column.
+        let beyond = count as f64 * (1.0 - percentile / 100.0);
+        if name != "max" && beyond < 1.0 {
+            write!(row, "{:>11}", "-").expect("writing to a string");
+            continue;
+        }
         let value = percentiles.get(name).copied().unwrap_or(0.0);
         let bound = if bounds.iter().any(|one| one == name) {
             ">="
@@ -173,6 +179,13 @@ mod tests {
         assert!(words.contains("2 acknowledged writes lost"), "{words}");
         assert!(words.contains("100 operations in 10.00 s"), "{words}");
         assert!(words.contains(">=5"), "{words}");
+        let intended = words.lines().find(|line| line.contains("intended"));
+        let figures: Vec<&str> = intended.unwrap().split_whitespace().collect();
+        assert_eq!(
+            figures[7..9],
+            ["-", "-"],
+            "no sample of 101 lies beyond p99.9"
+        );
         assert!(words.contains("INVALID"), "{words}");
     }
 
