@@ -188,7 +188,7 @@ fn prepare(bench: &mut Bench) -> Result<(), Failure> {
 
 /// Prints a run, writes the files asked for, and fails when verification did.
 fn report(options: &Options, run: &Run) -> Result<(), Failure> {
-    let said = output::say(&report::text(&run.outcome));
+    let said = output::show(options.json.as_deref(), &report::text(&run.outcome));
     let json = options.json.as_ref().map_or(Ok(()), |path| {
         output::file(path, &output::json(&run.outcome))
     });

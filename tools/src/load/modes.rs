@@ -227,7 +227,8 @@ fn probe(
     let (probe, run) = search::probe(bench, rate, slo)?;
     let mut outcome = run.outcome;
     outcome.setup.name = format!("{rate:.0}/s");
-    let said = output::say(&search::line(&outcome, &probe));
+    let json = bench.options().json.as_deref();
+    let said = output::show(json, &search::line(&outcome, &probe));
     outcomes.push(outcome);
     said.and_then(|()| interrupt::check()).map(|()| probe)
 }
@@ -264,11 +265,8 @@ pub fn knee(args: &Knee) -> Result<(), Failure> {
         probe(&mut bench, rate, &args.slo, &mut outcomes)
     });
     let found = found.and_then(|found| {
-        output::say(&format!(
-            "\nknee      {}\nbeyond it {}\n",
-            found.words(),
-            found.limit
-        ))?;
+        let words = format!("\nknee      {}\nbeyond it {}\n", found.words(), found.limit);
+        output::show(args.options.json.as_deref(), &words)?;
         match args.options.require_valid && found.by_client {
             true => Err(Failure::invalid(found.words())),
             false => Ok(()),
@@ -465,7 +463,7 @@ pub fn selftest(args: &Selftest) -> Result<(), Failure> {
     ];
     refuse(what, &target)?;
     let found = testing::run(options)?;
-    output::say(&testing::text(&found))?;
+    output::show(options.json.as_deref(), &testing::text(&found))?;
     write_all(&args.options, &[found.closed, found.half])
 }
 

@@ -205,7 +205,7 @@ pub struct Options {
     /// What the run is called in reports [default: protocol and addresses]
     #[arg(long, help_heading = "Output")]
     pub name: Option<String>,
-    /// Write the result as JSON to this file; `-` for standard output
+    /// Write the result as JSON to this file; `-` for standard output, where nothing else goes then
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub json: Option<PathBuf>,
     /// Write run.json, intervals.csv, latency.hlog and report.html to this directory

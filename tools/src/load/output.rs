@@ -152,7 +152,7 @@ pub fn json(results: &(impl serde::Serialize + ?Sized)) -> String {
 
 /// Writes a file; `-` is standard output.
 pub fn file(path: &Path, text: &str) -> Result<(), Failure> {
-    if path.as_os_str() == "-" {
+    if is_stdout(Some(path)) {
         return say(text);
     }
     std::fs::write(path, text).map_err(|error| failed(path, &error))
@@ -170,6 +170,19 @@ pub fn say(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// Writes results for people: to standard output, unless programs read `json` there.
+pub fn show(json: Option<&Path>, text: &str) -> Result<(), Failure> {
+    if is_stdout(json) {
+        note(text.trim_end());
+        return Ok(());
+    }
+    say(text)
+}
+
+fn is_stdout(path: Option<&Path>) -> bool {
+    path.is_some_and(|path| path.as_os_str() == "-")
+}
+
 /// Tells on standard error how far it is. A measurement does not end because nobody hears it.
 pub fn note(words: &str) {
     writeln!(std::io::stderr(), "{words}").ok();
@@ -182,7 +195,7 @@ pub fn ready(json: Option<&Path>, directory: Option<&Path>) -> Result<(), Failur
             .and_then(|()| tempfile::tempfile_in(path))
             .map_err(|error| failed(path, &error))?;
     }
-    let Some(path) = json.filter(|path| path.as_os_str() != "-") else {
+    let Some(path) = json.filter(|path| !is_stdout(Some(path))) else {
         return Ok(());
     };
     let tried = if path.is_dir() {

@@ -350,3 +350,21 @@ fn the_seed_of_a_replay_repeats_the_moments_of_its_requests() {
     // The moment of the last request says how long the trace is.
     assert_ne!(seeds[0].1, seeds[1].1, "{seeds:?}");
 }
+
+#[test]
+fn json_on_standard_output_stands_there_alone() {
+    let server = Listening::null_server();
+    for mode in [
+        ["run"].as_slice(),
+        &["sweep", "--from", "100", "--to", "200", "--steps", "2"],
+    ] {
+        let mut load = [&["load"], mode].concat();
+        load.extend(on_null_server(&server.address));
+        load.extend(["--duration", "200ms", "--json", "-"]);
+        let output = run(&load);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(result.is_object() == (mode.len() == 1), "{result}");
+        assert!(text(&output.stderr).contains("p99"), "people see it too");
+    }
+}
