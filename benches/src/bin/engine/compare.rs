@@ -10,7 +10,7 @@
 //! memory. Results are added to those in `--results`: an engine, a size or a load can be measured again alone.
 //!
 //! 1. On an empty store, keys in no order, each durable when its put returns.
-//! 2. On another, all keys in order, durable when the load has ended; then everything is merged, and read.
+//! 2. On another, all keys in no order, logged and not synced, durable when the load has ended; then everything is merged, and read.
 //! 3. On that, overwrites, and the workloads of YCSB with its own distributions.
 //!
 //! All engines get the same records, of which half compresses, several times as many as they have memory; the same cores
@@ -277,11 +277,10 @@ fn run(engine: Engine, settings: &Settings, script: Script, directory: &Path, co
         #[cfg(feature = "rocksdb")]
         Engine::Rocksdb | Engine::RocksdbBuffered => {
             let part = settings.part(cores.len());
-            let open = |directory: &Path, is_bulk| {
+            let open = |directory: &Path| {
                 let setup = Setup {
                     is_direct: engine == Engine::Rocksdb,
                     instances: cores.len(),
-                    is_bulk,
                 };
                 Rocksdb::open(&part, directory, setup)
             };
@@ -290,7 +289,7 @@ fn run(engine: Engine, settings: &Settings, script: Script, directory: &Path, co
         #[cfg(feature = "fjall")]
         Engine::Fjall => {
             let part = settings.part(cores.len());
-            let open = |directory: &Path, _| Fjall::open(&part, directory);
+            let open = |directory: &Path| Fjall::open(&part, directory);
             crate::threads::run(settings, script, cores, directory, &open);
         }
     }

@@ -14,22 +14,19 @@ const FILTER_BITS: f64 = 11.5;
 /// Where values are in blobs, their cache has all but this part of the cache: what is left holds every block of keys.
 const BLOCK_CACHE_PART: usize = 8;
 
-/// What differs between runs, and between loads.
+/// What differs between runs.
 #[derive(Clone, Copy)]
 pub struct Setup {
     pub is_direct: bool,
     /// In this process.
     pub instances: usize,
-    /// For the bulk load. Later the writes of a group enter the memtable each by itself: what is overwritten gains a
-    /// tenth, but a lone writer loses a quarter.
-    pub is_bulk: bool,
 }
 
 pub struct Rocksdb {
     db: DB,
     synced: WriteOptions,
     /// What a bulk load is written with.
-    unlogged: WriteOptions,
+    unsynced: WriteOptions,
 }
 
 impl Rocksdb {
@@ -64,7 +61,8 @@ impl Rocksdb {
         options.set_bytes_per_sync(1 << 20);
         options.set_recycle_log_file_num(4);
         options.set_max_background_jobs(2);
-        options.set_unordered_write(!setup.is_bulk);
+        // The writes of a group enter the memtable each by itself: what is overwritten gains a tenth.
+        options.set_unordered_write(true);
         if settings.separates() {
             options.set_enable_blob_files(true);
             options.set_blob_compression_type(DBCompressionType::Lz4);
@@ -78,12 +76,10 @@ impl Rocksdb {
         };
         let mut synced = WriteOptions::default();
         synced.set_sync(true);
-        let mut unlogged = WriteOptions::default();
-        unlogged.disable_wal(true);
         Rocksdb {
             db,
             synced,
-            unlogged,
+            unsynced: WriteOptions::default(),
         }
     }
 }
@@ -118,7 +114,7 @@ fn with_blob_cache(db: DB, env: &Env, cache: &Cache, bytes: usize) -> DB {
 
 impl Engine for Rocksdb {
     fn put(&self, key: &[u8], value: &[u8], syncs: bool) {
-        let how = if syncs { &self.synced } else { &self.unlogged };
+        let how = if syncs { &self.synced } else { &self.unsynced };
         self.db.put_opt(key, value, how).expect("an accepted put");
     }
 

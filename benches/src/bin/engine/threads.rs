@@ -12,7 +12,7 @@ use crate::workload::{Client, Load, Population, Run, Script, Settings, Tally};
 
 /// An engine, opened.
 pub trait Engine: Sync {
-    /// Durable when it returns, if it `syncs`; else after the next [`Engine::flush`].
+    /// Durable when it returns, if it `syncs`; else logged, and durable after the next [`Engine::flush`].
     fn put(&self, key: &[u8], value: &[u8], syncs: bool);
     /// Bytes of the key's value.
     fn get(&self, key: &[u8]) -> Option<usize>;
@@ -24,8 +24,8 @@ pub trait Engine: Sync {
     fn compact(&self);
 }
 
-/// Opens an engine in a directory of its own, for a bulk load or for others.
-pub type Open<'a, E> = dyn Fn(&Path, bool) -> E + 'a;
+/// Opens an engine in a directory of its own.
+pub type Open<'a, E> = dyn Fn(&Path) -> E + 'a;
 
 /// Runs a script on empty engines, each with its part of it and its clients on its core; `directory` holds them all.
 pub fn run<E: Engine>(
@@ -37,14 +37,14 @@ pub fn run<E: Engine>(
 ) {
     let settings = settings.part(cores.len());
     let script = script.part(cores.len());
-    let open = |is_bulk| -> Vec<(E, CoreId)> {
+    let open = || -> Vec<(E, CoreId)> {
         let directory_of = |core: &CoreId| directory.join(core.id.to_string());
-        let open = |core: &CoreId| (open(&directory_of(core), is_bulk), *core);
+        let open = |core: &CoreId| (open(&directory_of(core)), *core);
         cores.iter().map(open).collect()
     };
     let new = |_: &_| Population::new(script.is_scattered);
     let populations: Vec<Population> = cores.iter().map(new).collect();
-    let mut engines = open(script.loads.iter().any(Load::is_bulk));
+    let mut engines = open();
     for (number, load) in script.loads.iter().enumerate() {
         if number == script.settled_after {
             on_each(&engines, |engine| {
@@ -52,7 +52,7 @@ pub fn run<E: Engine>(
                 engine.compact();
             });
             drop(engines);
-            engines = open(false);
+            engines = open();
         }
         let begun = Begun::now();
         let runs = populations.iter();
@@ -82,13 +82,7 @@ fn all_clients<E: Engine>(runs: &[Run<'_>], engines: &[(E, CoreId)]) -> Vec<Tall
     std::thread::scope(|scope| {
         let mut clients = Vec::new();
         for (run, (engine, core)) in runs.iter().zip(engines) {
-            // A single thread is what a bulk load is fastest with: nobody waits for a sync.
-            let numbers = if run.load.is_bulk() {
-                0..1
-            } else {
-                run.clients()
-            };
-            clients.extend(numbers.map(|number| {
+            clients.extend(run.clients().map(|number| {
                 scope.spawn(move || {
                     pin(*core);
                     one_client(run, engine, number)

@@ -325,6 +325,15 @@ impl<'a> Run<'a> {
     }
 }
 
+/// The `at`th of the numbers below `count` in an order in which neighbours are far from each other: so that a bulk load comes as to a
+/// store of hashed keys, also where keys follow each other later.
+fn in_no_order(at: u64, count: u32) -> u64 {
+    // A prime above every count, so that each number comes once; far from a power of two, as counts are near parts of those.
+    const STRIDE: u128 = 0x9e37_79b1_85eb_ca87;
+    let number = STRIDE * u128::from(at) % u128::from(count);
+    u64::try_from(number).expect("below a 32-bit count")
+}
+
 /// One that does one thing after the other.
 pub struct Client<'a> {
     run: &'a Run<'a>,
@@ -378,7 +387,11 @@ impl<'a> Client<'a> {
             if load.is_bulk() && step.number >= u64::from(settings.keys) {
                 return None;
             }
-            step.key = population.key(step.number);
+            step.key = population.key(if load.is_bulk() {
+                in_no_order(step.number, settings.keys)
+            } else {
+                step.number
+            });
         } else {
             let count = population.count();
             let number = self.draw.next(&mut self.numbers.0, count, 0);
@@ -545,6 +558,21 @@ mod tests {
         };
         assert_eq!(names(script.only("YCSB C")), ["bulk load", "YCSB C"]);
         assert!(names(fills.only("YCSB C")).is_empty());
+    }
+
+    #[test]
+    fn a_bulk_load_writes_every_key_once_in_no_order() {
+        for count in [1, 10, 1000, 99_991] {
+            let numbers: Vec<u64> = (0..u64::from(count))
+                .map(|at| in_no_order(at, count))
+                .collect();
+            let distinct: BTreeSet<&u64> = numbers.iter().collect();
+            assert_eq!(distinct.len(), numbers.len());
+            let near = numbers
+                .windows(2)
+                .filter(|two| two[0].abs_diff(two[1]) < 10);
+            assert!(count < 1000 || near.count() < 10, "of {count}");
+        }
     }
 
     #[test]

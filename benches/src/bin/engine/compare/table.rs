@@ -50,11 +50,7 @@ fn beside(results: &Results, layout: Layout, out: &mut String) -> std::fmt::Resu
             });
             let tails: Vec<String> = tails.collect();
             let rate = ours.ops_per_s / theirs.ops_per_s;
-            match load {
-                // One thread that waits for nothing, beside many clients.
-                "bulk load" => write!(out, " **{rate:.2}** |")?,
-                _ => write!(out, " **{rate:.2}** · {} |", tails.join(" / "))?,
-            }
+            write!(out, " **{rate:.2}** · {} |", tails.join(" / "))?;
         }
         writeln!(out)?;
     }
