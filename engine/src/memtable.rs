@@ -85,6 +85,11 @@ impl Memtable {
             .take_while(move |packed| packed.token <= last)
     }
 
+    /// Records of a tree.
+    pub(crate) fn entries_of(&self, tree: TreeId) -> usize {
+        self.trees.get(&tree).map_or(0, Buckets::len)
+    }
+
     /// Forgets a tree.
     pub(crate) fn drop_tree(&mut self, tree: TreeId) {
         if let Some(buckets) = self.trees.remove(&tree) {

@@ -6,9 +6,7 @@
 //! come out like values, and so do references to values that stand elsewhere.
 
 use std::cmp::Ordering;
-use std::collections::BinaryHeap;
 use std::collections::VecDeque;
-use std::collections::binary_heap::PeekMut;
 
 use futures_util::future::join_all;
 use torc_env::{Disk, TokenRange};
@@ -78,61 +76,26 @@ impl<D: Disk> RunIter<D> {
     }
 }
 
-/// The merge of several sources.
+/// The merge of several sources: a tree of losers (D. Knuth, "The Art of Computer Programming" 3, section 5.4.1), so that each record
+/// costs one comparison for every doubling of the sources, and none is moved but into its place and out of it.
 pub struct Merge<D: Disk, M> {
     sources: Vec<Source<D, M>>,
-    /// The next record of every source that has one.
-    heads: BinaryHeap<Head>,
-    /// Whether `heads` was filled.
-    is_begun: bool,
+    /// The next record of every source; `None` when it has ended, or before the merge has begun.
+    heads: Vec<Option<Stored>>,
+    /// By node of the tree, the source that lost there; of the first one, the winner of all. Source `i` is a leaf below node
+    /// `(i + sources) / 2`. Empty before the merge has begun.
+    losers: Vec<usize>,
     superseded: u64,
 }
-
-/// The next record of a source. The greatest head is the one to come out first.
-struct Head {
-    stored: Stored,
-    source: usize,
-}
-
-impl Head {
-    fn is_same_key(&self, other: &Stored) -> bool {
-        let (entry, other) = (&self.stored.entry, &other.entry);
-        entry.token == other.token && entry.key == other.key
-    }
-}
-
-impl Ord for Head {
-    fn cmp(&self, other: &Self) -> Ordering {
-        let (a, b) = (&self.stored.entry, &other.stored.entry);
-        (b.token.cmp(&a.token))
-            .then_with(|| b.key.cmp(&a.key))
-            .then_with(|| a.seqno.cmp(&b.seqno))
-            .then_with(|| other.source.cmp(&self.source))
-    }
-}
-
-impl PartialOrd for Head {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Head {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Head {}
 
 impl<D: Disk, M: Iterator<Item = Entry>> Merge<D, M> {
     /// Merges `sources`. Of two records with one key and one sequence number (which are the same
     /// record, met twice) that of the earlier source comes out.
     pub fn new(sources: Vec<Source<D, M>>) -> Merge<D, M> {
         Merge {
-            heads: BinaryHeap::with_capacity(sources.len()),
+            heads: Vec::new(),
+            losers: Vec::new(),
             sources,
-            is_begun: false,
             superseded: 0,
         }
     }
@@ -140,24 +103,13 @@ impl<D: Disk, M: Iterator<Item = Entry>> Merge<D, M> {
     /// The newest record of the next key, or `None` when every source has ended. After an error
     /// the merge must not be used again.
     pub async fn next(&mut self) -> Result<Option<Stored>, ReadError> {
-        if !self.is_begun {
-            self.is_begun = true;
-            // Each may wait for the device: at the same time.
-            let firsts = join_all(self.sources.iter_mut().map(Source::next)).await;
-            for (source, first) in firsts.into_iter().enumerate() {
-                if let Some(stored) = first? {
-                    self.heads.push(Head { stored, source });
-                }
-            }
+        if self.losers.is_empty() {
+            self.begin().await?;
         }
         let Some(newest) = self.pop().await? else {
             return Ok(None);
         };
-        while self
-            .heads
-            .peek()
-            .is_some_and(|head| head.is_same_key(&newest))
-        {
+        while self.is_next_of_key(&newest.entry) {
             self.superseded += 1;
             self.pop().await?;
         }
@@ -169,18 +121,60 @@ impl<D: Disk, M: Iterator<Item = Entry>> Merge<D, M> {
         self.superseded
     }
 
+    async fn begin(&mut self) -> Result<(), ReadError> {
+        // Each may wait for the device: at the same time.
+        let firsts = join_all(self.sources.iter_mut().map(Source::next)).await;
+        self.heads = firsts.into_iter().collect::<Result<_, _>>()?;
+        let count = self.heads.len();
+        self.losers = vec![0; count.max(1)];
+        // Who comes out of each node, from the leaves up.
+        let mut winners: Vec<usize> = (0..2 * count)
+            .map(|node| node.saturating_sub(count))
+            .collect();
+        for node in (1..count).rev() {
+            let (one, other) = (winners[2 * node], winners[2 * node + 1]);
+            let is_one = self.is_before(one, other);
+            (winners[node], self.losers[node]) = if is_one { (one, other) } else { (other, one) };
+        }
+        self.losers[0] = winners.get(1).copied().unwrap_or(0);
+        Ok(())
+    }
+
     /// Takes the first head out and puts its source's next record in.
     async fn pop(&mut self) -> Result<Option<Stored>, ReadError> {
-        let Some(source) = self.heads.peek().map(|head| head.source) else {
+        let mut winner = self.losers[0];
+        if self.heads.get(winner).is_none_or(Option::is_none) {
             return Ok(None);
+        }
+        let next = self.sources[winner].next().await?;
+        let first = std::mem::replace(&mut self.heads[winner], next);
+        let mut node = (winner + self.heads.len()) / 2;
+        while node > 0 {
+            let other = self.losers[node];
+            if self.is_before(other, winner) {
+                self.losers[node] = winner;
+                winner = other;
+            }
+            node /= 2;
+        }
+        self.losers[0] = winner;
+        Ok(first)
+    }
+
+    fn is_next_of_key(&self, entry: &Entry) -> bool {
+        let next = self.heads.get(self.losers[0]).and_then(Option::as_ref);
+        next.is_some_and(|next| next.entry.token == entry.token && next.entry.key == entry.key)
+    }
+
+    /// Whether the next record of source `one` comes out before that of `other`. A source that has ended is behind all.
+    fn is_before(&self, one: usize, other: usize) -> bool {
+        let (Some(a), Some(b)) = (&self.heads[one], &self.heads[other]) else {
+            return self.heads[one].is_some();
         };
-        let next = self.sources[source].next().await?;
-        let Some(mut first) = self.heads.peek_mut() else {
-            return Ok(None);
-        };
-        Ok(Some(match next {
-            Some(stored) => std::mem::replace(&mut first.stored, stored),
-            None => PeekMut::pop(first).stored,
-        }))
+        let (a, b) = (&a.entry, &b.entry);
+        let order = a.token.cmp(&b.token);
+        let order = order.then_with(|| a.key.cmp(&b.key));
+        let order = order.then_with(|| b.seqno.cmp(&a.seqno));
+        order.then_with(|| one.cmp(&other)) == Ordering::Less
     }
 }

@@ -10,6 +10,7 @@ use torc_env::{Token, TokenRange, TreeId, mutation};
 use crate::cache::RecordCache;
 use crate::commit::{Batch, Fate, Gather};
 use crate::frame::Mark;
+use crate::le::len64;
 use crate::memtable::{Arena, Memtable, Packed, Sealed};
 use crate::options::Options;
 use crate::pending::Pending;
@@ -224,6 +225,16 @@ impl Memory {
             }
         }
         entries
+    }
+
+    /// Records of a tree in memory for each that a whole ring of them would hold, were they all over it as in the shard's slice.
+    pub(super) fn per_ring(&self, tree: TreeId) -> u128 {
+        let sealed = self.sealed.iter().map(|slot| slot.memtable.as_memtable());
+        let entries = sealed
+            .chain([&self.active])
+            .map(|memtable| memtable.entries_of(tree));
+        let width = ((self.range.last.0 - self.range.first.0) >> 64) + 1;
+        (u128::from(len64(entries.sum())) << 64) / width
     }
 
     /// Forgets a tree; returns the number up to which its records are gone.

@@ -10,6 +10,7 @@ use super::Inner;
 use super::tables::Tree;
 use crate::cache::Lookup;
 use crate::error::ReadError;
+use crate::le::len64;
 use crate::levels::Run;
 use crate::merge::{Merge, RunIter, Source};
 use crate::record::{Entry, Record, ScanFrom};
@@ -141,6 +142,33 @@ impl<E: Env> Inner<E> {
         runs * 2 * self.options.block_bytes
     }
 
+    /// What memory has of a page of so many records: the records, and the last of them if there may be more, for then the page
+    /// must end there. Twice what is expected by the density of records in memory and in `runs`: where memory holds a hundredth of
+    /// them, a page needs one, and not as many as it has.
+    fn in_memory(
+        &self,
+        tree: TreeId,
+        from: &ScanFrom,
+        range: TokenRange,
+        records: usize,
+        runs: &[Run],
+    ) -> (Vec<Entry>, Option<(Token, Bytes)>) {
+        let memory = self.memory.borrow();
+        // One more tells whether the page is the last.
+        let all = records.saturating_add(1);
+        let per_ring = memory.per_ring(tree);
+        let of_runs = runs.iter().map(|run| per_ring_of(run, range).0);
+        let most = of_runs.max().unwrap_or(0).max(per_ring).max(1);
+        let expected = u128::from(len64(all)).saturating_mul(per_ring) / most;
+        let expected = usize::try_from(expected).unwrap_or(all);
+        let count = all.min(expected.saturating_mul(2).max(IN_MEMORY_MIN));
+        let entries = memory.range(tree, from, range.last, count);
+        let is_cut = count < all && entries.len() == count;
+        let last = entries.last().filter(|_| is_cut);
+        let last = last.map(|entry| (entry.token, Bytes::clone(&entry.key)));
+        (entries, last)
+    }
+
     pub(super) async fn scan(
         &self,
         tree: TreeId,
@@ -153,19 +181,14 @@ impl<E: Env> Inner<E> {
         let mut page: Vec<Stored> = Vec::new();
         let mut next = None;
         let records = limits.records.max(1);
-        // Any of the first `records` results from memory is among the first `records` there; one
-        // more tells whether the page is the last.
-        let in_memory = self
-            .memory
-            .borrow()
-            .range(tree, &from, last, records.saturating_add(1));
         let tables = self.tables.borrow().tree(tree);
         let range = TokenRange {
             first: from.token(),
             last: last.max(from.token()),
         };
-        let mut sources = vec![Source::Memory(in_memory.into_iter())];
         let runs = tables.as_ref().map_or(&[][..], |tree| tree.levels.runs());
+        let (in_memory, known) = self.in_memory(tree, &from, range, records, runs);
+        let mut sources = vec![Source::Memory(in_memory.into_iter())];
         let expected = expected_bytes(runs, range, limits);
         for (run, expected) in runs.iter().zip(expected) {
             let parts = run.overlapping(range).iter().filter_map(|table| {
@@ -191,14 +214,22 @@ impl<E: Env> Inner<E> {
                 break;
             }
             let entry_bytes = entry.key.len() + stored.value_len();
-            let is_full =
-                page.len() == records || !page.is_empty() && bytes + entry_bytes > limits.bytes;
+            let is_beyond = known
+                .as_ref()
+                .is_some_and(|(token, key)| (entry.token, &entry.key) > (*token, key));
+            let is_full = page.len() == records
+                || is_beyond
+                || !page.is_empty() && bytes + entry_bytes > limits.bytes;
             if is_full {
                 next = page.last().map(|stored| after(&stored.entry));
                 break;
             }
             bytes += entry_bytes;
             page.push(stored);
+        }
+        // Tables may end before what was taken from memory does.
+        if next.is_none() && known.is_some() {
+            next = page.last().map(|stored| after(&stored.entry));
         }
         drop((merge, held));
         let entries = self.with_values(tables.as_deref(), page).await?;
@@ -209,18 +240,13 @@ impl<E: Env> Inner<E> {
     }
 }
 
+/// Records of memory that a page begins with at least, should there be as many.
+const IN_MEMORY_MIN: usize = 16;
+
 /// Bytes of each run that the next page from `range.first` on needs, from the even spread of tokens: as much of a run as
 /// it is dense there.
 fn expected_bytes(runs: &[Run], range: TokenRange, limits: ScanLimits) -> Vec<u64> {
-    // Of a whole ring of records like those of the table there.
-    let per_ring = |run: &Run| {
-        let info = &run.overlapping(range).first()?.info;
-        let width = ((info.last_token.0 - info.first_token.0) >> 64) + 1;
-        let of_ring = |part: u64| (u128::from(part) << 64) / width;
-        Some((of_ring(info.entries), of_ring(info.bytes)))
-    };
-    let per_ring = runs.iter().map(per_ring);
-    let per_ring: Vec<(u128, u128)> = per_ring.map(Option::unwrap_or_default).collect();
+    let per_ring: Vec<(u128, u128)> = runs.iter().map(|run| per_ring_of(run, range)).collect();
     let (entries, bytes) = per_ring.iter().fold((1, 1), |(entries, bytes), run| {
         (
             u128::saturating_add(entries, run.0),
@@ -235,6 +261,17 @@ fn expected_bytes(runs: &[Run], range: TokenRange, limits: ScanLimits) -> Vec<u6
         u64::try_from(by_records.min(by_bytes)).unwrap_or(u64::MAX)
     };
     per_ring.iter().map(expected).collect()
+}
+
+/// Records and bytes of a whole ring of records like those that a run has where `range` begins.
+fn per_ring_of(run: &Run, range: TokenRange) -> (u128, u128) {
+    let Some(table) = run.overlapping(range).first() else {
+        return (0, 0);
+    };
+    let info = &table.info;
+    let width = ((info.last_token.0 - info.first_token.0) >> 64) + 1;
+    let of_ring = |part: u64| (u128::from(part) << 64) / width;
+    (of_ring(info.entries), of_ring(info.bytes))
 }
 
 fn after(entry: &Entry) -> ScanFrom {
@@ -337,6 +374,51 @@ mod tests {
         let found = expected(&[one_token, runs[0].clone()], usize::MAX, usize::MAX);
         assert!(found[0] >= u64::from(u32::MAX) - 1, "{found:?}");
         assert!(expected(&[], 100, 100).is_empty());
+    }
+
+    /// Keys whose tokens lie in the first part of the ring of so many.
+    fn keys_in(part: u128, from: u64, count: usize) -> Vec<u64> {
+        let is_in = |number: &u64| Token::of(TREE, &number.to_be_bytes()).0 < Token::MAX.0 / part;
+        (from..).filter(is_in).take(count).collect()
+    }
+
+    #[test]
+    fn a_page_ends_where_what_was_taken_from_memory_does_and_the_next_goes_on_there() {
+        // More is in memory where the scan begins than its density lets expect; or more than in the table, which ends before.
+        for (of_table, of_memory) in [(1, 50), (50, 1)] {
+            torc_sim::run(5, move |env| async move {
+                let options = Options::new("shard-00");
+                let (store, _) = Store::open(env.clone(), options).await.unwrap();
+                let in_table = keys_in(of_table, 0, 1000);
+                for number in &in_table {
+                    put(&store, *number).await;
+                }
+                store.flush().await.unwrap();
+                let in_memory = keys_in(of_memory, in_table[999] + 1, 40);
+                for number in &in_memory {
+                    put(&store, *number).await;
+                }
+                let mut from = Some(ScanFrom::Token(Token(0)));
+                let mut found = Vec::new();
+                let mut pages = 0;
+                while let Some(at) = from {
+                    let page = store.scan(TREE, at, Token::MAX, LIMITS).await.unwrap();
+                    let entries = page.entries.into_iter();
+                    found.extend(entries.map(|entry| (entry.token, entry.key)));
+                    from = page.next;
+                    pages += 1;
+                }
+                let numbers = in_table.into_iter().chain(in_memory);
+                let place = |number: u64| {
+                    let key = Bytes::copy_from_slice(&number.to_be_bytes());
+                    (Token::of(TREE, &key), key)
+                };
+                let mut expected: Vec<(Token, Bytes)> = numbers.map(place).collect();
+                expected.sort();
+                assert_eq!(found, expected);
+                assert!(pages > expected.len().div_ceil(LIMITS.records));
+            });
+        }
     }
 
     #[test]

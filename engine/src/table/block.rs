@@ -216,8 +216,9 @@ impl Block {
             Ordering::Equal => self.lower_bound(discriminator(token, self.token_bits)),
         };
         while index < self.count {
-            let key = self.key_bytes(index)?;
-            if !from.is_after(self.token_at(index)?, &key) {
+            let token = self.token_at(index)?;
+            // The key decides only between equal tokens.
+            if token > from.token() || !from.is_after(token, &self.key_bytes(index)?) {
                 break;
             }
             index += 1;
@@ -326,9 +327,24 @@ impl Block {
     fn token_at(&self, index: usize) -> Result<Token, Mismatch> {
         match self.tokens {
             Some(at) => Ok(Token(le::u128_at(&self.body, at + 16 * index))),
-            None if self.prefix_len == 0 => Ok(Token::of(self.tree, self.suffix(index)?)),
-            None => Ok(Token::of(self.tree, &self.key_bytes(index)?)),
+            None => Ok(self.token_of(self.suffix(index)?)),
         }
+    }
+
+    /// That of the key that ends in `suffix`. Short keys, which most are, cost no allocation.
+    fn token_of(&self, suffix: &[u8]) -> Token {
+        const SHORT_BYTES: usize = 128;
+        let (prefix, len) = (self.prefix(), self.prefix_len + suffix.len());
+        if prefix.is_empty() {
+            return Token::of(self.tree, suffix);
+        }
+        if len > SHORT_BYTES {
+            return Token::of(self.tree, &[prefix, suffix].concat());
+        }
+        let mut key = [0; SHORT_BYTES];
+        key[..prefix.len()].copy_from_slice(prefix);
+        key[prefix.len()..len].copy_from_slice(suffix);
+        Token::of(self.tree, &key[..len])
     }
 
     fn key_bytes(&self, index: usize) -> Result<Bytes, Mismatch> {
