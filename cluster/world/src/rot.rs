@@ -1,4 +1,5 @@
-//! Bits that turn on a disk, in files that nobody writes: tables, blobs, and frames of the log.
+//! Bits that turn on a disk, in files that nobody writes: tables, blobs, and frames of the log. Now and then a table or
+//! blob loses its end.
 //!
 //! Left alone is what a store cannot do without, and cannot tell (`docs/formats`): the manifest, and the last frames of
 //! the log, which look like those that were never finished.
@@ -9,11 +10,15 @@ use std::path::{Path, PathBuf};
 use torc_env::SECTOR_BYTES;
 use torc_sim::{HostId, Rng, Simulation};
 
-/// Lets one bit of a host's disk read wrong until its sector is written again; which one follows from `draw`. Nothing,
-/// when there is nothing at rest yet.
+/// One in so many tables and blobs is cut short.
+const CUTS: f64 = 0.2;
+
+/// Lets one bit of a host's disk read wrong until its sector is written again, or cuts a file short; which one follows
+/// from `draw`. Nothing, when there is nothing at rest yet.
 pub(crate) fn strike(simulation: &Simulation, host: HostId, draw: u64) {
     let rng = &mut Rng::stream(draw, "rot");
-    let at_rest = if rng.chance(0.3) {
+    let is_log = rng.chance(0.3);
+    let at_rest = if is_log {
         frames(simulation, host)
     } else {
         files(simulation, host)
@@ -23,6 +28,14 @@ pub(crate) fn strike(simulation: &Simulation, host: HostId, draw: u64) {
     }
     let (path, first, bytes) = rng.pick(&at_rest);
     let (offset, mask) = (first + rng.below(*bytes), 1 << rng.below(8));
+    if !is_log && rng.chance(CUTS) && simulation.cut_short(host, path, offset) {
+        simulation.note(format_args!(
+            "host {} loses the end of {} from {offset} on",
+            host.0,
+            path.display()
+        ));
+        return;
+    }
     simulation.note(format_args!(
         "host {} rots in {} at {offset}, {mask:#04x}",
         host.0,
@@ -101,7 +114,34 @@ fn sector_bytes() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use torc_env::{AlignedBuf, Disk as _, Env as _, File as _, OpenMode, ShardId};
+    use torc_sim::Options;
+
     use super::*;
+
+    #[test]
+    fn some_tables_lose_their_end_and_more_turn_a_bit() {
+        let path = Path::new("1.table");
+        let written = vec![7; SECTOR_BYTES];
+        let (mut cut, mut turned) = (0, 0);
+        for draw in 0..100 {
+            let simulation = Simulation::new(draw, Options::default());
+            let host = simulation.add_host(1);
+            let env = simulation.env(host, ShardId(0));
+            let sector = AlignedBuf::copy_of(&written);
+            let write = async move {
+                let file = env.disk().open(path, OpenMode::CreateNew).await.unwrap();
+                file.write_at(0, sector).await.0.unwrap();
+                file.sync().await.unwrap();
+            };
+            simulation.run(write).unwrap();
+            strike(&simulation, host, draw);
+            let found = simulation.content(host, path).unwrap();
+            cut += u32::from(found.len() < written.len());
+            turned += u32::from(found.len() == written.len() && found != written);
+        }
+        assert!(cut > 5 && turned > cut, "{cut} cut, {turned} turned");
+    }
 
     #[test]
     fn the_frames_of_a_segment_are_found_and_leavings_of_another_are_not() {

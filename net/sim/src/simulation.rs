@@ -193,6 +193,13 @@ impl Simulation {
         hosts[host.index()].volume.flip(path, offset, mask)
     }
 
+    /// Cuts a file short at `len` bytes, for good. False when there is none that is longer, or what it
+    /// holds could still be lost by a power cut.
+    pub fn cut_short(&self, host: HostId, path: &Path, len: u64) -> bool {
+        let mut hosts = self.world().hosts.borrow_mut();
+        hosts[host.index()].volume.cut(path, len)
+    }
+
     /// Whether the host's disk holds nothing that a power cut could lose.
     pub fn disk_is_settled(&self, host: HostId) -> bool {
         self.world().hosts.borrow()[host.index()]

@@ -177,6 +177,11 @@ impl Inode {
         self.flips.push(Flip { offset, mask });
     }
 
+    /// Takes the end of the file away for good, from `len` on.
+    pub(super) fn cut(&mut self, len: u64) {
+        self.set_len(len);
+    }
+
     fn settle(&mut self, pending: Pending, survivors: &mut Survivors) {
         let fate = if pending.durable {
             Fate::Whole

@@ -312,6 +312,19 @@ impl Volume {
         there
     }
 
+    /// Cuts a file short, for good. False when there is none that is longer, or it is still being written.
+    pub(crate) fn cut(&mut self, path: &Path, len: u64) -> bool {
+        let Some(inode) = self.names.get(&relative(path)).copied() else {
+            return false;
+        };
+        let file = self.inode_mut(inode);
+        let at_rest = len < file.len() && !file.is_pending();
+        if at_rest {
+            file.cut(len);
+        }
+        at_rest
+    }
+
     /// All of a file as it reads now; `None` when there is none of this name.
     pub(crate) fn content(&self, path: &Path) -> Option<Vec<u8>> {
         let inode = self.inode(*self.names.get(&relative(path))?);
@@ -557,6 +570,23 @@ mod tests {
     fn names(volume: &Volume) -> Vec<String> {
         let entries = volume.list(Path::new("d")).unwrap();
         entries.into_iter().map(|entry| entry.name).collect()
+    }
+
+    #[test]
+    fn a_file_at_rest_can_lose_its_end_and_stays_without_it() {
+        let mut volume = volume();
+        let path = Path::new("d/f");
+        let (inode, _open) = volume.create(path).unwrap();
+        write(&mut volume, inode, 1, false).unwrap();
+        assert!(!volume.cut(path, 7), "it is not at rest");
+        write(&mut volume, inode, 1, true).unwrap();
+        let sync = volume.begin_sync(inode);
+        volume.complete(sync).unwrap();
+        sync_dir(&mut volume);
+        assert!(volume.cut(path, 7));
+        assert!(!volume.cut(path, 7), "it is no longer");
+        volume.cut_power(&mut Survivors::none());
+        assert_eq!(volume.content(path), Some(vec![1; 7]));
     }
 
     #[test]
