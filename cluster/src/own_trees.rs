@@ -98,10 +98,10 @@ pub(crate) async fn give_up_damage<E: Env>(core: &Core<E>) -> Result<(), Failure
     Ok(())
 }
 
-/// Says that a shard that is whole lacks nothing, once what it remembers is durable again. No I/O where that is said
-/// already.
+/// Says that a shard with all its data lacks nothing, once its clock's mark leads durably again: to be tried until then. That
+/// stamps are given out is no sign of it, for on a full disk they are without a mark. No I/O where it is said already.
 pub(crate) async fn made_good<E: Env>(core: &Core<E>) -> Result<(), Failure> {
-    if core.clock.check_marked().is_err() {
+    if core.clock.high_water_due(core.env.wall()).is_some() {
         return Ok(());
     }
     let forgotten = core.store.forget_amnesia().await;

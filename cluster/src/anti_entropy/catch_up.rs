@@ -111,10 +111,7 @@ async fn step<E: Env>(core: &Rc<Core<E>>, pulled: &mut Option<Epoch>) -> Result<
         compare_with_all(core, &view).await?;
     }
     set_mark(core, false).await?;
-    core.store
-        .forget_amnesia()
-        .await
-        .map_err(|error| write_failure(&error))?;
+    own_trees::made_good(core).await?;
     core.is_whole.set(true);
     tracing::info!(shard = %core.env.shard(), "this shard has all its data");
     Ok(())

@@ -81,3 +81,77 @@ fn hints_that_rot_keep_none_from_being_delivered_that_can_be_read() {
     assert_eq!(world.get(2, &key, Level::One).unwrap().siblings.len(), 1);
     assert!(world.is_whole(0));
 }
+
+/// Three nodes, of which node 0 has lost its marks on a disk that takes no others.
+fn without_marks_on_a_full_disk(seed: u64, loses: impl FnOnce(&World)) -> World {
+    let world = World::with(seed, 3, 1, |config| config.repair.automatic = false);
+    world.keyspace("last", |keyspace| keyspace.conflict = Conflict::Lww);
+    world.sleep(Duration::from_secs(3));
+    world.spoil_tables_of(0, tree::SYSTEM);
+    loses(&world);
+    world.wait("the node is whole", || {
+        !world.is_damaged(0) && world.is_whole(0)
+    });
+    // Long enough for whoever says that all is well again.
+    world.sleep(Duration::from_secs(5));
+    world
+}
+
+/// The node crashes, and comes back alone into an earlier time.
+fn comes_back_alone_and_is_not_whole(world: &World) {
+    for host in 0..3 {
+        world.crash(host);
+    }
+    world.fill_disk(0, false);
+    world.set_clock(0, -3600);
+    world.boot(0);
+    world.sleep(Duration::from_secs(5));
+    // Without a mark its stamps begin at civil time: it has to ask before it mints.
+    assert!(!world.is_whole(0), "no mark is durable, nobody was asked");
+}
+
+#[test]
+fn a_shard_whose_mark_cannot_be_written_anew_goes_on_lacking_it() {
+    let world = without_marks_on_a_full_disk(94, |world| {
+        world.fill_disk(0, true);
+        world.sleep(Duration::from_secs(3));
+        world.scrub(0);
+    });
+    comes_back_alone_and_is_not_whole(&world);
+}
+
+#[test]
+fn a_shard_that_has_caught_up_on_a_full_disk_goes_on_lacking_its_mark() {
+    let world = without_marks_on_a_full_disk(95, |world| {
+        for host in 0..3 {
+            world.crash(host);
+        }
+        world.boot(0);
+        world.sleep(Duration::from_secs(3));
+        assert!(!world.is_whole(0), "nobody has told it what it lacks");
+        world.spoil_tables_of(0, tree::SYSTEM);
+        world.fill_disk(0, true);
+        world.sleep(Duration::from_secs(3));
+        world.scrub(0);
+        world.wait("the damage is cut out", || !world.is_damaged(0));
+        world.boot(1);
+        world.boot(2);
+    });
+    comes_back_alone_and_is_not_whole(&world);
+}
+
+#[test]
+fn a_mark_that_can_be_written_again_is_made_good() {
+    let world = without_marks_on_a_full_disk(96, |world| {
+        world.fill_disk(0, true);
+        world.sleep(Duration::from_secs(3));
+        world.scrub(0);
+    });
+    world.fill_disk(0, false);
+    world.sleep(Duration::from_secs(5));
+    for host in 0..3 {
+        world.crash(host);
+    }
+    world.boot(0);
+    world.wait("the shard lacks nothing", || world.is_whole(0));
+}
