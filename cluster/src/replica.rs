@@ -147,7 +147,8 @@ pub(crate) fn read_failure(error: &ReadError) -> Failure {
         ReadError::Corrupt { .. }
         | ReadError::CorruptValue { .. }
         | ReadError::Io { .. }
-        | ReadError::Key { .. } => FailureCode::Unreadable,
+        | ReadError::Key { .. }
+        | ReadError::Newer { .. } => FailureCode::Unreadable,
         ReadError::Closed => FailureCode::NotReady,
     };
     Failure::refused(code, error)

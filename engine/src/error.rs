@@ -8,6 +8,29 @@ use torc_env::Token;
 
 use crate::crypt::MissingKey;
 
+/// What only a newer version of the program reads: whole, as its checksum says, and so no damage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Newer {
+    /// Another format.
+    #[error("format version {found}, this program reads up to {known}")]
+    Version {
+        /// The version in the file.
+        found: u16,
+        /// The newest version that this program reads.
+        known: u16,
+    },
+    /// Features that a reader must know.
+    #[error(
+        "features {found:04x} in format version {version}, this program does not know all of them"
+    )]
+    Features {
+        /// The version in the file.
+        version: u16,
+        /// A bit for each feature.
+        found: u16,
+    },
+}
+
 /// Why a read has no answer. Never to be taken for "absent".
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
@@ -52,6 +75,14 @@ pub enum ReadError {
         path: PathBuf,
         /// Which key is missing.
         source: MissingKey,
+    },
+    /// Written by a newer version of the program.
+    #[error("{}: {newer}", path.display())]
+    Newer {
+        /// The file, relative to the data directory.
+        path: PathBuf,
+        /// What is new.
+        newer: Newer,
     },
     /// The store was closed.
     #[error("the store is closed")]
@@ -181,14 +212,12 @@ pub enum OpenError {
         detail: String,
     },
     /// Written by a newer version of the program.
-    #[error("{}: format version {found}, this program knows up to {known}", path.display())]
-    Version {
+    #[error("{}: {newer}; start a newer program: nothing was changed", path.display())]
+    Newer {
         /// The file, relative to the data directory.
         path: PathBuf,
-        /// The version in the file.
-        found: u16,
-        /// The newest version that this program reads.
-        known: u16,
+        /// What is new.
+        newer: Newer,
     },
     /// Encrypted with a key that was not given.
     #[error("{}: {source}", path.display())]
@@ -224,6 +253,7 @@ impl From<ReadError> for OpenError {
                 source,
             },
             ReadError::Key { path, source } => OpenError::Key { path, source },
+            ReadError::Newer { path, newer } => OpenError::Newer { path, newer },
             ReadError::Closed => unreachable!("an opening store is not closed"),
         }
     }

@@ -14,12 +14,14 @@ use torc_env::{AlignedBuf, Disk, File, OpenMode, SECTOR_BYTES, Token, TokenRange
 
 use crate::blob::{BlobFooter, BlobRef, blob_id, blob_path};
 use crate::crypt::{FileUse, Keys, Opener, Unopened, key_of};
-use crate::error::ReadError;
-use crate::frame::{Format, Header};
+use crate::error::{Newer, ReadError};
+use crate::frame::{Damage, Format, Header};
 use crate::le::len64;
 use crate::manifest::{self, Change};
 use crate::record::ScanFrom;
-use crate::table::{ReadAhead, Stored, Table, blob_checksums_of, checksums_of, table_id};
+use crate::table::{
+    ReadAhead, Stored, Table, blob_checksums_of, checksums_of, footer_error, table_id,
+};
 use crate::wal::{self, FLAG_CLOSED, FLAG_UNSYNCED, SegmentId};
 
 /// Why a file cannot be looked at.
@@ -35,6 +37,14 @@ pub enum InspectError {
         path: PathBuf,
         /// What the device said.
         source: io::Error,
+    },
+    /// Written by a newer version of the program.
+    #[error("{}: {newer}; look at it with a newer program", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// What is new.
+        newer: Newer,
     },
 }
 
@@ -79,17 +89,24 @@ pub async fn inspect<D: Disk>(
     }
     if let Some(id) = SegmentId::from_name(name) {
         let bytes = content(disk, path).await?;
-        return Ok(segment(&bytes, id, view, print));
+        return segment(&bytes, id, view, print).map_err(newer(path));
     }
     if let Some(id) = manifest::log_id(name) {
         let bytes = content(disk, path).await?;
-        return Ok(manifest_log(&bytes, id, &view.keys, print));
+        return manifest_log(&bytes, id, &view.keys, print).map_err(newer(path));
     }
     if name == manifest::ROOT_NAME {
         let bytes = content(disk, path).await?;
-        return Ok(root(&bytes, print));
+        return root(&bytes, print).map_err(newer(path));
     }
     Err(InspectError::Unknown(path.to_owned()))
+}
+
+fn newer(path: &Path) -> impl Fn(Newer) -> InspectError {
+    move |newer| InspectError::Newer {
+        path: path.to_owned(),
+        newer,
+    }
 }
 
 async fn content<D: Disk>(disk: &D, path: &Path) -> Result<AlignedBuf, InspectError> {
@@ -116,6 +133,7 @@ async fn table<D: Disk>(
     let table = match Table::open(disk, dir, file_id, &view.keys).await {
         Ok(table) => table,
         Err(ReadError::Io { path, source, .. }) => return Err(InspectError::Io { path, source }),
+        Err(ReadError::Newer { path, newer }) => return Err(InspectError::Newer { path, newer }),
         Err(ReadError::Key { source, .. }) => {
             print(format!("table {file_id:016x}: {source}"));
             return checksums(disk, dir, file_id, print).await;
@@ -209,9 +227,9 @@ async fn blob<D: Disk>(
                 footer.values, footer.raw_bytes
             ));
         }
-        Err(mismatch) => {
-            print(format!("DAMAGED: at offset {footer_at}: {mismatch}"));
-            return Ok(1);
+        Err(unreadable) => {
+            let error = Err(footer_error(&path, footer_at, unreadable));
+            return tell(error, print, |_| String::new());
         }
     }
     let verified = blob_checksums_of(disk, dir, file_id).await;
@@ -247,6 +265,7 @@ fn tell(
             Ok(0)
         }
         Err(ReadError::Io { path, source, .. }) => Err(InspectError::Io { path, source }),
+        Err(ReadError::Newer { path, newer }) => Err(InspectError::Newer { path, newer }),
         Err(error) => {
             print(format!("DAMAGED: {error}"));
             Ok(1)
@@ -306,10 +325,15 @@ fn entry_line(stored: &Stored) -> String {
     )
 }
 
-fn segment(bytes: &[u8], id: SegmentId, view: &View, print: &mut dyn FnMut(String)) -> u64 {
+fn segment(
+    bytes: &[u8],
+    id: SegmentId,
+    view: &View,
+    print: &mut dyn FnMut(String),
+) -> Result<u64, Newer> {
     let mut opener = Opener::new(&view.keys, FileUse::Segment(id.0));
     print(format!("log segment {id}, {} bytes", bytes.len()));
-    let frames = frames(bytes, wal::FORMAT, id.0);
+    let frames = frames(bytes, wal::FORMAT, id.0)?;
     let mut damaged = chain_damage(&frames, print);
     for frame in &frames {
         let header = &frame.header;
@@ -348,7 +372,7 @@ fn segment(bytes: &[u8], id: SegmentId, view: &View, print: &mut dyn FnMut(Strin
             Some(_) => {}
         }
     }
-    damaged
+    Ok(damaged)
 }
 
 /// The payload of a frame, in the clear; `None`, and a line about it, when it cannot be had.
@@ -376,10 +400,15 @@ fn open<'a>(
     }
 }
 
-fn manifest_log(bytes: &[u8], id: u64, keys: &Keys, print: &mut dyn FnMut(String)) -> u64 {
+fn manifest_log(
+    bytes: &[u8],
+    id: u64,
+    keys: &Keys,
+    print: &mut dyn FnMut(String),
+) -> Result<u64, Newer> {
     let mut opener = Opener::new(keys, FileUse::Manifest(id));
     print(format!("manifest log {id:016x}, {} bytes", bytes.len()));
-    let frames = frames(bytes, manifest::LOG_FORMAT, id);
+    let frames = frames(bytes, manifest::LOG_FORMAT, id)?;
     let mut damaged = chain_damage(&frames, print);
     if frames.first().is_none_or(|first| first.at > 0) {
         damaged += 1;
@@ -402,27 +431,34 @@ fn manifest_log(bytes: &[u8], id: u64, keys: &Keys, print: &mut dyn FnMut(String
             }
         }
     }
-    damaged
+    Ok(damaged)
 }
 
-fn root(bytes: &[u8], print: &mut dyn FnMut(String)) -> u64 {
+fn root(bytes: &[u8], print: &mut dyn FnMut(String)) -> Result<u64, Newer> {
     print("manifest root".to_owned());
     let mut valid = 0;
     for (slot, bytes) in bytes.chunks(SECTOR_BYTES).enumerate() {
-        if let Ok((generation, pointer)) = manifest::parse_slot(bytes) {
-            valid += 1;
-            let at = slot * SECTOR_BYTES;
-            let log = pointer.log;
-            print(format!(
-                "slot at {at}: generation {generation}, log {log:016x}"
-            ));
+        match manifest::parse_slot(bytes) {
+            Ok((generation, pointer)) => {
+                valid += 1;
+                let at = slot * SECTOR_BYTES;
+                let log = pointer.log;
+                print(format!(
+                    "slot at {at}: generation {generation}, log {log:016x}"
+                ));
+            }
+            Err(Damage::Version { found, .. }) => {
+                let known = manifest::ROOT_FORMAT.newest();
+                return Err(Newer::Version { found, known });
+            }
+            Err(_) => {}
         }
     }
     if valid == 0 {
         print("DAMAGED: no valid slot".to_owned());
-        return 1;
+        return Ok(1);
     }
-    0
+    Ok(0)
 }
 
 fn frame_line(frame: &Frame<'_>, what: &str) -> String {
@@ -439,11 +475,17 @@ fn frame_line(frame: &Frame<'_>, what: &str) -> String {
 }
 
 /// The valid frames of a log's file.
-fn frames(bytes: &[u8], format: Format, log: u64) -> Vec<Frame<'_>> {
+fn frames(bytes: &[u8], format: Format, log: u64) -> Result<Vec<Frame<'_>>, Newer> {
     let mut frames = Vec::new();
     let mut at = 0;
     while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
-        let parsed = Header::parse(format, rest).ok();
+        let parsed = match Header::parse(format, rest) {
+            Err(Damage::Version { found, log: of }) if of == log => {
+                let known = format.newest();
+                return Err(Newer::Version { found, known });
+            }
+            parsed => parsed.ok(),
+        };
         let header = parsed.filter(|header| header.log == log);
         let verified = header.and_then(|header| {
             let (payload, hash) = header.verify(rest).ok()?;
@@ -463,7 +505,7 @@ fn frames(bytes: &[u8], format: Format, log: u64) -> Vec<Frame<'_>> {
             None => at += SECTOR_BYTES,
         }
     }
-    frames
+    Ok(frames)
 }
 
 /// Reports frames that do not continue the one before: something between them is gone.

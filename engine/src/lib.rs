@@ -41,7 +41,7 @@ mod wal;
 
 pub use ahead::AheadBudget;
 pub use crypt::{KeyFileError, KeyId, Keys, MissingKey};
-pub use error::{JobError, OpenError, ReadError, WriteError};
+pub use error::{JobError, Newer, OpenError, ReadError, WriteError};
 pub use frame::Mark;
 pub use layout::Layout;
 pub use memtable::Sealed;

@@ -25,7 +25,7 @@ use std::time::Duration;
 use torc_env::{Disk, Env};
 
 pub(crate) use change::{Change, Listed, State};
-pub(crate) use files::{LOG_FORMAT, ROOT_NAME, log_id, parse_slot};
+pub(crate) use files::{LOG_FORMAT, ROOT_FORMAT, ROOT_NAME, log_id, parse_slot};
 use files::{LogFile, RootFile};
 
 use crate::crypt::{DataKey, FileUse, KeyId, Keys, WriterSalt};
@@ -55,8 +55,8 @@ struct Files<E: Env> {
 }
 
 impl<E: Env> Manifest<E> {
-    /// Reads the manifest in `dir`, or begins one if `is_fresh` (no segment and no table exists). What it
-    /// writes is sealed with the active one of `keys`; a log sealed otherwise is replaced.
+    /// Reads the manifest in `dir`, or begins one if `is_fresh` (no segment and no table exists). Changes nothing of one that
+    /// is there: see [`Manifest::take_over`]. What it writes is sealed with the active one of `keys`.
     pub(crate) async fn open(
         env: &E,
         dir: &Path,
@@ -79,8 +79,7 @@ impl<E: Env> Manifest<E> {
                 });
             }
         };
-        files::remove_other_logs(disk, dir, files.log.id).await?;
-        let manifest = Self {
+        Ok(Self {
             env: env.clone(),
             dir: dir.to_owned(),
             keys: RefCell::new(keys.clone()),
@@ -88,14 +87,21 @@ impl<E: Env> Manifest<E> {
             turn: Turn::default(),
             files: RefCell::new(Some(files)),
             written_under: RefCell::default(),
-        };
-        let rekeyed = manifest.rekey().await;
-        rekeyed.map_err(|cause| OpenError::Io {
-            path: dir.to_owned(),
+        })
+    }
+
+    /// Removes what crashes have left beside the log, and replaces a log that is not sealed with the active key. For a store of
+    /// which everything was read: one that does not open stays as it is.
+    pub(crate) async fn take_over(&self) -> Result<(), OpenError> {
+        let log = self.files.borrow().as_ref().map(|files| files.log.id);
+        if let Some(log) = log {
+            files::remove_other_logs(self.env.disk(), &self.dir, log).await?;
+        }
+        self.rekey().await.map_err(|cause| OpenError::Io {
+            path: self.dir.clone(),
             doing: "begin a manifest log under the newest key",
             source: io::Error::other(cause.to_string()),
-        })?;
-        Ok(manifest)
+        })
     }
 
     /// Begins a manifest in `dir`, which has none, that says `state` from the start. Durable on

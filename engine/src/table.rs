@@ -41,7 +41,7 @@ pub(crate) use checksums::{blob_checksums_of, checksums_of};
 pub use filter::FilterBits;
 pub use iter::{Ahead, ReadAhead, TableIter};
 pub use reader::{Found, Table};
-pub(crate) use reader::{corrupt, read};
+pub(crate) use reader::{corrupt, footer_error, read};
 pub use writer::{TableOptions, TableWriter};
 
 /// What is known of a finished table: its footer, and its bounds.

@@ -19,7 +19,7 @@ use torc_engine::Layout;
 use torc_engine::layout::is_store;
 use torc_env::NodeId;
 
-use crate::boot::identity::{Identity, IdentityError, NAME_BYTES_MAX};
+use crate::boot::identity::{FORMAT, Identity, IdentityError, NAME_BYTES_MAX};
 
 /// A node that may start.
 #[derive(Debug)]
@@ -51,7 +51,17 @@ pub enum BootError {
         /// The directory.
         path: PathBuf,
     },
-    /// The identity file is damaged or of another format.
+    /// Another version of the program wrote the directory.
+    #[error("{path}: {source}; start {}: nothing was changed", if *found > FORMAT { "a newer program" } else { "the program that wrote it" })]
+    Format {
+        /// The identity file.
+        path: PathBuf,
+        /// The format in it.
+        found: u32,
+        /// What is said of it.
+        source: IdentityError,
+    },
+    /// The identity file is damaged.
     #[error(
         "cannot read {path}: {source}; restore that file from a backup, or replace this node: it \
          must not start under a guessed identity"
@@ -228,6 +238,11 @@ fn read_identity(path: &Path) -> Result<Option<Identity>, BootError> {
     match fs::read(path) {
         Ok(bytes) => match Identity::decode(&bytes) {
             Ok(identity) => Ok(Some(identity)),
+            Err(source @ IdentityError::Format { found }) => Err(BootError::Format {
+                path: path.to_owned(),
+                found,
+                source,
+            }),
             Err(source) => Err(BootError::Identity {
                 path: path.to_owned(),
                 source,
@@ -389,6 +404,24 @@ mod tests {
             boot(dir.path(), "n1", "demo", 2),
             Err(BootError::NoIdentity { .. })
         ));
+    }
+
+    #[test]
+    fn a_directory_of_a_newer_program_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(boot(dir.path(), "n1", "demo", 2).unwrap());
+        let path = dir.path().join("node/identity");
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[8] += 1;
+        fs::write(&path, &bytes).unwrap();
+        // A store that another format may name so.
+        fs::create_dir(dir.path().join("shard-07.3")).unwrap();
+        let refused = boot(dir.path(), "n1", "demo", 2).unwrap_err();
+        let what = refused.to_string();
+        assert!(what.contains("node/identity") && what.contains("start a newer program"));
+        assert!(what.contains("format 3, this program reads 2"), "{what}");
+        assert_eq!(fs::read(&path).unwrap(), bytes);
+        assert!(dir.path().join("shard-07.3").exists());
     }
 
     #[test]

@@ -26,7 +26,9 @@ pub enum DecodeError {
         at: usize,
     },
     /// A later version wrote it.
-    #[error("topology of version {found}; this program reads version {VERSION}")]
+    #[error(
+        "topology of version {found}, this program reads up to {VERSION}; start a newer program"
+    )]
     Version {
         /// The version found.
         found: u16,

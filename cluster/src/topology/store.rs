@@ -71,6 +71,17 @@ pub enum StoreError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A later version of the program wrote the file.
+    #[error(
+        "{}: format version {found}, this program reads up to {VERSION}; start a newer program: nothing was changed",
+        path.display()
+    )]
+    Newer {
+        /// Which file.
+        path: PathBuf,
+        /// The version in it.
+        found: u16,
+    },
     /// The file holds no valid topology.
     #[error("{}: {source}", path.display())]
     Decode {
@@ -87,6 +98,30 @@ pub enum StoreError {
 impl StoreError {
     fn is_for_want_of_space(&self) -> bool {
         matches!(self, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    }
+}
+
+/// Why bytes are none of the two files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unreadable {
+    Damaged(&'static str),
+    Newer(u16),
+}
+
+impl From<&'static str> for Unreadable {
+    fn from(reason: &'static str) -> Self {
+        Unreadable::Damaged(reason)
+    }
+}
+
+impl Unreadable {
+    /// As the trouble of the file at `path`.
+    fn at(self, path: &Path) -> StoreError {
+        let path = path.to_owned();
+        match self {
+            Unreadable::Damaged(reason) => StoreError::Damaged { path, reason },
+            Unreadable::Newer(found) => StoreError::Newer { path, found },
+        }
     }
 }
 
@@ -114,10 +149,7 @@ pub struct Found {
 /// When the bytes are not what was written, or hold no valid topology.
 pub fn read_copy(bytes: &[u8]) -> Result<Topology, StoreError> {
     let path = path(Kind::Decided);
-    let payload = unframe(Kind::Decided, bytes).map_err(|reason| StoreError::Damaged {
-        path: path.clone(),
-        reason,
-    })?;
+    let payload = unframe(Kind::Decided, bytes).map_err(|unreadable| unreadable.at(&path))?;
     Topology::decode(payload).map_err(|source| StoreError::Decode { path, source })
 }
 
@@ -221,10 +253,7 @@ impl<D: Disk> Store<D> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(at(&path)(error)),
         };
-        let damaged = |reason| StoreError::Damaged {
-            path: path.clone(),
-            reason,
-        };
+        let damaged = |reason| Unreadable::Damaged(reason).at(&path);
         let len = file.len().await.map_err(at(&path))?;
         let len = usize::try_from(len).map_err(|_| damaged("too long"))?;
         if len > PAYLOAD_BYTES_MAX + SECTOR_BYTES {
@@ -233,7 +262,8 @@ impl<D: Disk> Store<D> {
         let buf = AlignedBuf::zeroed(len.next_multiple_of(SECTOR_BYTES));
         let (read, buf) = file.read_at(0, buf).await;
         let read = read.map_err(at(&path))?;
-        let payload = unframe(kind, buf.get(..read).unwrap_or_default()).map_err(damaged)?;
+        let payload = unframe(kind, buf.get(..read).unwrap_or_default())
+            .map_err(|unreadable| unreadable.at(&path))?;
         Ok(Some(payload.to_vec()))
     }
 }
@@ -266,19 +296,14 @@ fn frame(kind: Kind, payload: &[u8]) -> AlignedBuf {
     AlignedBuf::copy_of(&bytes)
 }
 
-fn unframe(kind: Kind, bytes: &[u8]) -> Result<&[u8], &'static str> {
+/// What the checksum does not vouch for is no version.
+fn unframe(kind: Kind, bytes: &[u8]) -> Result<&[u8], Unreadable> {
     let (header, rest) = bytes
         .split_first_chunk::<HEADER_BYTES>()
         .ok_or("too short")?;
     let field = |start: usize, len: usize| &header[start..start + len];
     if field(0, 8) != MAGIC {
-        return Err("no magic");
-    }
-    if field(8, 2) != VERSION.to_le_bytes() {
-        return Err("unknown version");
-    }
-    if field(10, 2) != kind.number().to_le_bytes() {
-        return Err("another kind of file");
+        return Err("no magic".into());
     }
     let number = |start: usize| {
         let mut bytes = [0; 4];
@@ -288,10 +313,17 @@ fn unframe(kind: Kind, bytes: &[u8]) -> Result<&[u8], &'static str> {
     let len = usize::try_from(number(12)).map_err(|_| "too long")?;
     let payload = rest.get(..len).ok_or("shorter than its length says")?;
     if rest[len..].len() >= SECTOR_BYTES || rest[len..].iter().any(|byte| *byte != 0) {
-        return Err("data after its end");
+        return Err("data after its end".into());
     }
     if number(16) != crc_of(&header[..16], payload) {
-        return Err("wrong checksum");
+        return Err("wrong checksum".into());
+    }
+    let version = u16::from_le_bytes([header[8], header[9]]);
+    if version != VERSION {
+        return Err(Unreadable::Newer(version));
+    }
+    if field(10, 2) != kind.number().to_le_bytes() {
+        return Err("another kind of file".into());
     }
     Ok(payload)
 }
@@ -346,6 +378,20 @@ fn decode_ballot(bytes: &[u8]) -> Option<(Ballot, &[u8])> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_newer_version_is_named_and_one_without_a_fitting_checksum_is_damage() {
+        let mut bytes = frame(Kind::Decided, b"topology").to_vec();
+        bytes[8] = 2;
+        let damaged = unframe(Kind::Decided, &bytes);
+        assert_eq!(damaged, Err(Unreadable::Damaged("wrong checksum")));
+        let crc = crc_of(&bytes[..16], b"topology");
+        bytes[16..20].copy_from_slice(&crc.to_le_bytes());
+        let refused = read_copy(&bytes).unwrap_err();
+        assert!(matches!(refused, StoreError::Newer { found: 2, .. }));
+        let what = refused.to_string();
+        assert!(what.contains("node/topology") && what.contains("start a newer program"));
+    }
 
     #[test]
     fn no_bytes_make_a_file_panic() {

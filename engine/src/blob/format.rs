@@ -5,9 +5,11 @@ use torc_env::{SECTOR_BYTES, TreeId};
 
 use super::BlobFile;
 use crate::crypt::{DataKey, FileUse, KEY_REF_BYTES, KeyRef, Keys, TAG_BYTES};
+use crate::error::Newer;
 use crate::le;
 use crate::table::format::{
-    CHECKED_FROM, CHECKSUM_AT, FOOTER_BYTES, Mismatch, check_identity, checksum, footer_offset,
+    CHECKED_FROM, CHECKSUM_AT, FOOTER_BYTES, Mismatch, Unreadable, check_identity, checksum,
+    footer_offset,
 };
 
 const MAGIC: [u8; 8] = *b"torc.blb";
@@ -65,7 +67,7 @@ impl BlobFooter {
         file_id: u64,
         file_bytes: u64,
         keys: &Keys,
-    ) -> Result<BlobFooter, Mismatch> {
+    ) -> Result<BlobFooter, Unreadable> {
         assert_eq!(bytes.len(), FOOTER_BYTES, "a footer is one sector");
         let key = Self::check(bytes, file_id, file_bytes)?;
         if let Some(reference) = key
@@ -80,7 +82,7 @@ impl BlobFooter {
         let data_end = le::u64_at(bytes, 40);
         if data_end > footer_offset(file_bytes) {
             let found = format!("an end at {data_end}");
-            return Err(Mismatch::new("values before the footer", found));
+            return Err(Mismatch::new("values before the footer", found).into());
         }
         Ok(BlobFooter {
             file: BlobFile {
@@ -96,33 +98,38 @@ impl BlobFooter {
         })
     }
 
-    /// Checks what makes the sector a blob's footer; returns the reference of a sealed one's key.
-    fn check(bytes: &[u8], file_id: u64, file_bytes: u64) -> Result<Option<KeyRef>, Mismatch> {
+    /// Checks what makes the sector a blob's footer; returns the reference of a sealed one's key. What the checksum
+    /// does not vouch for is no version.
+    fn check(bytes: &[u8], file_id: u64, file_bytes: u64) -> Result<Option<KeyRef>, Unreadable> {
         if bytes[..8] != MAGIC {
             let found = String::from_utf8_lossy(&bytes[..8]);
-            return Err(Mismatch::new("a blob's footer", format!("{found:?}")));
+            return Err(Mismatch::new("a blob's footer", format!("{found:?}")).into());
         }
+        check_identity(bytes, file_id, file_bytes)?;
         let version = le::u16_at(bytes, 12);
         if version != VERSION {
-            let expected = format!("blob format version {VERSION}");
-            return Err(Mismatch::new(expected, format!("version {version}")));
+            return Err(Unreadable::Newer(Newer::Version {
+                found: version,
+                known: VERSION,
+            }));
         }
         let features = le::u16_at(bytes, 14);
         if features & !FEATURE_SEALED != 0 {
-            let found = format!("features {features:04x}");
-            return Err(Mismatch::new("a blob without further features", found));
+            return Err(Unreadable::Newer(Newer::Features {
+                version,
+                found: features,
+            }));
         }
-        check_identity(bytes, file_id, file_bytes)?;
         let found = le::u64_at(bytes, 32);
         if found != file_bytes || !file_bytes.is_multiple_of(le::len64(SECTOR_BYTES)) {
             let expected = format!("a file of {found} bytes");
-            return Err(Mismatch::new(expected, format!("{file_bytes} bytes")));
+            return Err(Mismatch::new(expected, format!("{file_bytes} bytes")).into());
         }
         if features & FEATURE_SEALED == 0 {
             return Ok(None);
         }
         let key = KeyRef::decode(&bytes[KEY_REF_AT..]);
         key.map(Some)
-            .ok_or_else(|| Mismatch::new("a key's name", "none"))
+            .ok_or_else(|| Mismatch::new("a key's name", "none").into())
     }
 }

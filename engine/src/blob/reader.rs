@@ -7,13 +7,13 @@ use std::rc::Rc;
 use bytes::Bytes;
 use torc_env::{Disk, File, OpenMode, SECTOR_BYTES};
 
-use super::{BlobFile, BlobRef, blob_path};
+use super::{BlobFile, BlobFooter, BlobRef, blob_path};
 use crate::crypt::{DataKey, FileUse, Keys};
 use crate::error::ReadError;
 use crate::le;
 use crate::table::body;
-use crate::table::format::Mismatch;
-use crate::table::{corrupt, read};
+use crate::table::format::{FOOTER_BYTES, Mismatch, Unreadable, footer_offset};
+use crate::table::{corrupt, footer_error, read};
 
 /// An open blob. Clones share it.
 pub struct Blob<D: Disk>(Rc<Inner<D::File>>);
@@ -76,6 +76,21 @@ impl<D: Disk> Blob<D> {
             file: *file,
             key,
         })))
+    }
+
+    /// Refuses a blob that a newer program has written. One device read. A footer that cannot be read is passed over, since
+    /// no value needs it: a scrub finds it.
+    pub(crate) async fn check_version(&self) -> Result<(), ReadError> {
+        let inner = &self.0;
+        let BlobFile { file_id, bytes, .. } = inner.file;
+        let at = footer_offset(bytes);
+        let Ok(footer) = read(&inner.opened, &inner.path, at, FOOTER_BYTES).await else {
+            return Ok(());
+        };
+        match BlobFooter::decode(&footer, file_id, bytes, &Keys::default()) {
+            Err(newer @ Unreadable::Newer(_)) => Err(footer_error(&inner.path, at, newer)),
+            _ => Ok(()),
+        }
     }
 
     /// What the tables know of it.

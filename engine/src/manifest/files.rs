@@ -11,7 +11,7 @@ use crate::codec::{Reader, Writer};
 use crate::crypt::{
     DataKey, FileUse, KeyId, Keys, Opener, SEAL_BYTES, Unopened, WriterSalt, key_of,
 };
-use crate::error::OpenError;
+use crate::error::{Newer, OpenError};
 use crate::frame::{Damage, Format, HEADER_BYTES, Header, Mark, frame_bytes};
 
 /// Frames of the manifest's log.
@@ -21,7 +21,7 @@ pub(crate) const LOG_FORMAT: Format = Format {
     sealed_version: Some(2),
 };
 /// Frames of the root.
-pub(super) const ROOT_FORMAT: Format = Format {
+pub(crate) const ROOT_FORMAT: Format = Format {
     magic: u32::from_le_bytes(*b"TROT"),
     version: 1,
     sealed_version: None,
@@ -123,10 +123,12 @@ impl<F: File> RootFile<F> {
             match parse_slot(slot) {
                 Ok(found) => newest = newest.max_by_generation(found),
                 Err(Damage::Version { found, .. }) => {
-                    return Err(OpenError::Version {
+                    return Err(OpenError::Newer {
                         path,
-                        found,
-                        known: ROOT_FORMAT.version,
+                        newer: Newer::Version {
+                            found,
+                            known: ROOT_FORMAT.newest(),
+                        },
                     });
                 }
                 Err(_) => {}
@@ -398,10 +400,12 @@ fn next_edit<'a>(
     let header = match Header::parse(LOG_FORMAT, rest) {
         Ok(header) => header,
         Err(Damage::Version { found, log }) if log == pointer.log => {
-            return Err(OpenError::Version {
+            return Err(OpenError::Newer {
                 path: path.to_owned(),
-                found,
-                known: LOG_FORMAT.newest(),
+                newer: Newer::Version {
+                    found,
+                    known: LOG_FORMAT.newest(),
+                },
             });
         }
         Err(_) => return Ok(None),

@@ -146,7 +146,10 @@ async fn open_blobs<D: Disk>(
     let opened: Vec<Result<Blob<D>, u64>> = stream::iter(files.into_values())
         .map(|file| async move {
             match Blob::open(disk, dir, &file, keys).await {
-                Ok(blob) => Ok(Ok(blob)),
+                Ok(blob) => {
+                    blob.check_version().await?;
+                    Ok(Ok(blob))
+                }
                 Err(error @ ReadError::Corrupt { .. }) => {
                     tracing::error!(%error, "a blob is damaged: tables that refer to it are set aside with it");
                     Ok(Err(file.file_id))

@@ -110,6 +110,7 @@ pub(super) async fn open<E: Env>(
     let last = replayed.end.last;
     memory.passed(last);
 
+    manifest.take_over().await?;
     let recovery = judge(&state, &replayed, records, loaded.damaged.len());
     let supply = settle(
         &manifest,

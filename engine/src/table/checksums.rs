@@ -13,7 +13,7 @@ use super::format::{
     BLOCK_ALIGN, BLOCK_HEADER_BYTES, FOOTER_BYTES, Mismatch, Outline, PAGE_BYTES, checksum,
     footer_offset,
 };
-use super::reader::{corrupt, read};
+use super::reader::{corrupt, footer_error, read};
 use super::table_path;
 use crate::blob::{BlobFooter, blob_path};
 use crate::crypt::Keys;
@@ -36,7 +36,7 @@ pub(crate) async fn checksums_of<D: Disk>(
     let path = table_path(dir, file_id);
     let opened = Opened::open(disk, &path).await?;
     let outline = Outline::decode(&opened.footer, file_id, opened.bytes)
-        .map_err(|mismatch| corrupt(&path, opened.footer_at, mismatch))?;
+        .map_err(|unreadable| footer_error(&path, opened.footer_at, unreadable))?;
     let mut walk = Walk::new(&opened, &path);
     for section in [outline.filters, outline.fences, outline.bounds] {
         let bytes = walk.bytes(section.offset, section.len).await?;
@@ -61,7 +61,7 @@ pub(crate) async fn blob_checksums_of<D: Disk>(
     let path = blob_path(dir, file_id);
     let opened = Opened::open(disk, &path).await?;
     let footer = BlobFooter::decode(&opened.footer, file_id, opened.bytes, &Keys::default())
-        .map_err(|mismatch| corrupt(&path, opened.footer_at, mismatch))?;
+        .map_err(|unreadable| footer_error(&path, opened.footer_at, unreadable))?;
     let mut walk = Walk::new(&opened, &path);
     walk.bodies(disk, file_id, footer.data_end).await
 }

@@ -9,6 +9,7 @@ use torc_env::{SECTOR_BYTES, Token, TreeId};
 
 use super::{Bounds, TableInfo};
 use crate::crypt::{DataKey, FileUse, KEY_REF_BYTES, KeyRef, Keys, MissingKey, TAG_BYTES};
+use crate::error::Newer;
 use crate::le;
 
 /// First bytes of a footer.
@@ -157,6 +158,7 @@ pub(crate) struct Outline {
 #[derive(Debug)]
 pub(crate) enum Unreadable {
     Mismatch(Mismatch),
+    Newer(Newer),
     Key(MissingKey),
 }
 
@@ -268,13 +270,18 @@ impl Footer {
 
 impl Outline {
     /// Checks the last sector of the table `file_id`, a file of `file_bytes`, and reads what of it is in
-    /// the clear.
-    pub(crate) fn decode(bytes: &[u8], file_id: u64, file_bytes: u64) -> Result<Outline, Mismatch> {
+    /// the clear. What the checksum does not vouch for is no version.
+    pub(crate) fn decode(
+        bytes: &[u8],
+        file_id: u64,
+        file_bytes: u64,
+    ) -> Result<Outline, Unreadable> {
         assert_eq!(bytes.len(), FOOTER_BYTES, "a footer is one sector");
         if bytes[..8] != MAGIC {
             let found = String::from_utf8_lossy(&bytes[..8]);
-            return Err(Mismatch::new("a table's footer", format!("{found:?}")));
+            return Err(Mismatch::new("a table's footer", format!("{found:?}")).into());
         }
+        check_identity(bytes, file_id, file_bytes)?;
         let version = le::u16_at(bytes, 12);
         let features = le::u16_at(bytes, 14);
         let known = match version {
@@ -282,16 +289,19 @@ impl Outline {
             SEALED_VERSION => features == FEATURE_SEALED,
             BLOBS_VERSION => features & !FEATURE_SEALED == FEATURE_BLOBS,
             _ => {
-                let expected = format!("table format version up to {BLOBS_VERSION}");
-                return Err(Mismatch::new(expected, format!("version {version}")));
+                return Err(Unreadable::Newer(Newer::Version {
+                    found: version,
+                    known: BLOBS_VERSION,
+                }));
             }
         };
         let is_sealed = features & FEATURE_SEALED != 0;
         if !known {
-            let found = format!("features {features:04x}");
-            return Err(Mismatch::new("a table without further features", found));
+            return Err(Unreadable::Newer(Newer::Features {
+                version,
+                found: features,
+            }));
         }
-        check_identity(bytes, file_id, file_bytes)?;
         let section = |index: usize| {
             let at = SECTIONS_AT + index * SECTION_BYTES;
             Section {

@@ -110,13 +110,8 @@ impl<D: Disk> Table<D> {
         }
         let bytes = read(&file, &path, footer_at, FOOTER_BYTES).await?;
         let footer = Footer::decode(&bytes, file_id, file_bytes, keys);
-        let (footer, key) = footer.map_err(|unreadable| match unreadable {
-            Unreadable::Mismatch(mismatch) => corrupt(footer_at, mismatch),
-            Unreadable::Key(source) => ReadError::Key {
-                path: path.clone(),
-                source,
-            },
-        })?;
+        let (footer, key) =
+            footer.map_err(|unreadable| footer_error(&path, footer_at, unreadable))?;
 
         // Filters come first; without them the read begins at the sector of the fences.
         let start = if with_filters {
@@ -389,6 +384,16 @@ pub(crate) fn corrupt(path: &Path, offset: u64, mismatch: Mismatch) -> ReadError
         path: path.to_owned(),
         offset,
         detail: format!("expected {}, found {}", mismatch.expected, mismatch.found),
+    }
+}
+
+/// Why the footer at `offset` cannot be read.
+pub(crate) fn footer_error(path: &Path, offset: u64, unreadable: Unreadable) -> ReadError {
+    let path = path.to_owned();
+    match unreadable {
+        Unreadable::Mismatch(mismatch) => corrupt(&path, offset, mismatch),
+        Unreadable::Newer(newer) => ReadError::Newer { path, newer },
+        Unreadable::Key(source) => ReadError::Key { path, source },
     }
 }
 

@@ -13,7 +13,7 @@ use super::chain::{Chain, End, Seen, Verdict};
 use super::payload::{self, Logged};
 use super::{FORMAT, SegmentId};
 use crate::crypt::{FileUse, KeyId, Keys, Opener, Unopened, key_of};
-use crate::error::OpenError;
+use crate::error::{Newer, OpenError};
 use crate::frame::{Damage, Header, Mark};
 use crate::le::len64;
 
@@ -200,10 +200,12 @@ impl<'a, F: File> Reader<'a, F> {
         let header = match Header::parse(FORMAT, self.bytes_from(offset)) {
             Ok(header) if header.log == self.id.0 => header,
             Err(Damage::Version { found, log }) if log == self.id.0 => {
-                return Err(OpenError::Version {
+                return Err(OpenError::Newer {
                     path: self.id.path(self.dir),
-                    found,
-                    known: FORMAT.newest(),
+                    newer: Newer::Version {
+                        found,
+                        known: FORMAT.newest(),
+                    },
                 });
             }
             Ok(_) | Err(_) => return Ok(None),

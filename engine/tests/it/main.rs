@@ -15,6 +15,7 @@ mod merge;
 mod model;
 #[cfg(mutations)]
 mod mutations;
+mod newer;
 mod pacing;
 mod power;
 mod redistribute;

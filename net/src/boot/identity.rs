@@ -58,8 +58,8 @@ pub enum IdentityError {
     /// The file is something else.
     #[error("it does not start with {MAGIC:02x?}")]
     Magic,
-    /// A newer build wrote the directory.
-    #[error("it has format {found}, this build reads {FORMAT}")]
+    /// Another version of the program wrote the directory.
+    #[error("it has format {found}, this program reads {FORMAT}")]
     Format {
         /// What the file says.
         found: u32,
@@ -142,13 +142,13 @@ impl Identity {
         }
         rest.advance(MAGIC.len());
         let format = rest.get_u32_le();
-        if format != FORMAT {
-            return Err(IdentityError::Format { found: format });
-        }
         let found = rest.get_u32_le();
         let expected = crc_fast::crc32_iscsi(rest);
         if found != expected {
             return Err(IdentityError::Checksum { expected, found });
+        }
+        if format != FORMAT {
+            return Err(IdentityError::Format { found: format });
         }
         let node = NodeId(rest.get_u128_le());
         let boot = rest.get_u64_le();
@@ -237,6 +237,17 @@ mod tests {
                 identity.layout().shards().take(3).for_each(drop);
             }
         });
+    }
+
+    #[test]
+    fn a_newer_format_is_named_unless_the_rest_is_damaged() {
+        let mut bytes = identity().encode();
+        bytes[8] = 3;
+        let refused = Identity::decode(&bytes);
+        assert_eq!(refused, Err(IdentityError::Format { found: 3 }));
+        bytes[20] ^= 1;
+        let refused = Identity::decode(&bytes);
+        assert!(matches!(refused, Err(IdentityError::Checksum { .. })));
     }
 
     #[test]
