@@ -150,6 +150,13 @@ impl Pacing {
         self.ending.get().saturating_sub(since)
     }
 
+    /// The flush that runs has been given all records.
+    fn all_given(&self, now: Instant) {
+        if self.all_given_at.get().is_none() {
+            self.all_given_at.set(Some(now));
+        }
+    }
+
     /// The flush that ran has ended.
     fn end_flush(&self) -> Option<Instant> {
         self.set_running(Kind::Flush, None);
@@ -207,6 +214,11 @@ impl<E: Env> Inner<E> {
                 break output;
             }
         };
+        // Nobody looks again until a flush has let go of its memtable.
+        if paces.iter().any(|(kind, _)| *kind == Kind::Flush) {
+            self.pacing.all_given(self.env.now());
+            self.reprice();
+        }
         // What a flush has done counts until its memtable is let go of.
         for (kind, _) in paces.iter().filter(|(kind, _)| *kind != Kind::Flush) {
             self.pacing.set_running(*kind, None);
@@ -301,8 +313,8 @@ impl<E: Env> Inner<E> {
         let done = pacing.done(Kind::Flush);
         let oldest = memory.oldest_sealed();
         let oldest = oldest.map_or(0, |slot| len64(slot.memtable.memory_bytes()));
-        if done >= oldest && pacing.all_given_at.get().is_none() {
-            pacing.all_given_at.set(Some(now));
+        if done >= oldest {
+            pacing.all_given(now);
         }
         let time = time_of(waiting.saturating_sub(done), rate) + pacing.ending(now);
         let used = memory.memtable_bytes() + memory.pending_bytes();
@@ -451,6 +463,33 @@ mod tests {
         let burst = queue.take(env.now(), Duration::ZERO).unwrap();
         burst.settle(len64(store.0.options.memtable_bytes / BURST_PART));
         store
+    }
+
+    #[test]
+    fn what_a_flush_takes_behind_its_job_is_known_however_short_the_job_was() {
+        torc_sim::run(1, |env| async move {
+            let (store, _) = Store::open(env.clone(), Options::new("shard-00"))
+                .await
+                .unwrap();
+            put(&store, b"one").await.unwrap();
+            let pacing = &store.0.pacing;
+            assert_eq!(pacing.ending.get(), Duration::ZERO);
+            let ended = || {
+                let slot = store.0.memory.borrow().oldest_sealed();
+                let done = pacing.done(Kind::Flush);
+                slot.is_some_and(|slot| done >= len64(slot.memtable.memory_bytes()))
+            };
+            let flush = pin!(store.flush());
+            let looks = pin!(async {
+                while !(ended() && pacing.all_given_at.get().is_some()) {
+                    env.sleep(Duration::from_micros(1)).await;
+                }
+            });
+            // The manifest's edit is still to come then.
+            assert!(matches!(select(flush, looks).await, Either::Right(_)));
+            store.flush().await.unwrap();
+            assert!(pacing.ending.get() > Duration::ZERO);
+        });
     }
 
     #[test]
