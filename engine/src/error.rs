@@ -188,6 +188,9 @@ impl WriteError {
     }
 }
 
+/// What to do about a file without which nobody can say what a store holds.
+pub(crate) const PUT_BACK: &str = "put it back, or restore this node from a backup (`torc restore`): a start without it would lose acknowledged writes";
+
 /// Why a store cannot be opened. Nothing was deleted.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {

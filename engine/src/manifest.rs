@@ -29,7 +29,7 @@ pub(crate) use files::{LOG_FORMAT, ROOT_FORMAT, ROOT_NAME, log_id, parse_slot};
 use files::{LogFile, RootFile};
 
 use crate::crypt::{DataKey, FileUse, KeyId, Keys, WriterSalt};
-use crate::error::OpenError;
+use crate::error::{OpenError, PUT_BACK};
 use crate::signal::Turn;
 
 /// How long an edit waits before it asks a full disk again.
@@ -75,7 +75,9 @@ impl<E: Env> Manifest<E> {
                 return Err(OpenError::Corrupt {
                     path: files::root_path(dir),
                     offset: 0,
-                    detail: "no valid root, but there are tables or log segments".to_owned(),
+                    detail: format!(
+                        "no valid root, but there are tables or log segments: {PUT_BACK}"
+                    ),
                 });
             }
         };

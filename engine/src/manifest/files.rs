@@ -11,7 +11,7 @@ use crate::codec::{Reader, Writer};
 use crate::crypt::{
     DataKey, FileUse, KeyId, Keys, Opener, SEAL_BYTES, Unopened, WriterSalt, key_of,
 };
-use crate::error::{Newer, OpenError};
+use crate::error::{Newer, OpenError, PUT_BACK};
 use crate::frame::{Damage, Format, HEADER_BYTES, Header, Mark, frame_bytes};
 
 /// Frames of the manifest's log.
@@ -265,7 +265,13 @@ impl<F: File> LogFile<F> {
     ) -> Result<(Self, State), OpenError> {
         let path = log_path(dir, pointer.log);
         let opened = disk.open(&path, OpenMode::WriteDurable).await;
-        let file = opened.map_err(io_error(&path, "open the log that the root names"))?;
+        let file = match opened {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let detail = format!("the root names this log, but it is missing: {PUT_BACK}");
+                return Err(corrupt(&path, 0, &detail));
+            }
+            opened => opened.map_err(io_error(&path, "open the log that the root names"))?,
+        };
         file.sync().await.map_err(io_error(&path, "sync"))?;
         let reserved = file.len().await.map_err(io_error(&path, "measure"))?;
         let len = usize::try_from(reserved - reserved % SECTOR)

@@ -21,7 +21,7 @@ use super::{Health, Inner, Store};
 use crate::ahead::AheadBudget;
 use crate::blob::blob_id;
 use crate::cache::{BlockCache, RecordCache};
-use crate::error::OpenError;
+use crate::error::{OpenError, PUT_BACK};
 use crate::frame::Mark;
 use crate::le::len64;
 use crate::manifest::{Change, Manifest, State};
@@ -265,8 +265,9 @@ impl Files {
         };
         for id in &state.segments {
             if !self.segments.contains_key(id) {
-                let detail = "the manifest lists this log segment, but it is missing";
-                return Err(corrupt(id.path(wal_dir), detail.to_owned()));
+                let detail =
+                    format!("the manifest lists this log segment, but it is missing: {PUT_BACK}");
+                return Err(corrupt(id.path(wal_dir), detail));
             }
         }
         for table in state.tables.values() {

@@ -312,3 +312,42 @@ fn every_file_of_a_store_is_told_in_words_and_its_damage_too() {
         assert!(refused.is_err());
     });
 }
+
+#[test]
+fn a_missing_manifest_or_log_segment_is_named_with_what_to_do() {
+    let (simulation, host) = filled(11);
+    let mut kinds = Vec::new();
+    for (path, _) in simulation.files(host) {
+        let kind = path.extension().unwrap().to_string_lossy().into_owned();
+        // A segment that holds nothing yet is not missed.
+        let is_spare = !simulation
+            .content(host, &path)
+            .unwrap()
+            .starts_with(b"TWAL");
+        if kind == "table" || kind == "wal" && is_spare {
+            continue;
+        }
+        kinds.push(kind);
+        run(&simulation, host, move |env| async move {
+            let aside = path.with_extension("away");
+            env.disk().rename(&path, &aside).await.unwrap();
+            let opened = Store::open(env.clone(), options()).await;
+            let error = opened.err().unwrap();
+            let what = error.to_string();
+            assert!(what.contains(&*path.to_string_lossy()), "{what}");
+            assert!(
+                what.contains("put it back") && what.contains("torc restore"),
+                "{what}"
+            );
+            env.disk().rename(&aside, &path).await.unwrap();
+        });
+    }
+    for kind in ["wal", "log", "root"] {
+        assert!(kinds.iter().any(|found| found == kind), "{kinds:?}");
+    }
+    run(&simulation, host, |env| async move {
+        let (store, recovery) = Store::open(env, options()).await.unwrap();
+        assert!(recovery.clean && !recovery.amnesia);
+        assert_eq!(get(&store, key(2)).await.unwrap(), vec![2; 1000]);
+    });
+}
