@@ -8,7 +8,7 @@ use torc_measure::mix::Operation;
 
 use crate::layout::pin;
 use crate::results::Begun;
-use crate::workload::{Client, Load, Population, Run, Script, Settings, Tally};
+use crate::workload::{Client, Population, Run, Script, Settings, Tally};
 
 /// An engine, opened.
 pub trait Engine: Sync {
