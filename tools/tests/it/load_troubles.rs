@@ -1,6 +1,7 @@
 //! `torc load` when something goes wrong around it: disks, traces, servers.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 
 use crate::cluster::{TORC, run, scratch, text};
@@ -175,22 +176,28 @@ fn what_was_swept_before_an_interrupt_is_written() {
     assert_eq!(runs[1]["interrupted"], true);
 }
 
-#[test]
-fn a_check_that_is_given_up_does_not_take_the_report_with_it() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+/// Serves each connection as `serve` does, for as long as the test runs; returns the address.
+fn serving(serve: impl Fn(TcpStream) + Copy + Send + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    // Writes are done and reads refused, one short request at a time.
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            std::thread::spawn(move || {
-                let mut bytes = [0; 4096];
-                while let Ok(count @ 1..) = stream.read(&mut bytes) {
-                    let write = bytes[..count].windows(3).any(|word| word == b"SET");
-                    let answer: &[u8] = if write { b"+OK\r\n" } else { b"-ERR no\r\n" };
-                    stream.write_all(answer).unwrap();
-                }
-            });
+            let stream = stream.unwrap();
+            std::thread::spawn(move || serve(stream));
+        }
+    });
+    address
+}
+
+#[test]
+fn a_check_that_is_given_up_does_not_take_the_report_with_it() {
+    // Writes are done and reads refused, one short request at a time.
+    let address = serving(|mut stream| {
+        let mut bytes = [0; 4096];
+        while let Ok(count @ 1..) = stream.read(&mut bytes) {
+            let write = bytes[..count].windows(3).any(|word| word == b"SET");
+            let answer: &[u8] = if write { b"+OK\r\n" } else { b"-ERR no\r\n" };
+            stream.write_all(answer).unwrap();
         }
     });
     let more = ["--duration", "500ms", "--rate", "100", "--connections", "2"];
@@ -213,19 +220,12 @@ fn a_server_that_never_answers_or_hangs_up_is_told_as_that() {
         (false, "none was answered"),
         (true, "the server closed the connection"),
     ] {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                std::thread::spawn(move || {
-                    let mut bytes = [0; 4096];
-                    while let Ok(1..) = stream.read(&mut bytes) {
-                        if hangs_up {
-                            break;
-                        }
-                    }
-                });
+        let address = serving(move |mut stream| {
+            let mut bytes = [0; 4096];
+            while let Ok(1..) = stream.read(&mut bytes) {
+                if hangs_up {
+                    break;
+                }
             }
         });
         let more = [
