@@ -214,7 +214,7 @@ pub struct Options {
     /// End with exit status 5 when a run is not VALID; without it that is only reported
     #[arg(long, help_heading = "Output")]
     pub require_valid: bool,
-    /// Live view: on, off, or auto, which is on for a terminal
+    /// Live view: on, off, or auto, which is on for a terminal and a line every ten seconds elsewhere
     #[arg(long, value_enum, default_value_t = Live::Auto, help_heading = "Output")]
     pub live: Live,
     /// The command line after `load`, for agents.
@@ -225,7 +225,7 @@ pub struct Options {
 /// Whether the terminal shows a run while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Live {
-    /// On for a terminal
+    /// On for a terminal, elsewhere a line every ten seconds
     Auto,
     /// On
     On,

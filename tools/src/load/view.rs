@@ -1,5 +1,5 @@
 //! The live view: rates, percentiles, errors and a heat map over time, drawn over itself on
-//! standard error once an interval.
+//! standard error once an interval. Where nothing can be drawn over: a line now and then.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::options::Live;
 use super::outcome::{Interval, Setup};
+use super::output;
 use super::recorder::Recorder;
 
 /// Columns of the heat map, each an interval.
@@ -18,6 +19,17 @@ const ROWS_MAX: usize = 14;
 const LABEL_COLUMNS: usize = 10;
 const SHADES: [char; 5] = [' ', '░', '▒', '▓', '█'];
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+
+/// Seconds between two lines where there is no picture.
+const LINE_SECONDS: f64 = 10.0;
+
+/// How a phase is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Picture,
+    Lines,
+    Silent,
+}
 
 /// Room for the picture. One that is higher than the terminal could not be drawn over itself.
 #[derive(Clone, Copy)]
@@ -47,12 +59,15 @@ impl Room {
 
 /// What the terminal shows of a phase.
 pub struct View {
-    on: bool,
+    way: Way,
     head: String,
     length_s: f64,
     intervals: VecDeque<Interval>,
     /// Columns of each line that stands there.
     drawn: Vec<usize>,
+    /// When the last line was said, and what was done since then.
+    said_at_s: f64,
+    done: u64,
     failed: u64,
     wrong: u64,
     lost: u64,
@@ -60,33 +75,42 @@ pub struct View {
 
 impl View {
     /// A view of a phase of at most `length`, drawn below what stands there. It is on or off, or on
-    /// when standard error is a terminal.
+    /// when standard error is a terminal and else a line now and then.
     pub fn new(live: Live, setup: &Setup, length: Duration) -> Self {
-        let on = match live {
-            Live::On => true,
-            Live::Off => false,
-            Live::Auto => std::io::stderr().is_terminal() && !is_dumb(),
+        let way = match live {
+            Live::On => Way::Picture,
+            Live::Off => Way::Silent,
+            Live::Auto if std::io::stderr().is_terminal() && !is_dumb() => Way::Picture,
+            Live::Auto => Way::Lines,
         };
         Self {
-            on,
+            way,
             head: format!("{}\n{}\n{}", setup.target, setup.model, setup.workload),
             length_s: length.as_secs_f64(),
             intervals: VecDeque::new(),
             drawn: Vec::new(),
+            said_at_s: 0.0,
+            done: 0,
             failed: 0,
             wrong: 0,
             lost: 0,
         }
     }
 
-    /// Draws the picture after another interval.
+    /// Draws the picture after another interval, or says how far it is.
     pub fn show(&mut self, interval: &Interval, recorder: &Recorder) {
-        if !self.on {
+        if self.way == Way::Silent {
             return;
         }
         self.failed += interval.failed;
         self.wrong += recorder.verdicts.wrong;
         self.lost += recorder.verdicts.lost;
+        if self.way == Way::Lines {
+            if let Some(line) = self.line(interval) {
+                output::note(&line);
+            }
+            return;
+        }
         if self.intervals.len() == COLUMNS_MAX {
             self.intervals.pop_front();
         }
@@ -105,6 +129,25 @@ impl View {
         self.drawn = picture.lines().map(|line| line.chars().count()).collect();
         // A view that cannot be shown is no reason to stop measuring.
         std::io::stderr().write_all(out.as_bytes()).ok();
+    }
+
+    /// What to say after another interval, if it is time.
+    fn line(&mut self, interval: &Interval) -> Option<String> {
+        self.done += interval.done.values().sum::<u64>();
+        let at_s = interval.at_s + interval.seconds;
+        let seconds = at_s - self.said_at_s;
+        if seconds < LINE_SECONDS {
+            return None;
+        }
+        let done = std::mem::take(&mut self.done);
+        self.said_at_s = at_s;
+        Some(format!(
+            "{at_s:.0} s: {:.0} operations/s; failed {}, wrong {}, lost {} so far",
+            done as f64 / seconds,
+            self.failed,
+            self.wrong,
+            self.lost,
+        ))
     }
 
     /// Rows of the terminal that the last picture takes by now: one that has become narrower has
@@ -272,6 +315,20 @@ mod tests {
             view.intervals.push_back(interval);
         }
         view
+    }
+
+    #[test]
+    fn where_nothing_can_be_drawn_over_a_line_says_how_far_it_is_every_ten_seconds() {
+        let mut view = view_of(0..0);
+        view.failed = 3;
+        let mut said = Vec::new();
+        for interval in view_of(0..21).intervals {
+            let line = view.line(&interval);
+            said.extend(line.map(|line| (interval.at_s, line)));
+        }
+        let words =
+            |at: &str| format!("{at} s: 100 operations/s; failed 3, wrong 0, lost 0 so far");
+        assert_eq!(said, [(9.0, words("10")), (19.0, words("20"))]);
     }
 
     #[test]
