@@ -243,7 +243,7 @@ impl<D: Disk> TableIter<D> {
             held.shrink(usize::try_from(span.len - len).unwrap_or(usize::MAX));
         }
         self.window = Window {
-            bytes: self.table.read_span(span).await?,
+            bytes: self.table.read_span(span, first).await?,
             start: span.offset,
             end_block: end,
             _held: held,

@@ -309,7 +309,7 @@ impl<D: Disk> Table<D> {
 
     async fn read_block(&self, index: usize) -> Result<Block, ReadError> {
         let span = self.span(index, index + 1);
-        let bytes = self.read_span(span).await?;
+        let bytes = self.read_span(span, index).await?;
         self.decode_block(index, &bytes, span.offset)
     }
 
@@ -324,12 +324,23 @@ impl<D: Disk> Table<D> {
         }
     }
 
-    pub(super) async fn read_span(&self, span: Extent) -> Result<Bytes, ReadError> {
+    /// Reads what [`Table::span`] says of the blocks from `first` on. What the file lacks is charged to that block: it begins
+    /// somewhere in the span's first sector, in which others may begin too.
+    pub(super) async fn read_span(&self, span: Extent, first: usize) -> Result<Bytes, ReadError> {
+        let at = self.extent(first).offset;
         let len = usize::try_from(span.len).map_err(|_| {
             let mismatch = Mismatch::new("blocks that fit memory", format!("{} bytes", span.len));
-            corrupt(&self.0.path, span.offset, mismatch)
+            corrupt(&self.0.path, at, mismatch)
         })?;
-        read(&self.0.file, &self.0.path, span.offset, len).await
+        let read = read(&self.0.file, &self.0.path, span.offset, len).await;
+        read.map_err(|error| match error {
+            ReadError::Corrupt { path, detail, .. } => ReadError::Corrupt {
+                path,
+                offset: at,
+                detail,
+            },
+            other => other,
+        })
     }
 
     /// Decodes block `index` out of `bytes`, which were read at `start` and hold it whole.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use torc_engine::inspect::{View, inspect};
-use torc_engine::{Decision, ReadError, Store, WriteError};
+use torc_engine::{Decision, Options, ReadError, Store, WriteError};
 use torc_env::{Disk, Env, OpenMode, Token, TreeId};
 use torc_sim::{DiskOptions, HostId, SimEnv, Simulation};
 
@@ -310,6 +310,46 @@ fn every_file_of_a_store_is_told_in_words_and_its_damage_too() {
         let other = Path::new("shard-00/other");
         let refused = inspect(env.disk(), other, &View::default(), &mut print).await;
         assert!(refused.is_err());
+    });
+}
+
+/// Blocks begin anywhere in a sector, and reads at its beginning: what is missing must be charged to the block that was asked
+/// for, or the wrong one would be cut out again and again.
+#[test]
+fn what_a_table_lacks_that_is_cut_short_while_it_is_open_is_cut_out_and_nothing_else_fails() {
+    let (simulation, host) = world(12, DiskOptions::default());
+    let store = run(&simulation, host, |env| async move {
+        let options = Options {
+            cache_bytes: 0,
+            block_bytes: 1000,
+            ..options()
+        };
+        let (store, _) = Store::open(env, options).await.unwrap();
+        for number in 0..100 {
+            // Of which nothing compresses.
+            let bytes = (0..20).flat_map(|part| {
+                Token::of(TREE, &[key(number), [part; 4]].concat())
+                    .0
+                    .to_le_bytes()
+            });
+            put(&store, key(number), value(bytes.collect::<Vec<u8>>(), 1))
+                .await
+                .unwrap();
+        }
+        store.flush().await.unwrap();
+        store
+    });
+    for (path, _) in tables(&simulation, host) {
+        assert!(simulation.cut_short(host, &path, 100));
+    }
+    // In the first sector, and not in the first block.
+    let mut numbers: Vec<u32> = (0..100).collect();
+    numbers.sort_by_key(|number| Token::of(TREE, &key(*number)));
+    let asked = numbers[5];
+    run(&simulation, host, move |_| async move {
+        assert!(try_get(&store, asked).await.is_err());
+        store.quarantine(|_| true).await.unwrap();
+        assert!(!try_get(&store, asked).await.unwrap(), "it is cut out");
     });
 }
 
