@@ -56,7 +56,6 @@ found!(
     redistribution_forgets_hints,
     remove_shared_blob,
     timeout_reported_as_success,
-    unreadable_is_absent,
 );
 
 /// About one seed in 350 finds it.
