@@ -143,21 +143,21 @@ impl<E: Env> Inner<E> {
     }
 
     /// What memory has of a page of so many records: the records, and the last of them if there may be more, for then the page
-    /// must end there. Twice what is expected by the density of records in memory and in `runs`: where memory holds a hundredth of
-    /// them, a page needs one, and not as many as it has.
+    /// must end there. Twice what is expected by the density of records in memory and in the runs: where memory holds a hundredth
+    /// of them, a page needs one, and not as many as it has.
     fn in_memory(
         &self,
         tree: TreeId,
         from: &ScanFrom,
         range: TokenRange,
         records: usize,
-        runs: &[Run],
+        densities: &[Density],
     ) -> (Vec<Entry>, Option<(Token, Bytes)>) {
         let memory = self.memory.borrow();
         // One more tells whether the page is the last.
         let all = records.saturating_add(1);
         let per_ring = memory.per_ring(tree);
-        let of_runs = runs.iter().map(|run| per_ring_of(run, range).0);
+        let of_runs = densities.iter().map(|run| run.entries);
         let most = of_runs.max().unwrap_or(0).max(per_ring).max(1);
         let expected = u128::from(len64(all)).saturating_mul(per_ring) / most;
         let expected = usize::try_from(expected).unwrap_or(all);
@@ -187,9 +187,10 @@ impl<E: Env> Inner<E> {
             last: last.max(from.token()),
         };
         let runs = tables.as_ref().map_or(&[][..], |tree| tree.levels.runs());
-        let (in_memory, known) = self.in_memory(tree, &from, range, records, runs);
+        let densities: Vec<Density> = runs.iter().map(|run| Density::of(run, range)).collect();
+        let (in_memory, known) = self.in_memory(tree, &from, range, records, &densities);
         let mut sources = vec![Source::Memory(in_memory.into_iter())];
-        let expected = expected_bytes(runs, range, limits);
+        let expected = expected_bytes(&densities, limits);
         for (run, expected) in runs.iter().zip(expected) {
             let parts = run.overlapping(range).iter().filter_map(|table| {
                 let part = table.extent.intersection(&range)?;
@@ -243,35 +244,45 @@ impl<E: Env> Inner<E> {
 /// Records of memory that a page begins with at least, should there be as many.
 const IN_MEMORY_MIN: usize = 16;
 
-/// Bytes of each run that the next page from `range.first` on needs, from the even spread of tokens: as much of a run as
-/// it is dense there.
-fn expected_bytes(runs: &[Run], range: TokenRange, limits: ScanLimits) -> Vec<u64> {
-    let per_ring: Vec<(u128, u128)> = runs.iter().map(|run| per_ring_of(run, range)).collect();
-    let (entries, bytes) = per_ring.iter().fold((1, 1), |(entries, bytes), run| {
+/// Bytes of each run that the next page needs, from the even spread of tokens: as much of a run as it is dense where the page begins.
+fn expected_bytes(densities: &[Density], limits: ScanLimits) -> Vec<u64> {
+    let (entries, bytes) = densities.iter().fold((1, 1), |(entries, bytes), run| {
         (
-            u128::saturating_add(entries, run.0),
-            u128::saturating_add(bytes, run.1),
+            u128::saturating_add(entries, run.entries),
+            u128::saturating_add(bytes, run.bytes),
         )
     });
     // More makes no difference to anybody.
     let at_most = |limit: usize| u128::from(u32::try_from(limit).unwrap_or(u32::MAX));
-    let expected = |run: &(u128, u128)| {
-        let by_records = run.1.saturating_mul(at_most(limits.records)) / entries;
-        let by_bytes = run.1.saturating_mul(at_most(limits.bytes)) / bytes;
+    let expected = |run: &Density| {
+        let by_records = run.bytes.saturating_mul(at_most(limits.records)) / entries;
+        let by_bytes = run.bytes.saturating_mul(at_most(limits.bytes)) / bytes;
         u64::try_from(by_records.min(by_bytes)).unwrap_or(u64::MAX)
     };
-    per_ring.iter().map(expected).collect()
+    densities.iter().map(expected).collect()
 }
 
-/// Records and bytes of a whole ring of records like those that a run has where `range` begins.
-fn per_ring_of(run: &Run, range: TokenRange) -> (u128, u128) {
-    let Some(table) = run.overlapping(range).first() else {
-        return (0, 0);
-    };
-    let info = &table.info;
-    let width = ((info.last_token.0 - info.first_token.0) >> 64) + 1;
-    let of_ring = |part: u64| (u128::from(part) << 64) / width;
-    (of_ring(info.entries), of_ring(info.bytes))
+/// What a whole ring of records like those of a run at one place would hold.
+#[derive(Clone, Copy, Default)]
+struct Density {
+    entries: u128,
+    bytes: u128,
+}
+
+impl Density {
+    /// That of a run where `range` begins.
+    fn of(run: &Run, range: TokenRange) -> Density {
+        let Some(table) = run.overlapping(range).first() else {
+            return Density::default();
+        };
+        let info = &table.info;
+        let width = ((info.last_token.0 - info.first_token.0) >> 64) + 1;
+        let of_ring = |part: u64| (u128::from(part) << 64) / width;
+        Density {
+            entries: of_ring(info.entries),
+            bytes: of_ring(info.bytes),
+        }
+    }
 }
 
 fn after(entry: &Entry) -> ScanFrom {
@@ -353,11 +364,10 @@ mod tests {
         let expected = |tables: &[TableRef], records, bytes| {
             let mut levels = Levels::new();
             tables.iter().for_each(|table| levels.insert(table.clone()));
-            expected_bytes(
-                levels.runs(),
-                TokenRange::ALL,
-                ScanLimits { records, bytes },
-            )
+            let runs = levels.runs().iter();
+            let densities: Vec<Density> =
+                runs.map(|run| Density::of(run, TokenRange::ALL)).collect();
+            expected_bytes(&densities, ScanLimits { records, bytes })
         };
         let half = Token(Token::MAX.0 / 2);
         // Newest run first. The second is as dense as the first in half of the ring.
