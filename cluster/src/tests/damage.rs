@@ -97,6 +97,13 @@ fn without_marks_on_a_full_disk(seed: u64, loses: impl FnOnce(&World)) -> World 
     world
 }
 
+/// Node 0 has no room any more when it finds what it lacks.
+fn meet_damage_on_a_full_disk(world: &World) {
+    world.fill_disk(0, true);
+    world.sleep(Duration::from_secs(3));
+    world.scrub(0);
+}
+
 /// The node crashes, and comes back alone into an earlier time.
 fn comes_back_alone_and_is_not_whole(world: &World) {
     for host in 0..3 {
@@ -112,11 +119,7 @@ fn comes_back_alone_and_is_not_whole(world: &World) {
 
 #[test]
 fn a_shard_whose_mark_cannot_be_written_anew_goes_on_lacking_it() {
-    let world = without_marks_on_a_full_disk(94, |world| {
-        world.fill_disk(0, true);
-        world.sleep(Duration::from_secs(3));
-        world.scrub(0);
-    });
+    let world = without_marks_on_a_full_disk(94, meet_damage_on_a_full_disk);
     comes_back_alone_and_is_not_whole(&world);
 }
 
@@ -130,9 +133,7 @@ fn a_shard_that_has_caught_up_on_a_full_disk_goes_on_lacking_its_mark() {
         world.sleep(Duration::from_secs(3));
         assert!(!world.is_whole(0), "nobody has told it what it lacks");
         world.spoil_tables_of(0, tree::SYSTEM);
-        world.fill_disk(0, true);
-        world.sleep(Duration::from_secs(3));
-        world.scrub(0);
+        meet_damage_on_a_full_disk(world);
         world.wait("the damage is cut out", || !world.is_damaged(0));
         world.boot(1);
         world.boot(2);
@@ -142,11 +143,7 @@ fn a_shard_that_has_caught_up_on_a_full_disk_goes_on_lacking_its_mark() {
 
 #[test]
 fn a_mark_that_can_be_written_again_is_made_good() {
-    let world = without_marks_on_a_full_disk(96, |world| {
-        world.fill_disk(0, true);
-        world.sleep(Duration::from_secs(3));
-        world.scrub(0);
-    });
+    let world = without_marks_on_a_full_disk(96, meet_damage_on_a_full_disk);
     world.fill_disk(0, false);
     world.sleep(Duration::from_secs(5));
     for host in 0..3 {
