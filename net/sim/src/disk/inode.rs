@@ -177,11 +177,6 @@ impl Inode {
         self.flips.push(Flip { offset, mask });
     }
 
-    /// Takes the end of the file away for good, from `len` on.
-    pub(super) fn cut(&mut self, len: u64) {
-        self.set_len(len);
-    }
-
     fn settle(&mut self, pending: Pending, survivors: &mut Survivors) {
         let fate = if pending.durable {
             Fate::Whole
@@ -279,7 +274,7 @@ impl Inode {
     }
 
     /// Cuts the content to `len`, or extends it by zeros.
-    fn set_len(&mut self, len: u64) {
+    pub(super) fn set_len(&mut self, len: u64) {
         self.len = len;
         let page = page_of(len);
         let within = usize::try_from(len - bytes_of(page)).expect("a part of a page");

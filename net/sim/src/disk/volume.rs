@@ -320,7 +320,7 @@ impl Volume {
         let file = self.inode_mut(inode);
         let at_rest = len < file.len() && !file.is_pending();
         if at_rest {
-            file.cut(len);
+            file.set_len(len);
         }
         at_rest
     }
