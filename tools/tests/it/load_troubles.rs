@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 
 use crate::cluster::{TORC, run, scratch, text};
 use crate::load::{Listening, json, on_null_server, run_on_null_server};
@@ -76,20 +76,10 @@ fn a_server_that_is_killed_in_the_middle_makes_the_run_invalid_and_the_report_sa
     let dir = scratch();
     let out = dir.path().join("out");
     let mut load = run_on_null_server(&server.address, &["--duration", "4s", "--rate", "2000"]);
-    load.extend(["--live", "on", "--timeout-ms", "1000", "--require-valid"]);
+    load.extend(["--timeout-ms", "1000", "--require-valid"]);
     load.extend(["--out", out.to_str().unwrap()]);
-    let mut child = Command::new(TORC)
-        .args(&load)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut view = BufReader::new(child.stderr.take().unwrap());
-    let mut words = String::new();
     // The first picture is drawn after the first second.
-    while !words.contains("of at most 4 s") {
-        assert!(view.read_line(&mut words).unwrap() > 0, "{words}");
-    }
+    let (child, mut view, mut words) = shown(&load, "of at most 4 s");
     server.child.kill().unwrap();
     view.read_to_string(&mut words).unwrap();
     let output = child.wait_with_output().unwrap();
@@ -109,8 +99,8 @@ fn a_server_that_is_killed_in_the_middle_makes_the_run_invalid_and_the_report_sa
     assert!(report.contains(">="), "{report}");
 }
 
-/// Sends a signal to a load as soon as its view shows this; returns its end and all that it said.
-fn signalled(load: &[&str], shows: &str, signal: &str) -> (Option<i32>, String, String) {
+/// A load, its view, and what that has said when it shows this.
+fn shown(load: &[&str], shows: &str) -> (Child, BufReader<ChildStderr>, String) {
     let mut child = Command::new(TORC)
         .args(load)
         .args(["--live", "on"])
@@ -123,6 +113,12 @@ fn signalled(load: &[&str], shows: &str, signal: &str) -> (Option<i32>, String, 
     while !words.contains(shows) {
         assert!(view.read_line(&mut words).unwrap() > 0, "{words}");
     }
+    (child, view, words)
+}
+
+/// Sends a signal to a load as soon as its view shows this; returns its end and all that it said.
+fn signalled(load: &[&str], shows: &str, signal: &str) -> (Option<i32>, String, String) {
+    let (child, mut view, mut words) = shown(load, shows);
     // Twice at once, as `timeout` does: to the program, and to its group.
     let pid = child.id().to_string();
     let sent = Command::new("sh")
