@@ -13,6 +13,7 @@ pub(crate) mod catch_up;
 pub(crate) mod compare;
 pub(crate) mod floors;
 pub(crate) mod local;
+pub(crate) mod loss;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -225,7 +226,7 @@ pub(crate) async fn schedule<E: Env>(core: Rc<Core<E>>) {
             continue;
         }
         refresh(&core, &view).await;
-        if !options.automatic || !core.is_whole.get() {
+        if !options.automatic || core.lacking.is_catching_up() {
             continue;
         }
         if let Some(run) = core.repairs.due(core.now_ms(), &options) {
@@ -240,9 +241,8 @@ pub(crate) async fn schedule<E: Env>(core: Rc<Core<E>>) {
 
 /// Takes up the runs of the newest topology, and sums up trees that are not yet.
 async fn refresh<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>) {
-    let slice = TokenRange::of_shard(core.env.shard(), core.env.shard_count());
     if core.repairs.epoch.get() != Some(view.topology.epoch.0) {
-        core.repairs.take_up(own_runs(view, slice));
+        core.repairs.take_up(own_runs(view, core.slice()));
         drop_trees(core, view).await;
         core.repairs.epoch.set(Some(view.topology.epoch.0));
     }
@@ -282,24 +282,32 @@ async fn build_missing_sums<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>) {
     }
 }
 
-/// Reads a tree through and sums its records up.
+/// Reads a tree through, but for what is known to be damaged, and sums its records up. Leaves with damage differ from those of
+/// every replica.
 async fn build_sums<E: Env>(core: &Core<E>, tree: TreeId) -> Result<(), Failure> {
     let limits = ScanLimits {
         records: 256,
         bytes: 1 << 20,
     };
     let mut rest = core.sums.borrow_mut().build_from(tree);
-    while let Some(from) = rest {
-        let page = core
-            .store
-            .scan(tree, from.clone(), Token::MAX, limits)
-            .await
-            .map_err(|error| read_failure(&error))?;
-        rest = take_in(&mut core.sums.borrow_mut(), tree, &page.entries, &from)?;
-        if page.next.is_none() {
-            break;
+    for stretch in core.readable(tree, TokenRange::ALL) {
+        while let Some(reached) = rest.clone() {
+            let from = match reached.token() {
+                token if token > stretch.last => break,
+                token if token < stretch.first => ScanFrom::Token(stretch.first),
+                _ => reached.clone(),
+            };
+            let page = core
+                .store
+                .scan(tree, from, stretch.last, limits)
+                .await
+                .map_err(|error| read_failure(&error))?;
+            rest = take_in(&mut core.sums.borrow_mut(), tree, &page.entries, &reached)?;
+            if page.next.is_none() {
+                break;
+            }
+            core.env.give_way().await;
         }
-        core.env.give_way().await;
     }
     core.sums.borrow_mut().built(tree);
     Ok(())
@@ -443,7 +451,7 @@ async fn raise_floors<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>) {
     let reports = hint_reports(core, view).await;
     let mut pieces: BTreeMap<TreeId, Vec<(TokenRange, u64)>> = BTreeMap::new();
     for (run, confirmed) in settled {
-        let Some(floor) = floors::floor(&confirmed, &reports, !core.is_whole.get()) else {
+        let Some(floor) = floors::floor(&confirmed, &reports, !core.lacking.is_whole()) else {
             continue;
         };
         core.repairs
@@ -511,6 +519,19 @@ async fn ask_oldest_hint<E: Env>(
         }
         other => Err(failure_of(other)),
     }
+}
+
+fn not_yet(why: &str) -> Failure {
+    Failure::refused(FailureCode::NotReady, why)
+}
+
+/// # Errors
+/// When the topology is not that of `view` any more.
+fn check_current<E: Env>(core: &Core<E>, view: &View) -> Result<(), Failure> {
+    if core.view()?.topology.epoch == view.topology.epoch {
+        return Ok(());
+    }
+    Err(not_yet("the topology has changed"))
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -12,7 +12,7 @@
 use std::fmt;
 
 use bytes::Bytes;
-use torc_env::{Instant, NodeId, ShardId};
+use torc_env::{Instant, NodeId, ShardId, TokenRange};
 
 pub use crate::version::Context;
 
@@ -248,6 +248,52 @@ pub struct BatchRequest {
     pub operations: Vec<Operation>,
 }
 
+/// Something that is damaged in a shard's store, or was lost that way, and is not made good yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DamagedPart {
+    /// The keyspace; `None` for all of them: it was in the log.
+    pub keyspace: Option<String>,
+    /// Its tokens.
+    pub range: TokenRange,
+    /// The table's file, as long as it is not cut out.
+    pub file_id: Option<u64>,
+    /// What becomes of it.
+    pub outlook: Outlook,
+    /// Why, for people.
+    pub why: String,
+}
+
+/// What becomes of a [`DamagedPart`]; the further down, the worse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outlook {
+    /// Others have it: it is fetched.
+    Healing,
+    /// Others that may have it are catching up.
+    CatchingUp,
+    /// Others that may have it do not answer.
+    Silent,
+    /// Too many of its owners have lost it: it waits for somebody to accept that.
+    Lost,
+    /// Nobody has been asked yet.
+    Unknown,
+    /// It may stay lost.
+    Accepted,
+}
+
+impl Outlook {
+    /// Its name in answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Outlook::Healing => "healing",
+            Outlook::CatchingUp => "catching_up",
+            Outlook::Silent => "silent",
+            Outlook::Lost => "lost",
+            Outlook::Unknown => "unknown",
+            Outlook::Accepted => "accepted",
+        }
+    }
+}
+
 /// Why an operation has no good answer. Each code has one HTTP status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -449,7 +495,7 @@ pub struct Status {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RingRange {
     /// The range.
-    pub range: torc_env::TokenRange,
+    pub range: TokenRange,
     /// Replicas, in preference order.
     pub replicas: Vec<NodeId>,
 }

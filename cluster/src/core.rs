@@ -14,19 +14,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::{Either, select};
 use torc_engine::Store;
-use torc_env::{Address, Class, Env, Instant, ShardId, TreeId};
+use torc_env::{Address, Class, Env, Instant, ShardId, TokenRange, TreeId};
 
 use crate::admission::Admission;
-use crate::anti_entropy::Repairs;
+use crate::anti_entropy::{Repairs, loss};
 use crate::api::{Failure, FailureCode};
 use crate::hint::Hints;
 use crate::hlc::{Hlc, Withheld};
+use crate::lacking::Lacking;
 use crate::latency::{Hedge, Peers};
 use crate::membership::{Membership, View};
 use crate::merkle::Sums;
 use crate::message::{Body, Request};
 use crate::metrics::{Counter, Metrics};
 use crate::node::NodeConfig;
+use crate::run::without;
 use crate::target::Target;
 use crate::version::Actor;
 
@@ -71,9 +73,10 @@ pub(crate) struct Core<E: Env> {
     pub(crate) sums: RefCell<Sums>,
     pub(crate) repairs: Repairs,
     pub(crate) membership: Membership<E>,
-    /// Whether this shard has all that it has acknowledged and all that it should have; see
-    /// [`catch_up`](crate::anti_entropy::catch_up).
-    pub(crate) is_whole: Cell<bool>,
+    /// What of that which it has acknowledged, and of what it should have, this shard does not have.
+    pub(crate) lacking: Lacking,
+    /// What is known of damage that could not be made good yet.
+    pub(crate) looked: RefCell<loss::Looked>,
     /// Since when the node keeps a snapshot, in milliseconds since 1970.
     pub(crate) snapshot_since_ms: Cell<Option<u64>>,
     /// Writes that are answered and still wait for a replica.
@@ -89,7 +92,7 @@ impl<E: Env> Core<E> {
         membership: Membership<E>,
         options: NodeConfig,
         clock_mark: u64,
-        is_whole: bool,
+        lacking: Lacking,
     ) -> Self {
         Self {
             actor: Cell::new(options.identity.actor()),
@@ -107,7 +110,8 @@ impl<E: Env> Core<E> {
             env,
             store,
             membership,
-            is_whole: Cell::new(is_whole),
+            lacking,
+            looked: RefCell::default(),
             snapshot_since_ms: Cell::new(options.snapshot_since_ms),
             options,
         }
@@ -169,15 +173,9 @@ impl<E: Env> Core<E> {
     }
 
     /// # Errors
-    /// [`FailureCode::NotReady`] while this shard lacks data that it should have.
-    pub(crate) fn check_whole(&self) -> Result<(), Failure> {
-        if self.is_whole.get() {
-            return Ok(());
-        }
-        Err(Failure::refused(
-            FailureCode::NotReady,
-            "this replica is still fetching its data",
-        ))
+    /// While this shard may lack something of the target's key.
+    pub(crate) fn check_has(&self, target: &Target) -> Result<(), Failure> {
+        self.lacking.check(target.tree(), target.token)
     }
 
     pub(crate) fn next_request(&self) -> u64 {
@@ -194,6 +192,11 @@ impl<E: Env> Core<E> {
     /// Whether this shard is the one of its node that owns the target's key.
     pub(crate) fn owns(&self, target: &Target) -> bool {
         target.token.shard(self.env.shard_count()) == self.env.shard()
+    }
+
+    /// The part of the ring that is this shard's on its node.
+    pub(crate) fn slice(&self) -> TokenRange {
+        TokenRange::of_shard(self.env.shard(), self.env.shard_count())
     }
 
     /// The bytes of a request about the target's key.
@@ -244,6 +247,13 @@ impl<E: Env> Core<E> {
     pub(crate) fn has_damage(&self, is_meant: impl Fn(TreeId) -> bool) -> bool {
         let damages = self.store.damages();
         damages.iter().any(|damage| is_meant(damage.tree))
+    }
+
+    /// What of a range is outside of the damage that is known and not cut out.
+    pub(crate) fn readable(&self, tree: TreeId, range: TokenRange) -> Vec<TokenRange> {
+        let damages = self.store.damages();
+        let of_tree = damages.iter().filter(|damage| damage.tree == tree);
+        without(range, of_tree.map(|damage| damage.range).collect())
     }
 
     /// Runs a task that nobody waits for.

@@ -17,6 +17,7 @@ pub mod gossip;
 mod hint;
 pub mod hlc;
 pub mod keyspace;
+mod lacking;
 mod latency;
 pub mod membership;
 mod merkle;

@@ -172,6 +172,15 @@ pub enum Body<'a> {
     OldestHint,
     /// From a shard of the same node: repair what this shard holds.
     Repair,
+    /// What a replica has lost of a run through damage.
+    Lacks {
+        /// Keyspace id.
+        tree: u32,
+        /// First token of the run.
+        first: u128,
+        /// Last token of the run.
+        last: u128,
+    },
 }
 
 /// Bits of a client's write.
@@ -266,6 +275,13 @@ pub enum Answer<'a> {
     /// The receiver knows other owners of this range: nothing was done. `epoch` of the response
     /// says how new its knowledge is.
     OtherOwners,
+    /// What is lost of a run.
+    Lacks {
+        /// Each as first and last token; they may overlap.
+        ranges: Vec<(u128, u128)>,
+        /// Anything else may lack as well, for another reason, until the replica has caught up.
+        is_catching_up: bool,
+    },
 }
 
 /// A record of a [`Answer::Page`].
@@ -441,6 +457,7 @@ pub fn failure_of(answer: &ArchivedAnswer<'_>) -> Failure {
         | ArchivedAnswer::Sums { .. }
         | ArchivedAnswer::Hashes { .. }
         | ArchivedAnswer::OldestHint { .. }
+        | ArchivedAnswer::Lacks { .. }
         | ArchivedAnswer::Repaired { .. } => {
             Failure::refused(FailureCode::Internal, "an answer to another question").in_doubt()
         }

@@ -167,6 +167,8 @@ pub struct Gauges {
     pub hedge_delay_us: u64,
     /// How far the hybrid clock is ahead of civil time, in microseconds.
     pub clock_ahead_us: u64,
+    /// Damaged parts that wait for somebody to accept that they are lost.
+    pub damage_waiting: u64,
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use torc_env::{Class, Env, Origin};
 pub use crate::admission::AdmissionLimits;
 use crate::admission::Permit;
 pub use crate::anti_entropy::RepairOptions;
-use crate::anti_entropy::{self, catch_up};
+use crate::anti_entropy::{self, catch_up, loss};
 use crate::api::{
     BatchRequest, DeleteRequest, Failure, FailureCode, GetAnswer, GetRequest, Outcome, PutRequest,
     ScanAnswer, ScanRequest, Written,
@@ -35,6 +35,7 @@ use crate::core::{Core, deadline_passed, tree};
 use crate::hint;
 pub use crate::hint::HintOptions;
 use crate::hlc::SKEW_MAX_DEFAULT;
+use crate::lacking::Lacking;
 use crate::membership::{self, Membership, MembershipConfig};
 use crate::message::{self, ArchivedAnswer, Body, Response, failure_of, level_to_wire, slice_of};
 use crate::metrics::{Counter, Gauges};
@@ -65,8 +66,8 @@ pub struct NodeConfig {
     pub hints: HintOptions,
     /// How ranges are repaired.
     pub repair: RepairOptions,
-    /// Whether the store may have lost what it had acknowledged: `amnesia` of its recovery. The shard
-    /// then fetches what its ranges should hold before it answers reads.
+    /// Whether the store may have lost what it had acknowledged, and does not know what: `amnesia` of its recovery. The
+    /// shard then fetches what its ranges should hold before it answers reads. What it does know of, it says itself.
     pub amnesia: bool,
     /// When the oldest snapshot that this node keeps was taken, in milliseconds since 1970.
     pub snapshot_since_ms: Option<u64>,
@@ -135,14 +136,15 @@ impl<E: Env> Node<E> {
     pub async fn start(env: E, config: NodeConfig, store: Store<E>) -> Result<Self, StartError> {
         let remembered = own_trees::remembered::<E, StartError>(&env, env.shard(), &store).await?;
         let membership = Membership::start(env.clone(), config.membership.clone()).await?;
-        let is_whole = !config.amnesia && !remembered.lacks_data;
+        let is_catching_up = config.amnesia || remembered.lacks_data;
+        let lacking = Lacking::new(is_catching_up, store.losses());
         let core = Core::new(
             env,
             store,
             membership,
             config,
             remembered.clock_mark,
-            is_whole,
+            lacking,
         );
         let core = Rc::new(core);
         let stamps = Rc::downgrade(&core);
@@ -378,6 +380,7 @@ impl<E: Env> Node<E> {
             oldest_unrepaired_ms,
             hedge_delay_us: micros(core.hedge.delay()),
             clock_ahead_us: micros(core.clock.ahead(core.env.wall())),
+            damage_waiting: loss::waiting(core),
         }
     }
 

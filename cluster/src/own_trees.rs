@@ -12,7 +12,7 @@
 //!
 //! The actor stays: no dot was minted with what these trees hold.
 
-use torc_engine::{ReadError, Store, WriteError};
+use torc_engine::{Damage, ReadError, Store, WriteError};
 use torc_env::{Env, ShardId};
 
 use crate::anti_entropy::catch_up;
@@ -38,7 +38,6 @@ pub(crate) async fn remembered<E: Env, X>(
 where
     X: From<ReadError> + From<WriteError>,
 {
-    let mut lost_some = false;
     loop {
         let read = async {
             Ok(Remembered {
@@ -48,9 +47,12 @@ where
         };
         let error = match read.await {
             Ok(found) => {
-                let lacks_data = found.lacks_data || lost_some;
+                let losses = store.losses();
+                let has_lost_some = losses
+                    .iter()
+                    .any(|loss| loss.tree.is_some_and(tree::is_own));
                 return Ok(Remembered {
-                    lacks_data,
+                    lacks_data: found.lacks_data || has_lost_some,
                     ..found
                 });
             }
@@ -58,7 +60,6 @@ where
         };
         let cut: Result<(), X> = cut_out(store, error).await;
         cut?;
-        lost_some = true;
     }
 }
 
@@ -70,9 +71,11 @@ pub(crate) async fn cut_out<E: Env, X>(store: &Store<E>, error: ReadError) -> Re
 where
     X: From<ReadError> + From<WriteError>,
 {
-    if !error.is_corrupt() || store.quarantine(tree::is_own).await?.is_empty() {
+    let is_own = |damage: &Damage| tree::is_own(damage.tree);
+    if !error.is_corrupt() || !store.damages().iter().any(is_own) {
         return Err(error.into());
     }
+    store.quarantine(is_own).await?;
     tracing::warn!(
         %error,
         "damage in what this node keeps for itself is cut out: it asks its replicas what it lacks, and hints may be lost"
@@ -84,7 +87,7 @@ where
 pub(crate) async fn give_up_damage<E: Env>(core: &Core<E>) -> Result<(), Failure> {
     let lost = core
         .store
-        .quarantine(tree::is_own)
+        .quarantine(|damage| tree::is_own(damage.tree))
         .await
         .map_err(|error| write_failure(&error))?;
     core.clock.mark_is_gone();

@@ -63,6 +63,30 @@ fn reach(topology: &Topology, ring: &Ring, n: usize, token: Token) -> (Token, Re
     (last, replicas)
 }
 
+/// What is left of a range without `holes`, ascending.
+pub(crate) fn without(range: TokenRange, mut holes: Vec<TokenRange>) -> Vec<TokenRange> {
+    holes.sort_unstable_by_key(|hole| hole.first);
+    let mut left = Vec::new();
+    let mut next = Some(range.first);
+    for hole in holes {
+        let Some(first) = next.filter(|first| *first <= hole.last) else {
+            continue;
+        };
+        if hole.first > range.last {
+            break;
+        }
+        if first < hole.first {
+            let last = Token(hole.first.0 - 1);
+            left.push(TokenRange { first, last });
+        }
+        next = hole.last.0.checked_add(1).map(Token);
+    }
+    if let Some(first) = next.filter(|first| *first <= range.last) {
+        left.push(TokenRange { first, ..range });
+    }
+    left
+}
+
 /// The runs of all keyspaces within `slice` of which this node is a replica.
 pub(crate) fn own_runs(view: &Rc<View>, slice: TokenRange) -> Vec<Run> {
     let Some(me) = view.me else {
@@ -85,4 +109,27 @@ pub(crate) fn own_runs(view: &Rc<View>, slice: TokenRange) -> Vec<Run> {
         }
     }
     runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_a_range_is_what_no_hole_covers() {
+        let range = |first, last| TokenRange {
+            first: Token(first),
+            last: Token(last),
+        };
+        let whole = range(10, 99);
+        assert_eq!(without(whole, vec![]), [whole]);
+        assert_eq!(without(whole, vec![range(100, 200), range(0, 9)]), [whole]);
+        let holes = vec![range(50, 59), range(0, 14), range(55, 55), range(60, 69)];
+        assert_eq!(without(whole, holes), [range(15, 49), range(70, 99)]);
+        assert_eq!(without(whole, vec![range(90, 120)]), [range(10, 89)]);
+        assert_eq!(without(whole, vec![TokenRange::ALL]), []);
+        let end = range(10, u128::MAX);
+        let holes = vec![range(20, u128::MAX), range(30, 40)];
+        assert_eq!(without(end, holes), [range(10, 19)]);
+    }
 }

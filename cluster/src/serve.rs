@@ -14,7 +14,7 @@ use rkyv::option::ArchivedOption;
 use torc_engine::ScanFrom;
 use torc_env::{Class, Env, Instant, Token, TokenRange, TreeId};
 
-use crate::anti_entropy::{self, local};
+use crate::anti_entropy::{self, local, loss};
 use crate::api::{Condition, Failure, FailureCode, Idempotency, WriteOptions};
 use crate::coordinator::get::{Read, read, read_at_least};
 use crate::coordinator::put::{WriteOperation, write};
@@ -75,7 +75,9 @@ async fn dispatch<E: Env>(
         | ArchivedBody::Hint { .. }
         | ArchivedBody::Scan { .. } => Class::Replication,
         ArchivedBody::Sums { .. } | ArchivedBody::Hashes { .. } => Class::Repair,
-        ArchivedBody::OldestHint | ArchivedBody::Repair => Class::Control,
+        ArchivedBody::OldestHint | ArchivedBody::Repair | ArchivedBody::Lacks { .. } => {
+            Class::Control
+        }
     };
     let _permit = core.admission.enter(class)?;
     let remaining_ms = request.remaining_ms.to_native();
@@ -99,11 +101,16 @@ async fn dispatch<E: Env>(
                 return Ok(other_owners(core));
             };
             if !is_repair {
-                core.check_whole()?;
+                core.check_has(&target)?;
             }
             core.count(Counter::ReplicaReads);
             let known = known.as_ref().map(|digest| digest.to_native());
-            read_here(core, &target, key, known, deadline).await
+            let answer = read_here(core, &target, key, known, deadline).await?;
+            if !is_repair {
+                // Damage may have been cut out meanwhile.
+                core.check_has(&target)?;
+            }
+            Ok(answer)
         }
         ArchivedBody::Merge { tree, key, state } => {
             let Some(target) = own_target(core, request, tree.to_native(), key)? else {
@@ -175,7 +182,6 @@ async fn dispatch<E: Env>(
         }
         ArchivedBody::Write { .. } => serve_write(core, bytes, request, deadline).await,
         ArchivedBody::Scan { .. } => {
-            core.check_whole()?;
             let Some(page) = scan::serve(core, request).await? else {
                 return Ok(other_owners(core));
             };
@@ -203,7 +209,7 @@ async fn dispatch<E: Env>(
                 .map(|leaves| (leaves.0.to_native(), leaves.1.to_native()))
                 .collect();
             let sums = local::sums(core, tree, range, floor_hour, &intervals).await?;
-            let is_whole = core.is_whole.get();
+            let is_whole = core.lacking.has_all(tree, range);
             Ok(respond(
                 core,
                 Answer::Sums {
@@ -245,6 +251,25 @@ async fn dispatch<E: Env>(
                 .as_ref()
                 .map(|(token, key)| (token.0, key.to_vec()));
             Ok(respond(core, Answer::Hashes { entries, looked }))
+        }
+        ArchivedBody::Lacks { tree, first, last } => {
+            let range = TokenRange {
+                first: Token(first.to_native()),
+                last: Token(last.to_native()),
+            };
+            let tree = TreeId(tree.to_native());
+            if !has_run(core, request, tree, range)? {
+                return Ok(other_owners(core));
+            }
+            let ranges = loss::lacks(core, tree, range);
+            let is_catching_up = core.lacking.is_catching_up();
+            Ok(respond(
+                core,
+                Answer::Lacks {
+                    ranges,
+                    is_catching_up,
+                },
+            ))
         }
         ArchivedBody::OldestHint => {
             let oldest_ms = core.old_values_since_ms();

@@ -44,6 +44,7 @@ pub use crypt::{KeyFileError, KeyId, Keys, MissingKey};
 pub use error::{JobError, Newer, OpenError, ReadError, WriteError};
 pub use frame::Mark;
 pub use layout::Layout;
+pub use manifest::Loss;
 pub use memtable::Sealed;
 pub use options::{ArchiveOptions, Fsync, Options};
 pub use purge::PurgeFloors;

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use torc_env::{Disk, Env};
 
+pub use change::Loss;
 pub(crate) use change::{Change, Listed, State};
 pub(crate) use files::{LOG_FORMAT, ROOT_FORMAT, ROOT_NAME, log_id, parse_slot};
 use files::{LogFile, RootFile};

@@ -47,7 +47,7 @@ use crate::cache::{BlockCache, RecordCache};
 use crate::compaction::Strategy;
 use crate::crypt::Keys;
 use crate::error::{OpenError, ReadError, WriteError};
-use crate::manifest::{Change, Manifest, State};
+use crate::manifest::{Change, Loss, Manifest, State};
 use crate::options::Options;
 use crate::record::{Record, ScanFrom};
 use crate::signal::{Signal, Turn};
@@ -255,15 +255,40 @@ impl<E: Env> Store<E> {
         settings.map(|settings| settings.strategy)
     }
 
-    /// Says that what [`Recovery::amnesia`] reported has been made up for. Durable on return.
+    /// Says that what [`Recovery::amnesia`] and [`Store::losses`] report has been made up for. Durable on return.
     ///
     /// # Errors
     /// When the store is poisoned.
     pub async fn forget_amnesia(&self) -> Result<(), WriteError> {
-        if !self.0.manifest.state().suspect {
+        let lacks_nothing = {
+            let state = self.0.manifest.state();
+            !state.suspect && state.losses.is_empty()
+        };
+        if lacks_nothing {
             return Ok(());
         }
-        self.0.edit(&[Change::Suspect(false)]).await
+        self.0.edit(&[Change::Suspect(false), Change::Found]).await
+    }
+
+    /// What damage has cost this store, until [`Store::forget_amnesia`]. Damage that is not cut out yet is none of it.
+    pub fn losses(&self) -> Vec<Loss> {
+        self.0.manifest.state().losses.clone()
+    }
+
+    /// Says that what is lost now may stay so: [`Loss::is_accepted`]. Durable on return.
+    ///
+    /// # Errors
+    /// When the store is poisoned.
+    pub async fn accept_losses(&self) -> Result<(), WriteError> {
+        let accepted = |state: &State| {
+            let losses = state.losses.iter().map(|loss| Loss {
+                is_accepted: true,
+                ..*loss
+            });
+            let losses = losses.map(Change::Lost);
+            std::iter::once(Change::Found).chain(losses).collect()
+        };
+        self.0.edit_with(accepted).await
     }
 
     /// The parts of tables that were found unreadable since the open and are still in use. Their keys
@@ -286,17 +311,17 @@ impl<E: Env> Store<E> {
         self.0.scrub(bytes_per_s).await
     }
 
-    /// Cuts out all known damage of the trees that are meant, durably, and returns it: its keys are absent from then on,
-    /// unless something newer of them can be read. From the same moment on every open reports
-    /// [`Recovery::amnesia`], until [`Store::forget_amnesia`]. For callers that can get the keys from
-    /// elsewhere, and that answer no reads until they have.
+    /// Cuts out the known damage that is meant, durably, and returns what that costs: its keys are absent from then on,
+    /// unless something newer of them can be read. From the same moment on it is in [`Store::losses`], until
+    /// [`Store::forget_amnesia`]. For callers that can get the keys from elsewhere, or have been told to do without, and
+    /// that do not read them until then.
     ///
     /// # Errors
     /// When the store is poisoned or closed.
     pub async fn quarantine(
         &self,
-        is_meant: impl Fn(TreeId) -> bool,
-    ) -> Result<Vec<Damage>, WriteError> {
+        is_meant: impl Fn(&Damage) -> bool,
+    ) -> Result<Vec<Loss>, WriteError> {
         self.0.quarantine(is_meant).await
     }
 
@@ -502,6 +527,7 @@ impl<E: Env> Inner<E> {
         self.check_open()?;
         let seqno = self.memory.borrow_mut().drop_tree(tree);
         let files = self.tables.borrow_mut().drop_tree(tree);
+        self.damages.keep(|damage| damage.tree != tree);
         self.look_ahead();
         self.cache.clear();
         self.edit(&[Change::DropTree { tree, seqno }]).await?;

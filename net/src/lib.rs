@@ -15,6 +15,7 @@ pub mod binary;
 pub mod boot;
 pub mod config;
 pub mod connection;
+mod damage;
 #[cfg(test)]
 mod fuzz;
 pub mod gather;

@@ -105,6 +105,7 @@ impl Service {
             ("hints".into(), gauges.hints),
             ("hint_bytes".into(), gauges.hint_bytes),
             ("ranges".into(), gauges.ranges),
+            ("damage_waiting".into(), gauges.damage_waiting),
         ]);
         let arrivals = self.handle.arrivals().into_iter();
         let shard = self.env.shard().0;

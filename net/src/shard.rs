@@ -151,6 +151,13 @@ pub async fn assemble(handle: ShardHandle, plan: &Plan) -> Result<Running, Shard
             "acknowledged writes may be missing from this shard's log; it asks its replicas first"
         );
     }
+    if !recovery.losses.is_empty() {
+        tracing::warn!(
+            %shard,
+            parts = recovery.losses.len(),
+            "damage has cost this shard data; it asks its replicas for that first"
+        );
+    }
     let mut membership = MembershipConfig {
         cluster_name: config.cluster.name.clone(),
         seeds: config.cluster.seeds.clone(),

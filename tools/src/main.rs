@@ -64,6 +64,8 @@ enum Command {
     Compact(admin::Maintenance),
     /// Verify every checksum on the endpoint's node
     Scrub(admin::Maintenance),
+    /// Show what damage has cost the endpoint's node and nobody has made good, and accept the loss
+    Damage(admin::Damage),
     /// Show and change the keys that the endpoint's node encrypts its files with
     #[command(subcommand)]
     Encryption(encryption::Encryption),
@@ -108,6 +110,7 @@ fn run(command: &Command) -> Result<ExitCode, Failure> {
         Command::Repair(args) => admin::maintenance("repair", args)?,
         Command::Compact(args) => admin::maintenance("compact", args)?,
         Command::Scrub(args) => admin::maintenance("scrub", args)?,
+        Command::Damage(args) => admin::damage(args)?,
         Command::Encryption(command) => encryption::run(command)?,
         Command::Backup(args) => backups::backup(args)?,
         Command::Restore(args) => restore::restore(args)?,

@@ -1,7 +1,7 @@
-//! Brings a shard that lacks data up to date before it answers reads: one of a node that joins, one
-//! that may have lost what it had acknowledged, and one whose tables rot.
+//! Brings a shard that lacks data up to date before it answers reads: one of a node that joins, and one
+//! that may have lost what it had acknowledged. What damage has cost is fetched here too, as [`loss`] says.
 //!
-//! Not on a request's path, but it holds the gate: while [`Core::is_whole`] is false this shard
+//! Not on a request's path, but it holds the gate: where this shard is [`Lacking`] something, it
 //! takes merges, and neither answers reads nor mints dots.
 //!
 //! A joining node first pulls its ranges from the owners that they have now
@@ -15,21 +15,21 @@
 //! between does not make it forget.
 //!
 //! [`Membership::to_pull`]: crate::membership::Membership::to_pull
+//! [`Lacking`]: crate::lacking::Lacking
 
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use torc_engine::{Decision, Kind, ReadError, Record, Store};
-use torc_env::{Env, ShardId, Token, TokenRange, mutation};
+use torc_env::{Address, Env, ShardId, Token, TokenRange, mutation};
 
 use super::compare::{Comparison, Direction};
-use super::{build_missing_sums, own_runs};
-use crate::api::{Failure, FailureCode};
+use super::{build_missing_sums, check_current, loss, not_yet, own_runs};
+use crate::api::Failure;
 use crate::core::{Core, tree};
 use crate::membership::{Pull, View};
 use crate::own_trees;
-use crate::redistribute::is_divided;
 use crate::replica::write_failure;
 use crate::run::Run;
 use crate::topology::Epoch;
@@ -86,10 +86,10 @@ async fn step<E: Env>(core: &Rc<Core<E>>, pulled: &mut Option<Epoch>) -> Result<
         return Ok(());
     };
     if let Some(pull) = core.membership.to_pull() {
-        if core.is_whole.get() {
+        if !core.lacking.is_catching_up() {
             // The mark first: without it a restart would take the shard for whole.
             set_mark(core, true).await?;
-            core.is_whole.set(false);
+            core.lacking.catch_up();
         }
         if *pulled != Some(pull.epoch) {
             pull_ranges(core, &view, &pull).await?;
@@ -98,51 +98,40 @@ async fn step<E: Env>(core: &Rc<Core<E>>, pulled: &mut Option<Epoch>) -> Result<
         core.membership.pulled(pull.epoch).await;
         return Ok(());
     }
-    if core.has_damage(is_divided) {
-        give_up_damage(core, &view).await?;
-    }
-    if core.is_whole.get() {
-        return own_trees::made_good(core).await;
+    if core.lacking.is_whole() {
+        let _turn = core.lacking.turn().await;
+        // Something may have been cut out meanwhile.
+        if core.lacking.is_whole() {
+            own_trees::made_good(core).await?;
+        }
     }
     if !view.in_ring() {
         return Ok(());
     }
-    if !mutation::on("joiner_does_not_catch_up") {
-        compare_with_all(core, &view).await?;
+    if loss::has_damage(core) {
+        loss::cut_out(core, &view).await?;
     }
-    set_mark(core, false).await?;
-    own_trees::made_good(core).await?;
-    core.is_whole.set(true);
-    tracing::info!(shard = %core.env.shard(), "this shard has all its data");
+    if core.lacking.is_catching_up() {
+        let cuts = core.lacking.cuts();
+        if !mutation::on("joiner_does_not_catch_up")
+            && let Err(error) = compare_with_all(core, &view).await
+        {
+            loss::look_at_lost(core, &view).await;
+            return Err(error);
+        }
+        return loss::settle(core, &view, cuts).await;
+    }
+    if !core.lacking.is_whole() {
+        loss::heal(core, &view).await?;
+    }
     Ok(())
 }
 
-/// Cuts what the store cannot read any more out of it, once all who have the keys too can be asked for
-/// them; until then only those keys are unknown. The store remembers durably that it lacks something.
-async fn give_up_damage<E: Env>(core: &Rc<Core<E>>, view: &View) -> Result<(), Failure> {
-    let mut others = view
-        .topology
-        .indexed()
-        .filter(|(member, _)| Some(*member) != view.me)
-        .peekable();
-    if others.peek().is_none() || !others.all(|(member, _)| view.is_up(member)) {
-        return Ok(());
-    }
-    core.is_whole.set(false);
-    // What was minted under the old name may be in what is lost.
-    let renewed = core.options.identity.renewed(core.env.random());
-    core.actor.set(renewed.actor());
-    let lost = core
-        .store
-        .quarantine(is_divided)
-        .await
-        .map_err(|error| write_failure(&error))?;
-    core.sums.borrow_mut().forget_all();
-    tracing::warn!(
-        shard = %core.env.shard(),
-        parts = lost.len(),
-        "damaged parts of tables are cut out and fetched from the replicas"
-    );
+/// Forgets durably that something was missing. The caller says so in memory.
+pub(super) async fn lacks_nothing<E: Env>(core: &Core<E>) -> Result<(), Failure> {
+    set_mark(core, false).await?;
+    own_trees::made_good(core).await?;
+    tracing::info!(shard = %core.env.shard(), "this shard has all its data");
     Ok(())
 }
 
@@ -222,8 +211,7 @@ async fn pull_run<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>, run: &Run) -> Res
 /// Fetches what this shard lacks of its ranges from all their other owners.
 async fn compare_with_all<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>) -> Result<(), Failure> {
     build_missing_sums(core, view).await;
-    let slice = TokenRange::of_shard(core.env.shard(), core.env.shard_count());
-    for run in own_runs(view, slice) {
+    for run in own_runs(view, core.slice()) {
         for member in run.replicas.as_slice() {
             if Some(*member) == view.me {
                 continue;
@@ -232,20 +220,30 @@ async fn compare_with_all<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>) -> Result
             let Some(address) = run.address(view, *member) else {
                 continue;
             };
-            Comparison::new(core, view, run, address, Direction::Pull)
-                .run()
-                .await?;
+            pull_readable(core, view, run, address).await?;
         }
         if run.replicas.as_slice().len() == 1 {
             pull_from_predecessors(core, view, &run).await?;
         }
     }
-    let is_current = core.view()?.topology.epoch == view.topology.epoch;
-    if is_current {
-        Ok(())
-    } else {
-        Err(not_yet("the topology has changed"))
+    check_current(core, view)
+}
+
+/// Fetches from one owner what this shard lacks of a run, but for what is damaged here and not cut out: its keys stay unknown,
+/// and are fetched when it is.
+pub(super) async fn pull_readable<E: Env>(
+    core: &Rc<Core<E>>,
+    view: &Rc<View>,
+    run: Run,
+    owner: Address,
+) -> Result<(), Failure> {
+    for range in core.readable(run.tree, run.range) {
+        let piece = Run { range, ..run };
+        Comparison::new(core, view, piece, owner, Direction::Pull)
+            .run()
+            .await?;
     }
+    Ok(())
 }
 
 /// Fetches what the former owners of a run with one copy took between the pull and the epoch that put
@@ -266,19 +264,13 @@ async fn pull_from_predecessors<E: Env>(
         let mut others = wide.replicas.as_slice().iter();
         let predecessor = others.find(|member| Some(**member) != view.me);
         if let Some(address) = predecessor.and_then(|member| piece.address(view, *member)) {
-            Comparison::new(core, view, piece, address, Direction::Pull)
-                .run()
-                .await?;
+            pull_readable(core, view, piece, address).await?;
         }
         if last >= run.range.last {
             return Ok(());
         }
         first = Token(last.0 + 1);
     }
-}
-
-fn not_yet(why: &str) -> Failure {
-    Failure::refused(FailureCode::NotReady, why)
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use torc_engine::ScanFrom;
 use torc_env::{Address, Class, Env, Token, TokenRange};
 
 use super::local::{self, HASHES_MAX, INTERVALS_MAX, part_of};
-use crate::api::Failure;
+use crate::api::{Failure, FailureCode};
 use crate::conflict::Conflict;
 use crate::coordinator::get::unreadable;
 use crate::coordinator::spread::call_failure;
@@ -83,7 +83,7 @@ impl<'a, E: Env> Comparison<'a, E> {
     }
 
     /// On return both sides hold, or this side holds, what either had when it was called. Returns
-    /// whether the peer was whole.
+    /// whether the peer was whole. Where either cannot read what it has, that fails, and all else is exchanged.
     pub(crate) async fn run(&self) -> Result<bool, Failure> {
         let range = self.run.range;
         let mut open = vec![(leaf_of(range.first), leaf_of(range.last))];
@@ -108,10 +108,16 @@ impl<'a, E: Env> Comparison<'a, E> {
             self.core.env.give_way().await;
         }
         differing.sort_unstable();
+        let mut unreadable = None;
         for leaf in differing {
-            self.exchange_leaf(part_of(leaf, range), floor_hour).await?;
+            match self.exchange_leaf(part_of(leaf, range), floor_hour).await {
+                Err(failure) if failure.code == FailureCode::Unreadable => {
+                    unreadable = Some(failure);
+                }
+                done => done?,
+            }
         }
-        Ok(is_whole)
+        unreadable.map_or(Ok(is_whole), Err)
     }
 
     async fn their_sums(

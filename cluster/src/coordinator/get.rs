@@ -45,13 +45,13 @@ pub(crate) async fn read<E: Env>(core: &Rc<Core<E>>, read: &Read<'_>) -> Result<
     let local = read
         .target
         .me()
-        .filter(|_| core.owns(read.target) && core.is_whole.get());
+        .filter(|_| core.owns(read.target) && core.check_has(read.target).is_ok());
     if local.is_some() && matches!(read.r, Level::One | Level::Count(1)) {
         let tree = read.target.tree();
         let here = replica::read(core, tree, read.target.token, read.key);
         match core.until(read.deadline, pin!(here)).await {
-            Some(Ok(state)) => return Ok(state),
-            Some(Err(_)) => {} // Unknown here; perhaps another replica knows.
+            Some(Ok(state)) if core.check_has(read.target).is_ok() => return Ok(state),
+            Some(_) => {} // Unknown here; perhaps another replica knows.
             None => return Err(deadline_passed("this node's store answered")),
         }
     }
@@ -145,7 +145,7 @@ pub(crate) fn order<E: Env>(core: &Core<E>, target: &Target) -> Replicas {
     let mut order = target.replicas;
     let me = target.me();
     order.as_mut_slice().sort_by_cached_key(|member| {
-        if Some(*member) == me && core.is_whole.get() {
+        if Some(*member) == me && core.lacking.has(target.tree(), target.token) {
             return (0, 0);
         }
         let liveness = match target.view.health(*member) {
@@ -208,7 +208,7 @@ impl<E: Env> Round<'_, E> {
         let target = self.read.target;
         self.tracker.sent(member);
         if target.me() == Some(member) && self.core.owns(target) {
-            match self.core.check_whole() {
+            match self.core.check_has(target) {
                 Ok(()) => self.ask_here(member),
                 Err(failure) => self.failed(member, failure),
             }

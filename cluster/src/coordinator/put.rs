@@ -187,12 +187,13 @@ impl<E: Env> Attempt<'_, E> {
     async fn run(&self) -> Result<Written, Refused> {
         // Who is up is seen alike everywhere: nobody is asked again about that.
         self.admit().map_err(Refused::Everywhere)?;
-        self.core.check_whole()?;
+        self.core.check_has(self.target)?;
         if self.target.keyspace().conflict.orders_by_time() {
             self.core.mark(self.operation.options.deadline).await;
         }
         // It has asked the others: where too few of them answer, none of them would hear more.
         let known = self.read_first().await.map_err(Refused::Everywhere)?;
+        self.core.check_has(self.target)?;
         let (tree, token) = (self.target.tree(), self.target.token);
         let mint = replica::update(self.core, tree, token, &self.operation.key, |stored| {
             self.mint(stored, known.as_ref())

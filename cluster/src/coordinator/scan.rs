@@ -20,7 +20,7 @@ use futures_util::StreamExt as _;
 use futures_util::future::{FutureExt as _, LocalBoxFuture};
 use futures_util::stream::FuturesUnordered;
 use torc_engine::{ScanFrom, ScanLimits};
-use torc_env::{Class, Env, ShardId, Token, TreeId};
+use torc_env::{Class, Env, ShardId, Token, TokenRange, TreeId};
 
 use crate::api::{
     Failure, FailureCode, KEY_BYTES_MAX, SCAN_LIMIT_MAX, ScanAnswer, ScanEntry, ScanRequest,
@@ -301,14 +301,7 @@ impl<E: Env> Scan<'_, E> {
         let shards = topology.member(member).description.shards.max(1);
         let shard = from.token().shard(shards);
         if Some(member) == self.view.me && shard == core.env.shard() {
-            return async move {
-                let page = match core.check_whole() {
-                    Ok(()) => page_here(&core, &ask).await,
-                    Err(failure) => Err(failure),
-                };
-                (member, page)
-            }
-            .boxed_local();
+            return async move { (member, page_here(&core, &ask).await) }.boxed_local();
         }
         let address = if Some(member) == self.view.me {
             Some(core.own_shard(shard))
@@ -514,8 +507,13 @@ pub(crate) async fn serve<E: Env>(
     page_here(core, &ask).await.map(Some)
 }
 
-/// A page of this shard's keys.
+/// A page of this shard's keys, if it lacks none.
 async fn page_here<E: Env>(core: &Core<E>, ask: &PageRequest) -> Result<Page, Failure> {
+    let range = TokenRange {
+        first: ask.from.token(),
+        last: ask.last,
+    };
+    core.lacking.check_in(ask.tree, range)?;
     let limits = ScanLimits {
         records: usize::try_from(ask.records.max(1)).unwrap_or(usize::MAX),
         bytes: PAGE_BYTES_MAX,
@@ -525,6 +523,8 @@ async fn page_here<E: Env>(core: &Core<E>, ask: &PageRequest) -> Result<Page, Fa
         .scan(ask.tree, ask.from.clone(), ask.last, limits)
         .await
         .map_err(|error| read_failure(&error))?;
+    // Damage may have been cut out meanwhile.
+    core.lacking.check_in(ask.tree, range)?;
     let looked = page
         .next
         .is_some()

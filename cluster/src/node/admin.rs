@@ -9,8 +9,10 @@ use std::time::Duration;
 use torc_env::{Class, Env, ShardId};
 
 use super::Node;
-use crate::anti_entropy;
-use crate::api::{Failure, FailureCode, NodeStatus, Owner, RepairReport, RingRange, Status};
+use crate::anti_entropy::{self, loss};
+use crate::api::{
+    DamagedPart, Failure, FailureCode, NodeStatus, Owner, RepairReport, RingRange, Status,
+};
 use crate::core::Core;
 use crate::keyspace::Keyspace;
 use crate::membership::{ChangeError, Membership};
@@ -167,6 +169,20 @@ impl<E: Env> Node<E> {
     pub async fn keyspace_drop(&self, name: &str) -> Result<Epoch, Failure> {
         let changed = self.0.membership.drop_keyspace(name).await;
         changed.map_err(|error| change_failure(&error))
+    }
+
+    /// What damage has cost this shard and nobody has made good yet.
+    pub fn damaged_parts(&self) -> Vec<DamagedPart> {
+        loss::parts(&self.0)
+    }
+
+    /// Accepts that what [`Node::damaged_parts`] lists stays lost where no other owner that is up has it, and returns it. Durable
+    /// on return.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn accept_loss(&self) -> Result<Vec<DamagedPart>, Failure> {
+        loss::accept(&self.0).await
     }
 
     /// Repairs everything that this node holds, on all its shards, and returns when it is done.

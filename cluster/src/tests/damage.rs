@@ -1,9 +1,12 @@
-//! Damage in what a shard keeps about itself, which no replica has.
+//! Damage: in what a shard keeps about itself, which no replica has; and in the data, where others have it, and where
+//! nobody does.
 
 use std::time::Duration;
 
+use torc_env::{Token, TreeId};
+
 use super::world::World;
-use crate::api::Level;
+use crate::api::{DamagedPart, FailureCode, Level, Outlook};
 use crate::conflict::Conflict;
 use crate::core::tree;
 
@@ -151,4 +154,305 @@ fn a_mark_that_can_be_written_again_is_made_good() {
     }
     world.boot(0);
     world.wait("the shard lacks nothing", || world.is_whole(0));
+}
+
+/// Keyspace `default`, of three copies where there are as many nodes.
+const DEFAULT: TreeId = TreeId(1);
+/// The keyspace with one copy that [`with_one_copy`] creates.
+const ONE: TreeId = TreeId(2);
+/// How long the shards get for what they should not do.
+const LONG: Duration = Duration::from_secs(15);
+
+fn key(index: usize) -> String {
+    format!("key {index}")
+}
+
+/// So that a table has many blocks, whatever compresses them.
+fn long_value(index: usize) -> String {
+    let numbers = (0..60).map(|at| Token::of(TreeId(at), &index.to_le_bytes()));
+    numbers.map(|token| token.to_string()).collect()
+}
+
+fn filled(seed: u64, nodes: usize) -> World {
+    let world = World::with(seed, nodes, 1, |config| config.repair.automatic = false);
+    for index in 0..60 {
+        let value = long_value(index);
+        let write = |write: &mut crate::api::WriteOptions| write.w = Level::All;
+        world.put_with(0, &key(index), &value, write).unwrap();
+    }
+    world
+}
+
+/// Three nodes, of which node 0 alone has some keys of a keyspace; returns those.
+fn with_one_copy(seed: u64) -> (World, Vec<String>) {
+    let world = filled(seed, 3);
+    world.keyspace("one", |keyspace| keyspace.n = 1);
+    let view = world.node(0).0.view().unwrap();
+    let is_alone = |key: &String| {
+        let token = Token::of(ONE, key.as_bytes());
+        view.ring.replicas(token, 1) == [view.me.unwrap()]
+    };
+    let keys: Vec<String> = (0..60).map(key).filter(is_alone).collect();
+    for key in &keys {
+        world.put_in(1, "one", key, "v").unwrap();
+    }
+    (world, keys)
+}
+
+fn parts(world: &World, host: usize) -> Vec<DamagedPart> {
+    world.node(host).damaged_parts()
+}
+
+fn accept(world: &World, host: usize) -> usize {
+    let accepted = world.on(host, |node, _| async move { node.accept_loss().await });
+    accepted.unwrap().len()
+}
+
+fn is_healed(world: &World, host: usize) -> bool {
+    world.is_whole(host) && !world.is_damaged(host)
+}
+
+/// None of the keys is called absent, and at least one cannot be read.
+fn are_unknown(world: &World, host: usize, keyspace: &str, keys: &[String], r: Level) {
+    let mut unknown = 0;
+    for key in keys {
+        match world.get_in(host, keyspace, key, r) {
+            Ok(answer) => assert_eq!(answer.siblings.len(), 1, "{key} is called absent"),
+            Err(failure) => {
+                assert_eq!(failure.code, FailureCode::Unreadable, "{failure}");
+                unknown += 1;
+            }
+        }
+    }
+    assert!(unknown > 0, "all can be read");
+}
+
+/// How many of the keys are there.
+fn count(world: &World, host: usize, keyspace: &str, keys: &[String], r: Level) -> usize {
+    let counts = keys.iter().map(|key| {
+        let answer = world.get_in(host, keyspace, key, r).unwrap();
+        answer.siblings.len()
+    });
+    counts.sum()
+}
+
+fn keys() -> Vec<String> {
+    (0..60).map(key).collect()
+}
+
+/// Of what node 0 has lost, the operator is told, and accepts it.
+fn waits_for_the_operator(world: &World, lost: &[String]) {
+    are_unknown(world, 0, "one", lost, Level::Quorum);
+    let listed = parts(world, 0);
+    let waiting = listed.iter().filter(|part| part.outlook == Outlook::Lost);
+    assert_eq!(waiting.count() as u64, world.gauges(0).damage_waiting);
+    assert!(world.gauges(0).damage_waiting > 0, "{listed:?}");
+    let of_one = listed.iter().filter(|part| part.outlook == Outlook::Lost);
+    for part in of_one {
+        assert_eq!(part.keyspace.as_deref(), Some("one"), "{part:?}");
+        assert!(part.why.contains("n = 1"), "{}", part.why);
+    }
+    // Whatever else the node has, it goes on serving.
+    for other in [1, 2] {
+        world.crash(other);
+    }
+    assert_eq!(count(world, 0, "default", &keys(), Level::One), 60);
+    for other in [1, 2] {
+        world.boot(other);
+    }
+    world.wait("all are back", || (0..3).all(|host| world.is_ready(host)));
+
+    assert!(accept(world, 0) > 0);
+    // A crash does not take it back.
+    world.crash(0);
+    world.boot(0);
+    world.wait("nothing is missing any more", || {
+        world.is_ready(0) && is_healed(world, 0) && parts(world, 0).is_empty()
+    });
+    world.sleep(Duration::from_secs(3));
+    assert!(count(world, 0, "one", lost, Level::Quorum) < lost.len());
+    assert_eq!(count(world, 0, "default", &keys(), Level::One), 60);
+    assert_eq!(world.gauges(0).damage_waiting, 0);
+    world.put_in(1, "one", &lost[0], "again").unwrap();
+    world.crash(0);
+    world.boot(0);
+    world.wait("the node is back", || world.is_ready(0));
+    assert!(world.is_whole(0));
+    assert_eq!(world.values_in(1, "one", &lost[0]).len(), 1);
+}
+
+#[test]
+pub(super) fn rot_of_the_only_copy_stays_unknown_until_somebody_accepts_the_loss() {
+    let (world, lost) = with_one_copy(101);
+    world.spoil_tables_of(0, ONE);
+    world.scrub(0);
+    world.sleep(LONG);
+    assert!(world.is_damaged(0), "it is not cut out");
+    assert!(parts(&world, 0)[0].file_id.is_some());
+    waits_for_the_operator(&world, &lost);
+}
+
+/// The marks that rot too have it catch up with all owners of all its ranges.
+#[test]
+fn rot_of_the_only_copy_is_no_less_unknown_after_a_start() {
+    let (world, lost) = with_one_copy(102);
+    world.sleep(Duration::from_secs(3));
+    for tree in [ONE, tree::SYSTEM] {
+        world.spoil_tables_of(0, tree);
+    }
+    world.crash(0);
+    world.boot(0);
+    world.wait("the node is back", || world.is_ready(0));
+    world.sleep(LONG);
+    waits_for_the_operator(&world, &lost);
+}
+
+#[test]
+fn the_only_copy_in_a_table_that_cannot_be_opened_stays_unknown_until_somebody_accepts_the_loss() {
+    let (world, lost) = with_one_copy(103);
+    world.spoil_tables_at(0, ONE, |len| len - 4096 + 40);
+    world.crash(0);
+    world.boot(0);
+    world.wait("the node is back", || world.is_ready(0));
+    are_unknown(&world, 0, "one", &lost, Level::Quorum);
+    // No less after another one.
+    world.crash(0);
+    world.boot(0);
+    world.wait("the node is back", || world.is_ready(0));
+    world.sleep(LONG);
+    waits_for_the_operator(&world, &lost);
+}
+
+#[test]
+fn a_frame_of_the_log_that_rots_costs_nothing_that_others_have_and_else_waits_for_the_operator() {
+    let (world, lost) = with_one_copy(104);
+    world.sleep(Duration::from_secs(1));
+    world.crash(0);
+    let id = world.hosts[0];
+    let log = world.sim.files(id).into_iter();
+    let mut log = log.filter(|(path, _)| path.extension().is_some_and(|name| name == "wal"));
+    let (path, _) = log.next().expect("there is a log");
+    assert!(world.sim.flip_bits(id, &path, 40 * 4096, 4));
+    world.boot(0);
+    world.wait("the node is back", || world.is_ready(0));
+    world.sleep(LONG);
+    // It may have been any key.
+    for key in &lost {
+        world.get_in(0, "one", key, Level::Quorum).unwrap_err();
+    }
+    let listed = parts(&world, 0);
+    assert!(!listed.is_empty() && listed.iter().all(|part| part.outlook == Outlook::Lost));
+    for other in [1, 2] {
+        world.crash(other);
+    }
+    assert_eq!(count(&world, 0, "default", &keys(), Level::One), 60);
+    for other in [1, 2] {
+        world.boot(other);
+    }
+    assert!(accept(&world, 0) > 0);
+    world.wait("nothing is missing any more", || is_healed(&world, 0));
+    // What could be read of the log, and in this case nothing was in the frame that could not.
+    count(&world, 0, "one", &lost, Level::Quorum);
+}
+
+#[test]
+fn where_every_copy_is_damaged_none_is_cut_out_until_somebody_accepts_the_loss() {
+    let world = filled(105, 3);
+    for host in 0..3 {
+        world.spoil_tables_of(host, DEFAULT);
+    }
+    for host in 0..3 {
+        world.scrub(host);
+    }
+    world.sleep(LONG);
+    for host in 0..3 {
+        assert!(world.is_damaged(host));
+        are_unknown(&world, host, "default", &keys(), Level::Quorum);
+        let listed = parts(&world, host);
+        assert!(listed.iter().all(|part| part.outlook == Outlook::Lost));
+    }
+    for host in 0..3 {
+        assert!(accept(&world, host) > 0);
+    }
+    world.wait("nothing is missing any more", || {
+        (0..3).all(|host| is_healed(&world, host))
+    });
+    let left = count(&world, 0, "default", &keys(), Level::All);
+    assert!((1..60).contains(&left), "{left}");
+}
+
+#[test]
+fn where_two_of_three_copies_are_damaged_the_third_one_is_taken_when_somebody_says_so() {
+    let world = filled(106, 3);
+    for host in [0, 1] {
+        world.spoil_tables_of(host, DEFAULT);
+    }
+    for host in [0, 1] {
+        world.scrub(host);
+    }
+    world.sleep(LONG);
+    // A write that the third one has missed may have been with just the other two.
+    are_unknown(&world, 2, "default", &keys(), Level::Quorum);
+    assert_eq!(count(&world, 2, "default", &keys(), Level::One), 60);
+    for host in [0, 1] {
+        assert!(parts(&world, host)[0].why.contains("has lost it too"));
+        accept(&world, host);
+    }
+    world.wait("nothing is missing any more", || {
+        (0..2).all(|host| is_healed(&world, host))
+    });
+    for host in 0..3 {
+        assert_eq!(count(&world, host, "default", &keys(), Level::One), 60);
+    }
+}
+
+#[test]
+fn two_replicas_that_have_lost_different_parts_heal_each_other() {
+    for damaged_at_a_start in [false, true] {
+        let world = filled(107, 2);
+        world.spoil_tables_at(0, DEFAULT, |len| len / 10);
+        world.spoil_tables_at(1, DEFAULT, |len| len / 10 * 6);
+        for host in [0, 1] {
+            if damaged_at_a_start {
+                world.crash(host);
+            } else {
+                world.scrub(host);
+            }
+        }
+        if damaged_at_a_start {
+            for host in [0, 1] {
+                world.boot(host);
+            }
+            world.wait("both are back", || (0..2).all(|host| world.is_ready(host)));
+            for host in [0, 1] {
+                world.scrub(host);
+            }
+        }
+        world.wait("nothing is missing any more", || {
+            (0..2).all(|host| is_healed(&world, host))
+        });
+        for host in 0..2 {
+            assert_eq!(count(&world, host, "default", &keys(), Level::One), 60);
+        }
+    }
+}
+
+#[test]
+fn one_of_two_copies_that_a_start_has_lost_is_fetched_and_the_rest_is_served_meanwhile() {
+    let world = filled(108, 2);
+    world.spoil_tables_at(0, DEFAULT, |len| len / 10);
+    world.scrub(0);
+    world.wait("it is fetched", || is_healed(&world, 0));
+    world.spoil_tables_at(0, DEFAULT, |len| len - 4096 + 40);
+    world.crash(0);
+    world.crash(1);
+    world.boot(0);
+    world.sleep(LONG);
+    let listed = parts(&world, 0);
+    assert!(!listed.is_empty() && listed.iter().all(|part| part.outlook == Outlook::Silent));
+    are_unknown(&world, 0, "default", &keys(), Level::One);
+    world.boot(1);
+    world.wait("it is fetched", || is_healed(&world, 0));
+    world.crash(1);
+    assert_eq!(count(&world, 0, "default", &keys(), Level::One), 60);
 }

@@ -411,6 +411,10 @@ fn no_bytes_make_an_answer_panic() {
             entries: vec![HashEntry { key: KEY, hash: 3 }],
             looked: looked(),
         },
+        Answer::Lacks {
+            ranges: vec![(1, 2)],
+            is_catching_up: true,
+        },
         Answer::Failed {
             code: 10,
             message: "busy",

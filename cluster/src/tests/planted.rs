@@ -68,3 +68,11 @@ fn a_last_write_that_ignores_what_its_client_has_seen_is_found() {
         super::clock::a_last_write_wins_over_what_its_client_has_seen_whoever_orders_it,
     );
 }
+
+#[test]
+fn a_cut_without_asking_is_found() {
+    is_found(
+        "damage_is_cut_unasked",
+        super::damage::rot_of_the_only_copy_stays_unknown_until_somebody_accepts_the_loss,
+    );
+}

@@ -34,7 +34,7 @@ type Nodes = BTreeMap<(usize, u16), Node<SimEnv>>;
 
 pub(super) struct World {
     pub(super) sim: Simulation,
-    hosts: Vec<HostId>,
+    pub(super) hosts: Vec<HostId>,
     shards: u16,
     boots: RefCell<Vec<u64>>,
     nodes: Rc<RefCell<Nodes>>,
@@ -315,6 +315,12 @@ impl World {
 
     /// Flushes a running node, and flips a bit in the first block of every table of one of its trees.
     pub(super) fn spoil_tables_of(&self, host: usize, tree: TreeId) {
+        // Within the head of the block: what comes later may be padding.
+        self.spoil_tables_at(host, tree, |_| 20);
+    }
+
+    /// Flushes a running node, and flips a bit of every table of one of its trees, where `offset` says by its length.
+    pub(super) fn spoil_tables_at(&self, host: usize, tree: TreeId, offset: impl Fn(u64) -> u64) {
         let id = self.hosts[host];
         let mut spoiled = 0;
         for shard in (0..self.shards).map(ShardId) {
@@ -329,15 +335,14 @@ impl World {
                     };
                     let table = Table::open(env.disk(), &dir, file_id, &Keys::default()).await;
                     if table.unwrap().info().tree == tree {
-                        found.push(dir.join(&entry.name));
+                        found.push((dir.join(&entry.name), entry.len));
                     }
                 }
                 found
             };
             let found = self.sim.run_on(id, shard, find);
-            for path in found.expect("the node lives") {
-                // Within the head of the block: what comes later may be padding.
-                assert!(self.sim.flip_bits(id, &path, 20, 1));
+            for (path, len) in found.expect("the node lives") {
+                assert!(self.sim.flip_bits(id, &path, offset(len), 1));
                 spoiled += 1;
             }
         }
@@ -420,7 +425,7 @@ impl World {
         (0..self.shards).all(|shard| {
             let nodes = self.nodes.borrow();
             let node = nodes.get(&(host, shard));
-            node.is_some_and(|node| node.0.is_whole.get())
+            node.is_some_and(|node| node.0.lacking.is_whole())
         })
     }
 
@@ -490,21 +495,28 @@ impl World {
         })
     }
 
-    pub(super) fn values_in(&self, host: usize, keyspace: &str, key: &str) -> Vec<Bytes> {
-        let (keyspace, key) = (
-            Bytes::from(keyspace.to_owned()),
-            Bytes::from(key.to_owned()),
-        );
-        let answer = self.on(host, |node, deadline| async move {
+    pub(super) fn get_in(
+        &self,
+        host: usize,
+        keyspace: &str,
+        key: &str,
+        r: Level,
+    ) -> Result<GetAnswer, Failure> {
+        let [keyspace, key] = [keyspace, key].map(|text| Bytes::from(text.to_owned()));
+        self.on(host, |node, deadline| async move {
             node.get(GetRequest {
                 keyspace,
                 key,
-                r: Level::Quorum,
+                r,
                 at_least: None,
                 deadline,
             })
             .await
-        });
+        })
+    }
+
+    pub(super) fn values_in(&self, host: usize, keyspace: &str, key: &str) -> Vec<Bytes> {
+        let answer = self.get_in(host, keyspace, key, Level::Quorum);
         let siblings = answer.unwrap().siblings;
         siblings.into_iter().map(|sibling| sibling.value).collect()
     }
@@ -591,17 +603,7 @@ impl World {
     }
 
     pub(super) fn get(&self, host: usize, key: &str, r: Level) -> Result<GetAnswer, Failure> {
-        let key = Bytes::from(key.to_owned());
-        self.on(host, |node, deadline| async move {
-            node.get(GetRequest {
-                keyspace: KEYSPACE_DEFAULT.clone(),
-                key,
-                r,
-                at_least: None,
-                deadline,
-            })
-            .await
-        })
+        self.get_in(host, "default", key, r)
     }
 
     /// Every key that a scan in pages of `limit` lists, each page asked of another node.

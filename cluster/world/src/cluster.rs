@@ -200,7 +200,8 @@ impl Cluster {
         let opened = Store::open(env.clone(), options).await;
         let (store, recovery) = opened.map_err(|error| format!("the store: {error}"))?;
         let rots = self.config.rot.is_some_and(|rot| rot.host == host);
-        if recovery.amnesia && !rots {
+        let has_lost_some = recovery.amnesia || !recovery.losses.is_empty();
+        if has_lost_some && !rots {
             return Err("the store has forgotten something".to_owned());
         }
         let mut config = NodeConfig::new(boot, self.membership(host, boot.boot));

@@ -32,6 +32,17 @@ impl Listed {
     }
 }
 
+/// Something that the store has acknowledged, or may have, and holds no more, because it was damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// The tree; `None` for every one: it was in the log.
+    pub tree: Option<TreeId>,
+    /// Where.
+    pub range: TokenRange,
+    /// Somebody has said that it may stay lost.
+    pub is_accepted: bool,
+}
+
 /// One change. An edit is a list of them that takes force as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
@@ -57,6 +68,10 @@ pub(crate) enum Change {
         segment: u32,
         seqno: u64,
     },
+    /// Damage has cost something.
+    Lost(Loss),
+    /// Nothing is lost any more.
+    Found,
 }
 
 const ADD_TABLE: u8 = 1;
@@ -68,6 +83,12 @@ const DROP_TREE: u8 = 6;
 const FORGET_DROP: u8 = 7;
 const SUSPECT: u8 = 8;
 const FLOORS: u8 = 9;
+const LOST: u8 = 10;
+const FOUND: u8 = 11;
+
+/// Bits of a loss.
+const LOST_OF_EVERY_TREE: u8 = 1;
+const LOST_AND_ACCEPTED: u8 = 2;
 
 impl Change {
     /// Appends this change: a tag and its fields.
@@ -124,6 +145,15 @@ impl Change {
                 out.extend_from_slice(&segment.to_le_bytes());
                 out.extend_from_slice(&seqno.to_le_bytes());
             }
+            Change::Lost(loss) => {
+                let every_tree = LOST_OF_EVERY_TREE * u8::from(loss.tree.is_none());
+                out.push(LOST);
+                out.push(every_tree | (LOST_AND_ACCEPTED * u8::from(loss.is_accepted)));
+                out.extend_from_slice(&loss.tree.map_or(0, |tree| tree.0).to_le_bytes());
+                out.extend_from_slice(&loss.range.first.0.to_le_bytes());
+                out.extend_from_slice(&loss.range.last.0.to_le_bytes());
+            }
+            Change::Found => out.push(FOUND),
         }
     }
 
@@ -177,8 +207,28 @@ impl Change {
                 segment: fields.u32()?,
                 seqno: fields.u64()?,
             },
+            LOST => Change::Lost(Self::decode_loss(fields)?),
+            FOUND => Change::Found,
             _ => return None,
         })
+    }
+
+    fn decode_loss(fields: &mut Reader<'_>) -> Option<Loss> {
+        let flags = fields.u8()?;
+        let tree = TreeId(fields.u32()?);
+        let every_tree = flags & LOST_OF_EVERY_TREE != 0;
+        let loss = Loss {
+            tree: (!every_tree).then_some(tree),
+            range: TokenRange {
+                first: Token(fields.u128()?),
+                last: Token(fields.u128()?),
+            },
+            is_accepted: flags & LOST_AND_ACCEPTED != 0,
+        };
+        let is_valid = flags <= (LOST_OF_EVERY_TREE | LOST_AND_ACCEPTED)
+            && (!every_tree || tree.0 == 0)
+            && loss.range.first <= loss.range.last;
+        is_valid.then_some(loss)
     }
 }
 
@@ -191,6 +241,7 @@ pub(crate) struct State {
     pub(crate) flushed: Mark,
     pub(crate) dropped: BTreeMap<TreeId, u64>,
     pub(crate) suspect: bool,
+    pub(crate) losses: Vec<Loss>,
     pub(crate) file_id_floor: u64,
     pub(crate) segment_floor: u32,
     pub(crate) seqno_floor: u64,
@@ -237,6 +288,7 @@ impl State {
                 self.dropped.insert(tree, seqno);
                 self.seqno_floor = self.seqno_floor.max(seqno);
                 self.tables.retain(|_, table| table.tree != tree);
+                self.losses.retain(|loss| loss.tree != Some(tree));
             }
             Change::ForgetDrop { tree } => {
                 self.dropped.remove(&tree);
@@ -251,6 +303,12 @@ impl State {
                 self.segment_floor = self.segment_floor.max(segment);
                 self.seqno_floor = self.seqno_floor.max(seqno);
             }
+            Change::Lost(loss) => {
+                if !self.losses.contains(&loss) {
+                    self.losses.push(loss);
+                }
+            }
+            Change::Found => self.losses.clear(),
         }
         Ok(())
     }
@@ -271,6 +329,7 @@ impl State {
             tree: *tree,
             seqno: *seqno,
         }));
+        changes.extend(self.losses.iter().copied().map(Change::Lost));
         changes.extend(self.segments.iter().copied().map(Change::AddSegment));
         changes.extend(self.tables.values().copied().map(Change::AddTable));
         changes
@@ -315,7 +374,24 @@ mod tests {
                 segment: 12,
                 seqno: 13,
             },
+            Change::Lost(loss(Some(14))),
+            Change::Lost(Loss {
+                is_accepted: true,
+                ..loss(None)
+            }),
+            Change::Found,
         ]
+    }
+
+    fn loss(tree: Option<u32>) -> Loss {
+        Loss {
+            tree: tree.map(TreeId),
+            range: TokenRange {
+                first: Token(15),
+                last: Token(16),
+            },
+            is_accepted: false,
+        }
     }
 
     #[test]
@@ -344,6 +420,8 @@ mod tests {
             },
             every_change()[0],
             Change::Suspect(true),
+            Change::Lost(loss(None)),
+            Change::Lost(loss(Some(1))),
         ] {
             state.apply(&change).unwrap();
         }
@@ -365,6 +443,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_lost_stays_so_until_it_is_found() {
+        let mut state = State::default();
+        for _ in 0..2 {
+            state.apply(&Change::Lost(loss(Some(1)))).unwrap();
+        }
+        assert_eq!(state.losses, [loss(Some(1))]);
+        state.apply(&Change::Found).unwrap();
+        assert_eq!(state, State::default());
+    }
+
+    #[test]
     fn a_file_id_that_none_can_follow_is_refused() {
         let Change::AddTable(mut table) = every_change()[0] else {
             panic!("the first adds a table");
@@ -378,12 +467,16 @@ mod tests {
     fn dropping_a_tree_takes_its_tables_along() {
         let mut state = State::default();
         state.apply(&every_change()[0]).unwrap();
+        for tree in [Some(1), Some(2), None] {
+            state.apply(&Change::Lost(loss(tree))).unwrap();
+        }
         let drop = Change::DropTree {
             tree: TreeId(1),
             seqno: 5,
         };
         state.apply(&drop).unwrap();
         assert!(state.tables.is_empty());
+        assert_eq!(state.losses, [loss(Some(2)), loss(None)]);
         assert_eq!(state.dropped[&TreeId(1)], 5);
     }
 

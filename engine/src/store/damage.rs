@@ -3,7 +3,7 @@
 //! A block that cannot be read is an error to whoever asks for one of its keys, and to nobody else. It
 //! is noted by reads, compactions and scrubs alike; trees with noted damage are not compacted, since
 //! every attempt would fail at the same block. Cutting it out ([`Inner::quarantine`]) makes its keys
-//! absent, so it is for a caller that then asks replicas for them: the manifest says *suspect* in the
+//! absent, so it is for a caller that then asks replicas for them: the manifest says what is *lost* in the
 //! same edit, until [`super::Store::forget_amnesia`].
 //!
 //! A value that cannot be read from its blob is damage of the table that refers to it, at its token alone.
@@ -19,7 +19,7 @@ use super::Inner;
 use super::tables::{DataFile, Opened, changes_of};
 use crate::error::{ReadError, WriteError};
 use crate::levels::Levels;
-use crate::manifest::Change;
+use crate::manifest::{Change, Loss};
 use crate::table::table_id;
 
 /// A part of a table that cannot be read.
@@ -60,7 +60,7 @@ impl Damages {
         is_new
     }
 
-    fn keep(&self, is_kept: impl FnMut(&Damage) -> bool) {
+    pub(super) fn keep(&self, is_kept: impl FnMut(&Damage) -> bool) {
         self.0.borrow_mut().retain(is_kept);
     }
 }
@@ -115,17 +115,18 @@ impl<E: Env> Inner<E> {
     /// See [`super::Store::quarantine`].
     pub(super) async fn quarantine(
         &self,
-        is_meant: impl Fn(TreeId) -> bool,
-    ) -> Result<Vec<Damage>, WriteError> {
+        is_meant: impl Fn(&Damage) -> bool,
+    ) -> Result<Vec<Loss>, WriteError> {
         self.check_open()?;
         // A compaction may hold what is damaged; none begins before this is over.
         let _turn = self.compacting.take().await;
         self.check_open()?;
         let mut damages = self.damages.all();
-        damages.retain(|damage| is_meant(damage.tree));
+        damages.retain(|damage| is_meant(damage));
         let mut trees: Vec<TreeId> = damages.iter().map(|damage| damage.tree).collect();
         trees.sort_unstable();
         trees.dedup();
+        let mut lost = Vec::new();
         for tree in trees {
             let mut planned = None;
             self.edit_with(|_| {
@@ -136,7 +137,9 @@ impl<E: Env> Inner<E> {
                     .levels
                     .edit_to(&without(&levels.levels, tree, &damages));
                 let mut changes = changes_of(tree, &edit);
-                changes.push(Change::Suspect(true));
+                let losses: Vec<Loss> = losses(&levels.levels, tree, &damages).collect();
+                changes.extend(losses.iter().copied().map(Change::Lost));
+                lost.extend(losses);
                 planned = Some(edit);
                 changes
             })
@@ -154,7 +157,7 @@ impl<E: Env> Inner<E> {
         }
         self.damages.keep(|damage| !damages.contains(damage));
         self.compaction.ring();
-        Ok(damages)
+        Ok(lost)
     }
 
     /// Takes files out of use for good, and keeps them.
@@ -168,6 +171,22 @@ impl<E: Env> Inner<E> {
             }
         }
     }
+}
+
+/// What cutting the damage of `tree` out of `levels` costs.
+fn losses(levels: &Levels, tree: TreeId, damages: &[Damage]) -> impl Iterator<Item = Loss> {
+    let of_tree = damages.iter().filter(move |damage| damage.tree == tree);
+    of_tree.flat_map(move |damage| {
+        let tables = levels.tables();
+        let of_file = tables.filter(|table| table.info.file_id == damage.file_id);
+        of_file.filter_map(move |table| {
+            Some(Loss {
+                tree: Some(tree),
+                range: table.extent.intersection(&damage.range)?,
+                is_accepted: false,
+            })
+        })
+    })
 }
 
 /// `levels` with all damage of `tree` cut out.

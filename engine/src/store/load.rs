@@ -14,7 +14,7 @@ use crate::blob::{Blob, BlobFile};
 use crate::crypt::Keys;
 use crate::error::{OpenError, ReadError};
 use crate::levels::{Levels, TableRef};
-use crate::manifest::{Change, Listed, State};
+use crate::manifest::{Change, Listed, Loss, State};
 use crate::table::{Table, TableInfo, table_path};
 
 /// Tables opened at the same time.
@@ -26,6 +26,8 @@ pub(super) struct Loaded {
     pub(super) seqno: u64,
     /// Files that cannot be opened for damage.
     pub(super) damaged: Vec<u64>,
+    /// What they held.
+    pub(super) losses: Vec<Loss>,
     /// What the manifest must be told of them.
     pub(super) changes: Vec<Change>,
 }
@@ -58,6 +60,7 @@ pub(super) async fn load_tables<D: Disk>(
     let mut loaded = Loaded {
         seqno: 0,
         damaged: Vec::new(),
+        losses: Vec::new(),
         changes: Vec::new(),
     };
     let (blobs, broken) = open_blobs(disk, dir, opened.iter().flatten(), keys).await?;
@@ -79,7 +82,14 @@ pub(super) async fn load_tables<D: Disk>(
     for listed in state.tables.values() {
         let info = match by_id.get(&listed.file_id) {
             Some((info, _)) => Rc::clone(info),
-            None => Rc::new(stand_in(listed)),
+            None => {
+                loaded.losses.push(Loss {
+                    tree: Some(listed.tree),
+                    range: listed.extent,
+                    is_accepted: false,
+                });
+                Rc::new(stand_in(listed))
+            }
         };
         if info.tree != listed.tree {
             return Err(OpenError::Corrupt {
@@ -124,6 +134,8 @@ pub(super) async fn load_tables<D: Disk>(
         };
         tables.apply(tree, &edit, opened);
     }
+    let losses = loaded.losses.iter().copied();
+    loaded.changes.extend(losses.map(Change::Lost));
     Ok(loaded)
 }
 

@@ -11,7 +11,7 @@ use super::archive::Archiving;
 use super::compact::ExpiryClock;
 use super::damage::Damages;
 use super::keys::Writing;
-use super::load::{load_tables, missing};
+use super::load::{Loaded, load_tables, missing};
 use super::memory::Memory;
 use super::pacing::Pacing;
 use super::snapshot::Hold;
@@ -24,7 +24,7 @@ use crate::cache::{BlockCache, RecordCache};
 use crate::error::{OpenError, PUT_BACK};
 use crate::frame::Mark;
 use crate::le::len64;
-use crate::manifest::{Change, Manifest, State};
+use crate::manifest::{Change, Loss, Manifest, State};
 use crate::options::{Options, WAL_SEGMENT_BYTES_MIN};
 use crate::signal::{Signal, Turn};
 use crate::table::{table_id, table_path};
@@ -43,9 +43,12 @@ pub struct Recovery {
     pub records: u64,
     /// The store had been closed; nothing was in flight.
     pub clean: bool,
-    /// Acknowledged updates may be missing: log or tables were damaged, or a policy that acknowledges
-    /// before it syncs met a crash. Reported at every open until [`Store::forget_amnesia`].
+    /// Acknowledged updates may be missing, and nobody knows which: a policy that acknowledges before it syncs met a
+    /// crash, or the store was restored from a snapshot. Reported at every open until [`Store::forget_amnesia`].
     pub amnesia: bool,
+    /// What damage in log or tables has cost, now or before. Reported at every open until
+    /// [`Store::forget_amnesia`].
+    pub losses: Vec<Loss>,
     /// The first log frame that was durable once and cannot be read any more.
     pub damaged_from: Option<u64>,
     /// Tables that cannot be opened any more, and were set aside: what they held is missing.
@@ -111,7 +114,7 @@ pub(super) async fn open<E: Env>(
     memory.passed(last);
 
     manifest.take_over().await?;
-    let recovery = judge(&state, &replayed, records, loaded.damaged.len());
+    let recovery = judge(&state, &replayed, records, &loaded);
     let supply = settle(
         &manifest,
         &state,
@@ -280,23 +283,34 @@ impl Files {
     }
 }
 
+/// What damage in the log costs: whatever was in it.
+const LOG_LOST: Loss = Loss {
+    tree: None,
+    range: TokenRange::ALL,
+    is_accepted: false,
+};
+
 /// What the replay says about the past.
-fn judge(state: &State, replayed: &Replayed, records: u64, damaged_tables: usize) -> Recovery {
+fn judge(state: &State, replayed: &Replayed, records: u64, loaded: &Loaded) -> Recovery {
     let end = &replayed.end;
     let clean = end.gap.is_none() && end.last_flags & FLAG_CLOSED != 0;
     let was_unsynced = end.last_flags & FLAG_UNSYNCED != 0 && !clean;
     if was_unsynced {
         tracing::warn!("the last run acknowledged before it synced, and was not closed");
     }
+    let mut losses = state.losses.clone();
+    losses.extend(&loaded.losses);
+    losses.extend(end.gap.as_ref().map(|_| LOG_LOST));
     Recovery {
         tables: state.tables.len(),
         table_bytes: state.tables.values().map(|table| table.bytes).sum(),
         frames: replayed.frames,
         records,
         clean,
-        amnesia: state.suspect || end.gap.is_some() || was_unsynced || damaged_tables > 0,
+        amnesia: state.suspect || was_unsynced,
+        losses,
         damaged_from: end.gap.as_ref().map(|gap| gap.missing_from),
-        damaged_tables,
+        damaged_tables: loaded.damaged.len(),
     }
 }
 
@@ -368,6 +382,9 @@ async fn settle<E: Env>(
     }
     if recovery.amnesia && !state.suspect {
         changes.push(Change::Suspect(true));
+    }
+    if is_damaged {
+        changes.push(Change::Lost(LOG_LOST));
     }
     for (tree, seqno) in &state.dropped {
         if *seqno < oldest_seqno {

@@ -22,7 +22,7 @@ use super::tables::DataFile;
 use crate::error::{OpenError, ReadError, WriteError};
 use crate::frame::Mark;
 use crate::layout::Layout;
-use crate::manifest::{Listed, Manifest, State};
+use crate::manifest::{Listed, Loss, Manifest, State};
 use crate::options::Options;
 
 /// Why data cannot be redistributed.
@@ -98,6 +98,7 @@ pub async fn redistribute<E: Env>(
         let state = State {
             tables: part.tables,
             suspect: part.suspect,
+            losses: part.losses,
             file_id_floor: options.file_id_first,
             seqno_floor: part.seqno,
             ..State::default()
@@ -174,6 +175,7 @@ struct Part {
     /// Index of the source that has each file.
     files: BTreeMap<DataFile, usize>,
     suspect: bool,
+    losses: Vec<Loss>,
     seqno: u64,
 }
 
@@ -190,6 +192,12 @@ fn part_of(
             continue;
         };
         part.suspect |= source.state.suspect;
+        let losses = source.state.losses.iter();
+        let losses = losses.filter(|loss| loss.tree.is_none_or(is_divided));
+        part.losses.extend(losses.filter_map(|loss| {
+            let range = loss.range.intersection(&common)?;
+            Some(Loss { range, ..*loss })
+        }));
         part.seqno = part.seqno.max(source.seqno);
         let tables = source.state.tables.values();
         let forgotten = usize::from(mutation::on("redistribution_forgets_a_table"));

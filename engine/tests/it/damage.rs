@@ -71,7 +71,8 @@ fn a_table_that_cannot_be_opened_is_set_aside_and_the_rest_serves() {
     run(&simulation, host, |env| async move {
         let (store, recovery) = Store::open(env, options()).await.unwrap();
         assert_eq!((recovery.tables, recovery.damaged_tables), (3, 1));
-        assert!(recovery.amnesia);
+        assert_eq!(recovery.losses.len(), 1);
+        assert!(!recovery.amnesia, "it is known what is lost");
         assert_eq!(store.stats().counts.corrupt_blocks, 1);
         // What is older than the damage may have been replaced or deleted in it: no key shows an
         // old state. What is newer is there.
@@ -94,7 +95,18 @@ fn a_table_that_cannot_be_opened_is_set_aside_and_the_rest_serves() {
     run(&simulation, host, |env| async move {
         let (store, recovery) = Store::open(env, options()).await.unwrap();
         assert_eq!(recovery.damaged_tables, 0);
-        assert!(recovery.amnesia, "nobody has made up for it yet");
+        assert_eq!(
+            recovery.losses,
+            store.losses(),
+            "nobody has made up for it yet"
+        );
+        assert_eq!(recovery.losses[0].tree, Some(TREE));
+        let lost = recovery.losses[0].range;
+        assert!(
+            (0..100)
+                .step_by(2)
+                .all(|number| lost.contains(Token::of(TREE, &key(number))))
+        );
         assert_eq!(get(&store, key(2)).await.unwrap(), "again");
     });
 }
@@ -109,7 +121,7 @@ fn a_table_that_was_cut_short_is_set_aside_and_a_missing_one_is_asked_for() {
         env.disk().open(&path, OpenMode::CreateNew).await.unwrap();
         let (store, recovery) = Store::open(env.clone(), options()).await.unwrap();
         assert_eq!((recovery.tables, recovery.damaged_tables), (3, 1));
-        assert!(recovery.amnesia);
+        assert_eq!(recovery.losses.len(), 1);
         assert_eq!(store.stats().counts.corrupt_blocks, 1);
         assert!(try_get(&store, 2).await.unwrap(), "it is in a newer one");
         assert!(!try_get(&store, 1).await.unwrap());
@@ -123,7 +135,7 @@ fn a_damaged_block_costs_its_own_keys_only_and_stops_no_other_tree() {
     assert!(simulation.flip_bits(host, &path, 200, 1));
     run(&simulation, host, |env| async move {
         let (store, recovery) = Store::open(env.clone(), options()).await.unwrap();
-        assert!(!recovery.amnesia);
+        assert!(recovery.losses.is_empty());
         let mut unreadable = Vec::new();
         for number in 0..100 {
             match try_get(&store, number).await {
@@ -167,6 +179,11 @@ fn a_damaged_block_costs_its_own_keys_only_and_stops_no_other_tree() {
         let cut = store.quarantine(|_| true).await.unwrap();
         let lost = cut[0].range;
         assert!(!store.is_damaged());
+        let losses = store.losses();
+        assert_eq!((losses.len(), losses[0].tree), (1, Some(TREE)));
+        for number in &unreadable {
+            assert!(losses[0].range.contains(Token::of(TREE, &key(*number))));
+        }
         for number in 0..100 {
             let is_there = try_get(&store, number).await.unwrap();
             if unreadable.contains(&number) {
@@ -185,9 +202,21 @@ fn a_damaged_block_costs_its_own_keys_only_and_stops_no_other_tree() {
     simulation.crash(host, 0);
     simulation.restart(host, 1);
     run(&simulation, host, |env| async move {
+        let (store, recovery) = Store::open(env.clone(), options()).await.unwrap();
+        assert_eq!(
+            recovery.losses.len(),
+            1,
+            "what was cut out is still missing"
+        );
+        assert!(!recovery.losses[0].is_accepted);
+        store.accept_losses().await.unwrap();
+        assert!(store.losses()[0].is_accepted);
+        store.close().await.unwrap();
+        drop(store);
         let (store, recovery) = Store::open(env, options()).await.unwrap();
-        assert!(recovery.amnesia, "what was cut out is still missing");
+        assert!(recovery.losses[0].is_accepted, "an open does not ask again");
         store.forget_amnesia().await.unwrap();
+        assert!(store.losses().is_empty());
         assert!(scan_all(&store, 100).await.len() > 70);
     });
 }

@@ -27,7 +27,7 @@ fn an_acknowledgement_before_the_sync_is_found() {
 fn a_log_cut_off_at_rot_is_found() {
     must_find(
         "truncate_log_at_rot",
-        crate::faults::rot_within_the_log_is_amnesia_and_costs_one_frame_only,
+        crate::faults::rot_within_the_log_is_remembered_and_costs_one_frame_only,
     );
 }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use torc_engine::{Decision, Layout, Options, Record, Store, redistribute};
-use torc_env::{ShardId, Token};
+use torc_env::{ShardId, Token, TokenRange};
 use torc_sim::{Cuts, SimEnv, Simulation, at_every_power_cut};
 
 use crate::support::{TREE, options, scan_all, tombstone, value};
@@ -135,6 +135,43 @@ const TO: Layout = Layout {
     number: 1,
     shards: 3,
 };
+
+#[test]
+fn what_a_store_has_lost_its_parts_lack_each_in_its_own_range() {
+    let simulation = Simulation::new(9, torc_sim::Options::default());
+    let host = simulation.add_host(1);
+    let [from, to] = [(0, 1), (1, 2)].map(|(number, shards)| Layout { number, shards });
+    simulation
+        .run_on(host, ShardId(0), move |env| async move {
+            let stores = open_all(&env, from).await;
+            fill(&stores, &mut Content::new(), 0, 150, 3000).await;
+            stores[0].flush().await.unwrap();
+            stores[0].close().await.unwrap();
+        })
+        .unwrap();
+    simulation.crash(host, 0);
+    simulation.restart(host, 1);
+    for (path, len) in simulation.files(host) {
+        if path.extension().is_some_and(|name| name == "table") {
+            assert!(simulation.flip_bits(host, &path, len - 4096 + 40, 1));
+        }
+    }
+    simulation
+        .run_on(host, ShardId(0), move |env| async move {
+            change(&env, from, to).await;
+            let stores = open_all(&env, to).await;
+            for (store, shard) in stores.iter().zip(to.shards()) {
+                let losses = store.losses();
+                assert!(!losses.is_empty(), "{shard}");
+                let slice = TokenRange::of_shard(shard, to.shards);
+                for loss in losses {
+                    assert_eq!(loss.tree, Some(TREE));
+                    assert_eq!(loss.range.intersection(&slice), Some(loss.range));
+                }
+            }
+        })
+        .unwrap();
+}
 
 #[test]
 fn power_cuts_during_a_redistribution_leave_the_old_stores_whole_or_the_new_ones() {

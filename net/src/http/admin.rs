@@ -20,7 +20,7 @@ use crate::http::route::{Admin, check_key};
 use crate::keys;
 use crate::metrics::Snapshot;
 use crate::service::Service;
-use crate::{archive, snapshot};
+use crate::{archive, damage, snapshot};
 
 /// How long an answer about a keyspace waits until every shard of this node knows the change.
 const SPREAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -98,7 +98,9 @@ pub async fn handle(
     match order {
         Admin::Status => {
             only(&request, &[Method::Get, Method::Head], "GET, HEAD")?;
-            Ok(answer(&status(&service)))
+            let mut status = status(&service);
+            status["damage_waiting"] = json!(damage::waiting(&service).await);
+            Ok(answer(&status))
         }
         Admin::Ring => {
             only(&request, &[Method::Get, Method::Head], "GET, HEAD")?;
@@ -127,6 +129,13 @@ pub async fn handle(
             let detach = query.boolean("detach")?.unwrap_or(false);
             run(&service, detach, scrub(Rc::clone(&service))).await
         }
+        Admin::Damage => match request.method {
+            Method::Get | Method::Head => damage::describe(&service).await.map(|all| answer(&all)),
+            Method::Post => damage::accept_loss(&service)
+                .await
+                .map(|done| answer(&done)),
+            _ => Err(Problem::method_not_allowed("GET, HEAD, POST")),
+        },
         Admin::Encryption => {
             only(&request, &[Method::Get, Method::Head], "GET, HEAD")?;
             keys::describe(&service).await.map(|found| answer(&found))
@@ -257,7 +266,8 @@ async fn compact(service: Rc<Service>) -> Result<Value, Problem> {
     }))
 }
 
-/// Reads every table and blob of this node through; `table_bytes` are of both. What is damaged is then fetched from the replicas.
+/// Reads every table and blob of this node through; `table_bytes` are of both. What is damaged is then fetched from the replicas,
+/// or waits for an operator.
 async fn scrub(service: Rc<Service>) -> Result<Value, Problem> {
     let outcomes = on_every_shard(&service.handle, |service: Rc<Service>| async move {
         let report = service.store.scrub(SCRUB_BYTES_PER_S).await;

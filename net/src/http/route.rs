@@ -57,6 +57,8 @@ pub enum Admin {
     Compact,
     /// `/admin/scrub`.
     Scrub,
+    /// `/admin/damage`.
+    Damage,
     /// `/admin/encryption`.
     Encryption,
     /// `/admin/encryption/reload`.
@@ -130,6 +132,7 @@ impl Route {
             b"/admin/repair" => Route::Admin(Admin::Repair),
             b"/admin/compact" => Route::Admin(Admin::Compact),
             b"/admin/scrub" => Route::Admin(Admin::Scrub),
+            b"/admin/damage" => Route::Admin(Admin::Damage),
             b"/admin/encryption" => Route::Admin(Admin::Encryption),
             b"/admin/encryption/reload" => Route::Admin(Admin::EncryptionReload),
             b"/admin/archive" => Route::Admin(Admin::Archive),

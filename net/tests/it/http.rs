@@ -608,6 +608,13 @@ fn operators_see_status_ring_metrics_and_keyspaces() {
     assert!(report["records"].is_u64(), "{report}");
     assert_eq!(report["damaged"], 0, "{report}");
     assert_eq!(node.http("GET", "/admin/scrub", &[], b"").status, 405);
+    for (method, nothing) in [
+        ("GET", json!({"damage": [], "waiting": 0})),
+        ("POST", json!({"damage": [], "waiting": 0, "accepted": 0})),
+    ] {
+        assert_eq!(node.http(method, "/admin/damage", &[], b"").json(), nothing);
+    }
+    assert_eq!(node.http("PUT", "/admin/damage", &[], b"").status, 405);
     assert_eq!(node.http("POST", "/admin/repair", &[], b"").status, 200);
     assert_eq!(
         node.http("POST", "/admin/compact?detach=true", &[], b"")

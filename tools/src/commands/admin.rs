@@ -1,4 +1,4 @@
-//! `torc status|ring|keyspace|node|repair|compact|scrub`: what an operator asks and orders.
+//! `torc status|ring|keyspace|node|repair|compact|scrub|damage`: what an operator asks and orders.
 
 use clap::{Args, Subcommand};
 use serde_json::Value;
@@ -237,6 +237,58 @@ pub fn maintenance(action: &str, args: &Maintenance) -> Result<(), Failure> {
         &format!("/admin/{action}{detach}"),
         None,
     )
+}
+
+/// `torc damage`
+#[derive(Args, Debug)]
+pub struct Damage {
+    /// Do without what is listed: keys that no other node that is up has are absent from then on
+    #[arg(long)]
+    pub accept_loss: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Lists what damage has cost the endpoint's node, or accepts that it stays lost.
+pub fn damage(args: &Damage) -> Result<(), Failure> {
+    let endpoint = Endpoint::new(&args.common.endpoint)?;
+    let document = if args.accept_loss {
+        let request = Request {
+            method: "POST",
+            path: "/admin/damage".into(),
+            ..Request::default()
+        };
+        endpoint.expect(request, &[])?.json()?
+    } else {
+        endpoint.get_json("/admin/damage")?
+    };
+    if args.common.json {
+        println!("{document}");
+        return Ok(());
+    }
+    let parts = document.get("damage").and_then(Value::as_array);
+    let parts = parts.map_or(&[][..], Vec::as_slice).iter();
+    let rows: Vec<Value> = parts.cloned().map(name_missing).collect();
+    if !rows.is_empty() {
+        let columns = ["shard", "keyspace", "state", "first", "last", "file", "why"];
+        print_table(&columns, &rows);
+    }
+    for name in ["waiting", "accepted"] {
+        if let Some(count) = document.get(name) {
+            println!("{name}: {}", plain(count));
+        }
+    }
+    Ok(())
+}
+
+/// What was in the log was of every keyspace, and what is cut out is in no file.
+fn name_missing(mut row: Value) -> Value {
+    for (name, missing) in [("keyspace", "(all)"), ("file", "(cut out)")] {
+        if row.get(name).is_some_and(Value::is_null) {
+            row[name] = missing.into();
+        }
+    }
+    row
 }
 
 pub(crate) fn order(
