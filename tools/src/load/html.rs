@@ -4,17 +4,24 @@
 
 use torc_measure::page::Page;
 
+use super::figures::Tables;
 use super::outcome::Outcome;
 
 const TEMPLATE: &str = include_str!("report.html");
 /// Where the results go.
 const PLACE: &str = "/*RUNS*/[]";
+/// Where goes what may be printed of them.
+const TABLES: &str = "/*TABLES*/[]";
 /// Where goes what was concluded from them.
 const SAID: &str = "/*SAID*/\"\"";
 
 /// The page of these runs, with what was concluded from them in words.
 pub fn page(runs: &[Outcome], said: &str) -> String {
-    let page = Page::new(TEMPLATE).with(PLACE, &runs).with(SAID, &said);
+    let tables: Vec<Tables<'_>> = runs.iter().map(Tables::of).collect();
+    let page = Page::new(TEMPLATE)
+        .with(TABLES, &tables)
+        .with(PLACE, &runs)
+        .with(SAID, &said);
     page.html()
 }
 

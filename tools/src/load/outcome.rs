@@ -135,6 +135,9 @@ pub struct StatusOutcome {
     pub count: u64,
     /// Percentiles from when they were due.
     pub latency_us_from_intended: BTreeMap<String, f64>,
+    /// Percentiles from when they were sent; empty where none was.
+    #[serde(default)]
+    pub latency_us_from_sent: BTreeMap<String, f64>,
 }
 
 /// The client's own state.
@@ -224,6 +227,9 @@ pub struct TargetOutcome {
     pub share: f64,
     /// Percentiles from when operations were due.
     pub latency_us_from_intended: BTreeMap<String, f64>,
+    /// By kind, and by how they ended.
+    #[serde(default)]
+    pub operations: BTreeMap<String, BTreeMap<String, StatusOutcome>>,
 }
 
 /// A stretch of the run.
@@ -415,6 +421,7 @@ fn operation_outcome(series: &Series, total: &Dual, seconds: f64) -> OperationOu
         let outcome = StatusOutcome {
             count: dual.intended.len(),
             latency_us_from_intended: percentiles(&dual.intended),
+            latency_us_from_sent: percentiles(&dual.sent),
         };
         Some((status.name().to_owned(), outcome))
     });
@@ -461,24 +468,39 @@ fn bounds(
 }
 
 fn targets(names: &[String], recorder: &Recorder) -> Vec<TargetOutcome> {
-    let counts = recorder.targets().iter().flatten();
-    let all: u64 = counts.map(|target| target.intended.len()).sum();
-    names
+    let mut found: Vec<TargetOutcome> = names
         .iter()
         .enumerate()
         .map(|(number, name)| {
-            let target = recorder.targets().get(number).and_then(Option::as_ref);
-            let count = target.map_or(0, |target| target.intended.len());
-            TargetOutcome {
+            let mut found = TargetOutcome {
                 name: name.clone(),
-                count,
-                share: count as f64 / all.max(1) as f64,
-                latency_us_from_intended: target
-                    .map(|target| percentiles(&target.intended))
-                    .unwrap_or_default(),
+                ..TargetOutcome::default()
+            };
+            let Some(target) = recorder.targets().get(number) else {
+                return found;
+            };
+            let intended = target.intended();
+            found.count = intended.len();
+            found.latency_us_from_intended = percentiles(&intended);
+            for (operation, status, cell) in target.cells() {
+                let outcome = StatusOutcome {
+                    count: cell.intended.len(),
+                    latency_us_from_intended: percentiles(&cell.intended.dense()),
+                    latency_us_from_sent: percentiles(&cell.sent.dense()),
+                };
+                let statuses = found.operations.entry(operation.name().to_owned());
+                statuses
+                    .or_default()
+                    .insert(status.name().to_owned(), outcome);
             }
+            found
         })
-        .collect()
+        .collect();
+    let all: u64 = found.iter().map(|target| target.count).sum();
+    for target in &mut found {
+        target.share = target.count as f64 / all.max(1) as f64;
+    }
+    found
 }
 
 /// Points at 0, 50, 75, 87.5, … percent with three between each: evenly spaced on an axis of
@@ -552,7 +574,8 @@ mod tests {
                 micros * 1000,
                 Some(micros * 500),
             );
-            recorder.record_target(0, micros * 1000);
+            let (intended, sent) = (micros * 1000, micros * 500);
+            recorder.record_target(0, Operation::Write, Status::Ok, intended, sent);
         }
         recorder.record(
             Operation::Write,
@@ -560,6 +583,7 @@ mod tests {
             5_000_000,
             Some(5_000_000),
         );
+        recorder.record_target(0, Operation::Write, Status::TimedOut, 5_000_000, 4_000_000);
         let setup = Setup {
             name: "a".into(),
             targets: vec!["n1/0".into()],
@@ -578,6 +602,20 @@ mod tests {
         assert!(write.curve.is_sorted_by(|one, other| one[1] <= other[1]));
         let heat: u64 = again.intervals[0].heat.iter().map(|(_, count)| count).sum();
         assert_eq!(heat, 1001);
-        assert_eq!(again.targets_share[0].count, 1000);
+        let target = &again.targets_share[0];
+        let writes = &target.operations["write"];
+        assert_eq!(
+            (target.count, writes["ok"].count, writes["timed_out"].count),
+            (1001, 1000, 1)
+        );
+        let p50 = |latency: &BTreeMap<String, f64>| latency["p50"].round();
+        let ok = &writes["ok"];
+        assert_eq!(
+            (
+                p50(&ok.latency_us_from_intended),
+                p50(&ok.latency_us_from_sent)
+            ),
+            (502.0, 251.0)
+        );
     }
 }

@@ -133,8 +133,7 @@ pub fn run(phase: &Phase, shared: &Shared, observe: Observe<'_>) -> std::io::Res
             scope.spawn(move || {
                 // Memory is best where the thread runs.
                 let placed = phase.place.enter(index);
-                let targets = shared.targets.names.len();
-                let mut first = Some(Recorder::touched(&phase.operations, targets));
+                let mut first = Some(Recorder::touched(&phase.operations));
                 let emit = |at, full| {
                     let message = Message::Interval(index, at, Box::new(full));
                     // The collector outlives the workers.
@@ -254,7 +253,7 @@ fn work(
         schedule: phase.pace.schedule(index, workers),
         rng: Xoshiro256PlusPlus::seed_from_u64(phase.seed.wrapping_add(number)),
     };
-    let recorder = Recorder::touched(&phase.operations, shared.targets.names.len());
+    let recorder = Recorder::touched(&phase.operations);
     let polls = phase.place.polls(phase.spin, workers);
     let realtime = match phase.place.realtime {
         true => RealTime::of_this_machine(),

@@ -11,10 +11,11 @@ use serde::{Deserialize, Serialize};
 use torc_measure::mix::Operation;
 
 use super::health::{Health, Thread};
+use super::sparse::Sparse;
 use super::world::Nanos;
 
 /// Highest latency that is told apart, in nanoseconds; longer ones count as this.
-const LATENCY_NS_MAX: u64 = 3_600_000_000_000;
+pub const LATENCY_NS_MAX: u64 = 3_600_000_000_000;
 /// How many findings are kept in words.
 const EXAMPLES_MAX: usize = 10;
 
@@ -63,6 +64,16 @@ impl Status {
             Status::Unfinished => "unfinished",
             Status::Unsent => "unsent",
         }
+    }
+
+    /// The one with this name.
+    pub fn named(name: &str) -> Option<Status> {
+        Status::ALL.into_iter().find(|one| one.name() == name)
+    }
+
+    /// Whether it was answered as asked, or with "there is no such key".
+    pub fn done(self) -> bool {
+        matches!(self, Status::Ok | Status::Missing)
     }
 
     /// Whether the latency is only known to be at least what was recorded.
@@ -242,18 +253,67 @@ pub struct Turns {
     pub waited: u64,
 }
 
-/// What went to one target: a server, or a shard of it.
-#[derive(Clone)]
+/// What went to one target, a server or a shard of it: latencies by operation and how it ended.
+#[derive(Clone, Default)]
 pub struct Target {
-    /// Latency from the moment each operation was due, in nanoseconds, to two digits.
-    pub intended: Histogram<u64>,
+    cells: [[Option<Box<Cell>>; Status::ALL.len()]; Operation::ALL.len()],
+}
+
+/// Latencies of one operation that ended so on one target, in nanoseconds.
+#[derive(Clone, Default)]
+pub struct Cell {
+    /// From the moment each was due.
+    pub intended: Sparse,
+    /// From the moment each was sent.
+    pub sent: Sparse,
+}
+
+impl Target {
+    /// What there is of each operation and how it ended; nothing of what did not occur.
+    pub fn cells(&self) -> impl Iterator<Item = (Operation, Status, &Cell)> {
+        Operation::ALL.into_iter().flat_map(move |operation| {
+            Status::ALL.into_iter().filter_map(move |status| {
+                let cell = self.cells[operation as usize][status as usize].as_deref()?;
+                (cell.intended.len() > 0).then_some((operation, status, cell))
+            })
+        })
+    }
+
+    /// Latencies from the moment each operation was due, whatever it was and however it ended.
+    pub fn intended(&self) -> Histogram<u64> {
+        let mut all = Sparse::default();
+        for (_, _, cell) in self.cells() {
+            all.add(&cell.intended);
+        }
+        all.dense()
+    }
+
+    /// What there is of an operation that ended so, to add to.
+    pub fn cell_mut(&mut self, operation: Operation, status: Status) -> &mut Cell {
+        self.cells[operation as usize][status as usize].get_or_insert_default()
+    }
+
+    fn merge(&mut self, other: &Target) {
+        for (operation, status, theirs) in other.cells() {
+            let mine = self.cell_mut(operation, status);
+            mine.intended.add(&theirs.intended);
+            mine.sent.add(&theirs.sent);
+        }
+    }
+
+    fn clear(&mut self) {
+        for cell in self.cells.iter_mut().flatten().flatten() {
+            cell.intended.clear();
+            cell.sent.clear();
+        }
+    }
 }
 
 /// Everything that one worker measured in an interval, or a whole run.
 #[derive(Clone, Default)]
 pub struct Recorder {
     series: [Series; Operation::ALL.len()],
-    targets: Vec<Option<Target>>,
+    targets: Vec<Target>,
     /// What verification found.
     pub verdicts: Verdicts,
     /// Whether the client kept up.
@@ -269,10 +329,9 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// An empty one whose memory for these kinds and so many targets is there already. A page that
-    /// is touched for the first time costs microseconds, a huge one milliseconds, in which requests
-    /// would leave late.
-    pub fn touched(operations: &[Operation], targets: usize) -> Self {
+    /// An empty one whose memory for these kinds is there already. A page that is touched for the
+    /// first time costs microseconds, a huge one milliseconds, in which requests would leave late.
+    pub fn touched(operations: &[Operation]) -> Self {
         let mut recorder = Self::default();
         for operation in operations {
             recorder.series_mut(*operation).dual(Status::Ok).touch();
@@ -282,9 +341,6 @@ impl Recorder {
                     .dual(Status::Missing)
                     .touch();
             }
-        }
-        for target in 0..targets {
-            recorder.target_mut(target).intended.reset();
         }
         recorder.health.lag.reset();
         recorder.health.pauses.gaps.reset();
@@ -318,29 +374,30 @@ impl Recorder {
         }
     }
 
-    /// Records the same under its target.
-    pub fn record_target(&mut self, target: usize, intended: Nanos) {
-        self.target_mut(target)
-            .intended
-            .saturating_record(intended.max(1));
+    /// Records the same under its target, of an operation that was sent.
+    pub fn record_target(
+        &mut self,
+        target: usize,
+        operation: Operation,
+        status: Status,
+        intended: Nanos,
+        sent: Nanos,
+    ) {
+        let cell = self.target_mut(target).cell_mut(operation, status);
+        cell.intended.record(intended);
+        cell.sent.record(sent);
     }
 
-    fn target_mut(&mut self, target: usize) -> &mut Target {
+    /// A target, to add to.
+    pub fn target_mut(&mut self, target: usize) -> &mut Target {
         if self.targets.len() <= target {
-            self.targets.resize_with(target + 1, || None);
+            self.targets.resize_with(target + 1, Target::default);
         }
-        self.targets[target].get_or_insert_with(|| Target {
-            intended: histogram(2),
-        })
+        &mut self.targets[target]
     }
 
-    /// Adds a target's histogram from another machine.
-    pub fn add_target(&mut self, target: usize, intended: &Histogram<u64>) {
-        add(&mut self.target_mut(target).intended, intended);
-    }
-
-    /// Targets by number; `None` where nothing went.
-    pub fn targets(&self) -> &[Option<Target>] {
+    /// Targets by number, as far as anything went to them.
+    pub fn targets(&self) -> &[Target] {
         &self.targets
     }
 
@@ -376,9 +433,7 @@ impl Recorder {
             mine.merge(theirs);
         }
         for (number, target) in other.targets.iter().enumerate() {
-            if let Some(target) = target {
-                self.add_target(number, &target.intended);
-            }
+            self.target_mut(number).merge(target);
         }
         self.verdicts.merge(&other.verdicts);
         self.health.merge(&other.health);
@@ -400,11 +455,7 @@ impl Recorder {
                 dual.clear();
             }
         }
-        for target in self.targets.iter_mut().flatten() {
-            if !target.intended.is_empty() {
-                target.intended.reset();
-            }
-        }
+        self.targets.iter_mut().for_each(Target::clear);
         self.verdicts = Verdicts::default();
         self.health.clear();
         self.turns = Turns::default();
@@ -429,7 +480,8 @@ mod tests {
         one.record(Operation::Read, Status::Ok, 2_000_000, Some(1_000_000));
         let mut two = Recorder::default();
         two.record(Operation::Read, Status::Ok, 4_000_000, Some(1_000_000));
-        two.record_target(3, 4_000_000);
+        two.record_target(3, Operation::Read, Status::Ok, 4_000_000, 1_000_000);
+        two.record_target(3, Operation::Read, Status::TimedOut, 9_000_000, 8_000_000);
         two.verdicts.lost = 1;
         two.verdicts.example(|| "key 7".into());
         one.merge(&two);
@@ -438,10 +490,21 @@ mod tests {
         assert_eq!((series.done(), total.intended.len()), (2, 2));
         assert!(total.intended.max() >= 4_000_000 && total.sent.max() < 2_000_000);
         assert_eq!(one.verdicts.examples, ["key 7"]);
-        assert!(one.targets()[0].is_none() && one.targets()[3].is_some());
+        assert_eq!(one.targets()[0].cells().count(), 0);
+        let late = one.targets()[3]
+            .cells()
+            .find(|(_, status, _)| *status == Status::TimedOut);
+        let (operation, _, cell) = late.unwrap();
+        assert_eq!(
+            (operation, cell.intended.len(), cell.sent.len()),
+            (Operation::Read, 1, 1)
+        );
+        assert!(cell.sent.dense().max() < cell.intended.dense().min());
+        assert_eq!(one.targets()[3].intended().len(), 2);
         one.clear();
         assert_eq!(one.done(), 0);
         assert_eq!(one.series(Operation::Read).total().intended.len(), 0);
+        assert_eq!(one.targets()[3].cells().count(), 0);
     }
 
     #[test]

@@ -2,7 +2,11 @@
 
 use std::fmt::Write as _;
 
-use super::outcome::{OperationOutcome, Outcome, PERCENTILES};
+use super::figures::{self, Figure};
+use super::outcome::{Outcome, PERCENTILES};
+
+/// Targets at most of which it is told what failed.
+const FAILED_TARGETS_MAX: usize = 10;
 
 /// The report for people.
 pub fn text(outcome: &Outcome) -> String {
@@ -44,11 +48,17 @@ pub fn text(outcome: &Outcome) -> String {
         write!(head, "{name:>11}").expect("writing to a string");
     }
     line(head);
-    for (name, operation) in &outcome.operations {
-        if open {
-            line(row(&format!("{name} (from intended)"), operation, true));
+    for latency in figures::latencies(outcome) {
+        let from = if latency.intended { "intended" } else { "sent" };
+        let mut row = format!(
+            "{:<24}{:>10}",
+            format!("{} (from {from})", latency.operation),
+            latency.count
+        );
+        for figure in &latency.figures {
+            write!(row, "{:>11}", millis(*figure)).expect("writing to a string");
         }
-        line(row(&format!("{name} (from sent)"), operation, false));
+        line(row);
     }
     line(String::new());
     for (name, operation) in &outcome.operations {
@@ -96,6 +106,7 @@ pub fn text(outcome: &Outcome) -> String {
             shares.collect::<Vec<_>>().join(", ")
         ));
     }
+    failures(outcome).into_iter().for_each(&mut line);
     for example in verification.examples.iter().chain(&outcome.errors) {
         line(format!("  {example}"));
     }
@@ -121,34 +132,45 @@ fn client(outcome: &Outcome) -> String {
     )
 }
 
-fn row(name: &str, operation: &OperationOutcome, intended: bool) -> String {
-    let all = operation.done + operation.refused + operation.in_doubt + operation.censored;
-    let (percentiles, bounds, count) = if intended {
-        let bounds = &operation.bounds_from_intended;
-        (&operation.latency_us_from_intended, bounds, all)
-    } else {
-        let unsent = operation.statuses.get("unsent").map_or(0, |one| one.count);
-        let bounds = &operation.bounds_from_sent;
-        (&operation.latency_us_from_sent, bounds, all - unsent)
-    };
-    let mut row = format!("{name:<24}{count:>10}");
-    for (percentile, name) in PERCENTILES {
-        // With no sample beyond it a percentile is the maximum, which has its own column.
-        let beyond = count as f64 * (1.0 - percentile / 100.0);
-        if name != "max" && beyond < 1.0 {
-            write!(row, "{:>11}", "-").expect("writing to a string");
-            continue;
+/// Which target failed how: a line each, those with most failures first.
+fn failures(outcome: &Outcome) -> Vec<String> {
+    let mut targets: Vec<(u64, String)> = Vec::new();
+    for target in &outcome.targets_share {
+        let failed = figures::of_target(target).filter(|one| one.failed);
+        let (counts, words): (Vec<u64>, Vec<String>) = failed
+            .map(|one| {
+                let median = one.figures.first().copied().flatten();
+                let words = format!(
+                    "{} {} {} (p50 {} ms)",
+                    one.count,
+                    one.operation,
+                    one.status,
+                    millis(median)
+                );
+                (one.count, words)
+            })
+            .unzip();
+        if !words.is_empty() {
+            let words = format!("failed    {}: {}", target.name, words.join(", "));
+            targets.push((counts.iter().sum(), words));
         }
-        let value = percentiles.get(name).copied().unwrap_or(0.0);
-        let bound = if bounds.iter().any(|one| one == name) {
-            ">="
-        } else {
-            ""
-        };
-        let figure = format!("{bound}{:.3}", value / 1e3);
-        write!(row, "{figure:>11}").expect("writing to a string");
     }
-    row
+    targets.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
+    let more = targets.len().saturating_sub(FAILED_TARGETS_MAX);
+    let told = targets.into_iter().take(FAILED_TARGETS_MAX);
+    let mut lines: Vec<String> = told.map(|(_, words)| words).collect();
+    if more > 0 {
+        lines.push(format!("failed    on {more} more targets, see run.json"));
+    }
+    lines
+}
+
+/// A figure in milliseconds; `-` where there is none.
+fn millis(figure: Option<Figure>) -> String {
+    figure.map_or("-".into(), |figure| {
+        let bound = if figure.bound { ">=" } else { "" };
+        format!("{bound}{:.3}", figure.us / 1e3)
+    })
 }
 
 #[cfg(test)]

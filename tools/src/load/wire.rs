@@ -10,7 +10,7 @@ use torc_measure::mix::Operation;
 
 use super::health::Thread;
 use super::output::encode;
-use super::recorder::{Dual, Recorder, Status, Turns, Verdicts, add, histogram};
+use super::recorder::{Dual, Recorder, Status, Turns, Verdicts, add};
 use super::world::Nanos;
 
 /// Distance between the thread numbers of two machines.
@@ -21,7 +21,8 @@ const THREADS_APART: usize = 1000;
 pub struct Packed {
     /// Kind, outcome, from intended, from sent.
     series: Vec<(String, String, String, String)>,
-    targets: Vec<(usize, String)>,
+    /// Target, kind, outcome, from intended, from sent.
+    targets: Vec<(usize, String, String, String, String)>,
     lag: String,
     gaps: String,
     polled_ns: Nanos,
@@ -54,12 +55,21 @@ impl Packed {
                 }
             }
         }
-        let targets = recorder.targets().iter().enumerate();
+        let mut targets = Vec::new();
+        for (at, target) in recorder.targets().iter().enumerate() {
+            for (operation, status, cell) in target.cells() {
+                targets.push((
+                    at,
+                    operation.name().to_owned(),
+                    status.name().to_owned(),
+                    pack(&cell.intended.dense()),
+                    pack(&cell.sent.dense()),
+                ));
+            }
+        }
         Self {
             series,
-            targets: targets
-                .filter_map(|(at, target)| Some((at, pack(&target.as_ref()?.intended))))
-                .collect(),
+            targets,
             lag: pack(&recorder.health.lag),
             gaps: pack(&recorder.health.pauses.gaps),
             polled_ns: recorder.health.pauses.polled_ns,
@@ -78,17 +88,17 @@ impl Packed {
     pub fn unpack(&self, machine: usize) -> Option<Recorder> {
         let mut recorder = Recorder::default();
         for (operation, status, intended, sent) in &self.series {
-            let operation = Operation::named(operation)?;
-            let status = Status::ALL.into_iter().find(|one| one.name() == status)?;
+            let (operation, status) = (Operation::named(operation)?, Status::named(status)?);
             let mut dual = Dual::default();
             add(&mut dual.intended, &unpacked(intended)?);
             add(&mut dual.sent, &unpacked(sent)?);
             recorder.series_mut(operation).add_dual(status, &dual);
         }
-        for (at, target) in &self.targets {
-            let mut two_digits = histogram(2);
-            two_digits.add(unpacked(target)?).ok()?;
-            recorder.add_target(*at, &two_digits);
+        for (at, operation, status, intended, sent) in &self.targets {
+            let (operation, status) = (Operation::named(operation)?, Status::named(status)?);
+            let cell = recorder.target_mut(*at).cell_mut(operation, status);
+            cell.intended.add_dense(&unpacked(intended)?);
+            cell.sent.add_dense(&unpacked(sent)?);
         }
         add(&mut recorder.health.lag, &unpacked(&self.lag)?);
         add(&mut recorder.health.pauses.gaps, &unpacked(&self.gaps)?);
@@ -122,7 +132,7 @@ mod tests {
         let mut recorder = Recorder::default();
         recorder.record(Operation::Read, Status::Ok, 2_000_000, Some(1_000_000));
         recorder.record(Operation::Insert, Status::Unsent, 7_000_000, None);
-        recorder.record_target(3, 2_000_000);
+        recorder.record_target(3, Operation::Read, Status::Ok, 2_000_000, 1_000_000);
         recorder.health.lag.record(500).unwrap();
         recorder.health.pauses.polled(7_000);
         recorder.thread(
@@ -144,7 +154,12 @@ mod tests {
         assert_eq!(again.series(Operation::Read).done(), 1);
         assert_eq!(again.series(Operation::Insert).count(Status::Unsent), 1);
         assert_eq!(again.series(Operation::Insert).total().sent.len(), 0);
-        assert_eq!(again.targets()[3].as_ref().unwrap().intended.len(), 1);
+        let cells: Vec<_> = again.targets()[3].cells().collect();
+        let [(Operation::Read, Status::Ok, cell)] = cells[..] else {
+            panic!("{} cells", cells.len());
+        };
+        let latencies = [&cell.intended, &cell.sent].map(|one| one.dense().max() / 100_000);
+        assert_eq!(latencies, [20, 10]);
         assert_eq!((again.verdicts.lost, again.health.lag.len()), (4, 1));
         let pauses = &again.health.pauses;
         assert_eq!((pauses.polled_ns, pauses.gaps.len()), (7_000, 1));

@@ -164,7 +164,8 @@ impl<'a, W: World> Worker<'a, W> {
         let sent = now.saturating_sub(pending.sent);
         self.recorder
             .record(pending.operation, status, intended, Some(sent));
-        self.recorder.record_target(pending.target, intended);
+        self.recorder
+            .record_target(pending.target, pending.operation, status, intended, sent);
         self.settings.schedule.answered(pending.due, now);
     }
 
