@@ -96,14 +96,24 @@ pub fn latencies(outcome: &Outcome) -> Vec<Latency<'_>> {
 }
 
 fn latency<'a>(name: &'a str, operation: &OperationOutcome, intended: bool) -> Latency<'a> {
-    let all = operation.done + operation.refused + operation.in_doubt + operation.censored;
+    let ended = |status: Status| {
+        operation
+            .statuses
+            .get(status.name())
+            .map_or(0, |one| one.count)
+    };
+    let answered = operation.done + ended(Status::AfterEnd);
+    let all = answered + operation.refused + operation.in_doubt + operation.censored;
     let (percentiles, bounds, count) = if intended {
         let bounds = &operation.bounds_from_intended;
         (&operation.latency_us_from_intended, bounds, all)
     } else {
-        let unsent = operation.statuses.get("unsent").map_or(0, |one| one.count);
         let bounds = &operation.bounds_from_sent;
-        (&operation.latency_us_from_sent, bounds, all - unsent)
+        (
+            &operation.latency_us_from_sent,
+            bounds,
+            all - ended(Status::Unsent),
+        )
     };
     Latency {
         operation: name,
@@ -132,7 +142,7 @@ pub fn of_target(target: &TargetOutcome) -> impl Iterator<Item = TargetLatency<'
                     target: &target.name,
                     operation,
                     status: name,
-                    failed: !status.is_some_and(Status::done),
+                    failed: status.is_some_and(Status::failed),
                     count: outcome.count,
                     figures,
                 }

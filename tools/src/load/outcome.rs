@@ -296,7 +296,7 @@ pub fn interval(at_s: f64, seconds: f64, recorder: &Recorder) -> Interval {
         let name = operation.name().to_owned();
         result.done.insert(name.clone(), series.done());
         result.latency_us.insert(name, percentiles(&total));
-        result.failed += series.total_count() - series.done();
+        result.failed += series.failed();
         add(&mut all, &total);
     }
     for value in all.iter_recorded() {

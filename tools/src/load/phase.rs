@@ -106,7 +106,8 @@ pub type Observe<'a> = &'a mut (dyn FnMut(u64, &Recorder) -> Flow + Send);
 
 enum Message {
     Interval(usize, u64, Box<Recorder>),
-    Done(usize, std::io::Result<()>),
+    /// When its load ended.
+    Done(usize, std::io::Result<Nanos>),
 }
 
 fn nanos(duration: Duration) -> Nanos {
@@ -165,11 +166,8 @@ pub fn run(phase: &Phase, shared: &Shared, observe: Observe<'_>) -> std::io::Res
     if let Some(error) = collected.failed {
         return Err(error);
     }
-    let begun = epoch.get().copied().unwrap_or_else(Instant::now);
-    let end = collected.stopped.unwrap_or_else(Instant::now);
-    let ran = end.saturating_duration_since(begun).min(phase.length);
     Ok(Measured {
-        seconds: ran.as_secs_f64(),
+        seconds: Duration::from_nanos(collected.ended).as_secs_f64(),
         total: collected.total,
     })
 }
@@ -177,8 +175,8 @@ pub fn run(phase: &Phase, shared: &Shared, observe: Observe<'_>) -> std::io::Res
 struct Collected {
     /// Everything that was measured.
     total: Recorder,
-    /// When the run was cut short.
-    stopped: Option<Instant>,
+    /// When the load of the last worker ended.
+    ended: Nanos,
     /// Why a worker could not work.
     failed: Option<std::io::Error>,
 }
@@ -198,6 +196,7 @@ fn collect(
     rustix::process::setpriority_process(None, NICE_LOWEST).ok();
     let mut collector = Collector::new(spares.len());
     let mut failed: Option<std::io::Error> = None;
+    let mut ended = 0;
     let (mut stopped, mut told) = (None, false);
     loop {
         match receive.recv_timeout(Duration::from_millis(100)) {
@@ -209,7 +208,10 @@ fn collect(
             }
             Ok(Message::Done(index, outcome)) => {
                 collector.end(index);
-                failed = failed.take().or(outcome.err());
+                match outcome {
+                    Ok(at) => ended = ended.max(at),
+                    Err(error) => failed = failed.or(Some(error)),
+                }
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break,
@@ -227,7 +229,7 @@ fn collect(
     collector.deliver(observe);
     Collected {
         total: collector.into_total(),
-        stopped,
+        ended,
         failed,
     }
 }
@@ -240,7 +242,7 @@ fn work(
     barrier: &Barrier,
     epoch: &OnceLock<Instant>,
     mut emit: impl FnMut(u64, Recorder) -> Recorder,
-) -> std::io::Result<()> {
+) -> std::io::Result<Nanos> {
     let share = |all: usize| all / workers + usize::from(index < all % workers);
     let connections = share(phase.connections);
     let number = u64::try_from(index).expect("a small number");

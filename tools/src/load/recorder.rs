@@ -29,6 +29,9 @@ pub enum Status {
     Ok,
     /// A read that found no value.
     Missing,
+    /// Answered as one of the two above, but after the end of a closed loop: its latency counts, and
+    /// the rate has nothing of it.
+    AfterEnd,
     /// Answered with an error that says nothing happened.
     Refused,
     /// Answered with an error that leaves the outcome open, or its connection broke.
@@ -43,9 +46,10 @@ pub enum Status {
 
 impl Status {
     /// All of them, in order of `as usize`.
-    pub const ALL: [Status; 7] = [
+    pub const ALL: [Status; 8] = [
         Status::Ok,
         Status::Missing,
+        Status::AfterEnd,
         Status::Refused,
         Status::InDoubt,
         Status::TimedOut,
@@ -58,6 +62,7 @@ impl Status {
         match self {
             Status::Ok => "ok",
             Status::Missing => "missing",
+            Status::AfterEnd => "after_end",
             Status::Refused => "refused",
             Status::InDoubt => "in_doubt",
             Status::TimedOut => "timed_out",
@@ -71,9 +76,9 @@ impl Status {
         Status::ALL.into_iter().find(|one| one.name() == name)
     }
 
-    /// Whether it was answered as asked, or with "there is no such key".
-    pub fn done(self) -> bool {
-        matches!(self, Status::Ok | Status::Missing)
+    /// Whether it was refused, in doubt or without an answer.
+    pub fn failed(self) -> bool {
+        !matches!(self, Status::Ok | Status::Missing | Status::AfterEnd)
     }
 
     /// Whether the latency is only known to be at least what was recorded.
@@ -150,6 +155,12 @@ impl Series {
     /// Answered as asked, or with "there is no such key".
     pub fn done(&self) -> u64 {
         self.count(Status::Ok) + self.count(Status::Missing)
+    }
+
+    /// Refused, in doubt or without an answer.
+    pub fn failed(&self) -> u64 {
+        let failed = Status::ALL.into_iter().filter(|status| status.failed());
+        failed.map(|status| self.count(status)).sum()
     }
 
     /// Everything that was due.

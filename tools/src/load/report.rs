@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::figures::{self, Figure};
 use super::outcome::{Outcome, PERCENTILES};
+use super::recorder::Status;
 
 /// Targets at most of which it is told what failed.
 const FAILED_TARGETS_MAX: usize = 10;
@@ -62,13 +63,16 @@ pub fn text(outcome: &Outcome) -> String {
     }
     line(String::new());
     for (name, operation) in &outcome.operations {
+        let after_end = operation.statuses.get(Status::AfterEnd.name());
+        let after_end = after_end.map(|one| format!(", after the end {}", one.count));
         line(format!(
-            "{name:<9} done {}, refused {}, in doubt {}, missing {}, without an answer {}",
+            "{name:<9} done {}, refused {}, in doubt {}, missing {}, without an answer {}{}",
             operation.done,
             operation.refused,
             operation.in_doubt,
             operation.missing,
-            operation.censored
+            operation.censored,
+            after_end.unwrap_or_default()
         ));
     }
     if outcome.unsent > 0 {
@@ -177,7 +181,7 @@ fn millis(figure: Option<Figure>) -> String {
 mod tests {
     use super::*;
     use crate::load::outcome::Setup;
-    use crate::load::recorder::{Recorder, Status};
+    use crate::load::recorder::Recorder;
     use torc_measure::mix::Operation;
 
     fn outcome(offered_per_s: Option<f64>) -> Outcome {

@@ -158,6 +158,18 @@ pub fn run(
     seed: u64,
     service: Service,
 ) -> Recorder {
+    run_with_end(schedule, reads, connections, length, seed, service).0
+}
+
+/// The same, and when the load ended.
+fn run_with_end(
+    schedule: Schedule,
+    reads: f64,
+    connections: usize,
+    length: Nanos,
+    seed: u64,
+    service: Service,
+) -> (Recorder, Nanos) {
     let source = Source::Mix {
         mix: Mix::reads(reads),
         keys: Keys::new(Distribution::Uniform, 1000, 0.0),
@@ -180,7 +192,7 @@ fn run_on(
     trace: Option<Arc<Trace>>,
     settings: Settings,
     service: Service,
-) -> Recorder {
+) -> (Recorder, Nanos) {
     let levels = Levels {
         keyspace: None,
         r: None,
@@ -214,13 +226,11 @@ fn run_on(
     worker.connect().unwrap();
     worker.world().now = 0;
     let mut total = Recorder::default();
-    worker
-        .run(&mut |_, recorder| {
-            total.merge(&recorder);
-            Recorder::default()
-        })
-        .unwrap();
-    total
+    let ended = worker.run(&mut |_, recorder| {
+        total.merge(&recorder);
+        Recorder::default()
+    });
+    (total, ended.unwrap())
 }
 
 mod tests {
@@ -231,7 +241,7 @@ mod tests {
 
     use super::*;
     use crate::load::outcome::micros;
-    use crate::load::recorder::Status;
+    use crate::load::recorder::{Series, Status};
     use crate::load::schedule::{Arrivals, Gaps, Rows, Sessions};
     use crate::load::trace::Row;
 
@@ -307,6 +317,32 @@ mod tests {
             "{slow} of {}",
             total.intended.len()
         );
+    }
+
+    #[test]
+    fn a_closed_loop_counts_what_is_answered_in_its_time_and_keeps_the_latency_of_the_rest() {
+        // One after the other, a millisecond each; those that are under way at the end stall.
+        let (connections, end) = (4, 5 * SECOND);
+        let service: Service = Box::new(move |ready, _| {
+            let stalls = ready > end - 1_500_000;
+            Some((ready, if stalls { SECOND / 5 } else { 1_000_000 }))
+        });
+        let (recorder, ended) = run_with_end(Schedule::Closed, 50.0, connections, end, 7, service);
+        assert_eq!(ended, end);
+        let both = [Operation::Read, Operation::Write].map(|one| recorder.series(one));
+        let count = |status| both.iter().map(|one| one.count(status)).sum::<u64>();
+        // The tick of the virtual clock is the client's own time between two answers.
+        let done = recorder.done();
+        assert!((4_990..=5_000).contains(&done), "{done} at 1000/s in 5 s");
+        assert_eq!(count(Status::AfterEnd), 4, "one a connection was under way");
+        assert_eq!(both.map(Series::failed), [0, 0]);
+        assert_eq!(recorder.value_bytes, 16 * both[1].count(Status::Ok));
+        let sent = both.map(|one| one.total().sent);
+        let slow: u64 = sent
+            .iter()
+            .map(|one| one.count_between(190_000_000, SECOND))
+            .sum();
+        assert_eq!(slow, 4, "a stall at the end shows");
     }
 
     #[test]
@@ -392,7 +428,7 @@ mod tests {
         });
         let schedule = Schedule::Trace(Rows::new(trace.clone(), 0, 1));
         let settings = settings(schedule, 8);
-        let recorder = run_on(2, Source::Trace, Some(trace), settings, service);
+        let (recorder, _) = run_on(2, Source::Trace, Some(trace), settings, service);
         let deletions = recorder.series(Operation::Delete).total().intended;
         assert_eq!(deletions.len(), 997);
         assert!(
@@ -424,7 +460,7 @@ mod tests {
         };
         let service: Service = Box::new(|now, _| Some((now, 1_000_000)));
         let settings = settings(Schedule::Closed, 4);
-        let recorder = run_on(1, source, None, settings, service);
+        let (recorder, _) = run_on(1, source, None, settings, service);
         let done = recorder.series(Operation::Write).done();
         assert!((3_900..=4_000).contains(&done), "{done} at 1000/s in 4 s");
         assert!(recorder.turns.waited > 0);

@@ -234,8 +234,9 @@ impl<'a, W: World> Worker<'a, W> {
     }
 
     /// Works until the source is exhausted or the end has come and every answer is in or given up.
-    /// Each interval's record goes to `emit`, the last one too.
-    pub fn run(mut self, emit: Emit<'_>) -> std::io::Result<()> {
+    /// Each interval's record goes to `emit`, the last one too. Returns when the load ended, which is
+    /// not after the end, whatever was still under way then.
+    pub fn run(mut self, emit: Emit<'_>) -> std::io::Result<Nanos> {
         let mut ready = Vec::new();
         self.interval_began = self.world.now();
         self.delayed = self.world.delayed();
@@ -279,6 +280,7 @@ impl<'a, W: World> Worker<'a, W> {
                 self.give_up(now);
             }
         }
+        let ended = now.min(self.settings.end);
         self.count_unsent();
         for slot in 0..self.slots.len() {
             self.drop_connection(slot, Status::Unfinished, "the run ended");
@@ -290,11 +292,17 @@ impl<'a, W: World> Worker<'a, W> {
         self.recorder.thread(self.settings.index, lost);
         let now = self.world.now();
         self.emit(now, emit);
-        Ok(())
+        Ok(ended)
     }
 
     fn over(&self, now: Nanos) -> bool {
         now >= self.settings.end
+    }
+
+    /// Whether what is answered now is no part of the rate: in a closed loop the next operation would have
+    /// begun with it, so the rate is what was answered in the time. Of an open loop it is what was due.
+    fn after_end(&self, now: Nanos) -> bool {
+        self.over(now) && matches!(self.settings.schedule, Schedule::Closed)
     }
 
     fn finished(&self, now: Nanos) -> bool {

@@ -34,8 +34,11 @@ impl<'a, W: World> Worker<'a, W> {
     }
 
     fn done(&mut self, mut pending: Pending<'a>, answer: &Answer, now: Nanos) {
-        let missing = matches!(answer, Answer::Missing { .. });
-        let status = if missing { Status::Missing } else { Status::Ok };
+        let status = match answer {
+            _ if self.after_end(now) => Status::AfterEnd,
+            Answer::Missing { .. } => Status::Missing,
+            _ => Status::Ok,
+        };
         self.record(&pending, status, now);
         if let Some(change) = pending.change.take() {
             self.waiting.wake(change.turn.key);
@@ -44,12 +47,18 @@ impl<'a, W: World> Worker<'a, W> {
                 Answer::Written(version) | Answer::Value { version, .. } => version.clone(),
                 other => return self.absurd(&pending, other),
             };
-            let bytes = change.value_bytes.map(u64::try_from);
-            self.recorder.value_bytes += bytes.and_then(Result::ok).unwrap_or(0);
+            self.carried(change.value_bytes.unwrap_or(0), now);
             let deletes = change.value_bytes.is_none();
             change.turn.acknowledged(change.sequence, deletes, version);
         } else {
             self.judge_read(&pending, answer, now);
+        }
+    }
+
+    /// A value of so many bytes was read or written.
+    fn carried(&mut self, value_bytes: usize, now: Nanos) {
+        if !self.after_end(now) {
+            self.recorder.value_bytes += u64::try_from(value_bytes).unwrap_or(0);
         }
     }
 
@@ -118,7 +127,7 @@ impl<'a, W: World> Worker<'a, W> {
     fn check(&mut self, key: u64, floor: Floor, values: &[Bytes], now: Nanos) {
         let judging = self.shared.judging;
         for value in values {
-            self.recorder.value_bytes += u64::try_from(value.len()).unwrap_or(0);
+            self.carried(value.len(), now);
         }
         if judging.share < 1.0 && unit(&mut self.settings.rng) >= judging.share {
             return;
