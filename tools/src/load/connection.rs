@@ -251,9 +251,39 @@ pub fn write_key(out: &mut Vec<u8>, index: u64) {
     out.extend_from_slice(digits);
 }
 
+/// The index of a key; `None` for one that the generator did not write.
+pub fn read_key(key: &[u8]) -> Option<u64> {
+    let digits = key.strip_prefix(b"key")?;
+    // A sign would be read as part of a number.
+    let number = digits.iter().all(u8::is_ascii_digit).then_some(digits)?;
+    let index = std::str::from_utf8(number).ok()?.parse().ok()?;
+    let mut again = Vec::with_capacity(key.len());
+    write_key(&mut again, index);
+    (again == key).then_some(index)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_keys_of_the_generator_have_an_index() {
+        for index in [0, 7, 999_999_999_999, 1_234_567_890_123] {
+            let mut key = Vec::new();
+            write_key(&mut key, index);
+            assert_eq!(read_key(&key), Some(index));
+        }
+        for other in [
+            "",
+            "key",
+            "key7",
+            "key+00000000007",
+            "key0123456789012",
+            "yek000000000007",
+        ] {
+            assert_eq!(read_key(other.as_bytes()), None, "{other}");
+        }
+    }
 
     #[test]
     fn keys_sort_as_their_numbers_do() {

@@ -7,7 +7,7 @@
 //! Each operation looks at the state of a key drawn at random, which is seldom in a cache: it is
 //! kept small, and apart from what few operations need.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
@@ -54,9 +54,32 @@ struct KeyState {
     deleting: AtomicBool,
     /// Whether a deletion failed with an open outcome, so that the key may be gone.
     may_be_deleted: AtomicBool,
+    /// How long after the time in its sequence the newest acknowledged change was acknowledged at the
+    /// latest: see [`Within`]. Unknown while `acknowledged` is raised, so that it is never taken for that
+    /// of another change.
+    within: AtomicU8,
 }
 
 const _: () = assert!(size_of::<KeyState>() == 16, "see the head of this file");
+
+/// A time in microseconds, rounded up by an eighth at most, in one byte.
+struct Within;
+
+impl Within {
+    const UNKNOWN: u8 = u8::MAX;
+
+    fn of(micros: u64) -> u8 {
+        // Eight steps to a factor of two, from eight microseconds on.
+        let power = micros.max(8).ilog2() - 3;
+        let steps = micros.max(8).div_ceil(1 << power) - 8;
+        u8::try_from(u64::from(power) * 8 + steps).unwrap_or(Self::UNKNOWN)
+    }
+
+    fn micros(code: u8) -> Option<u64> {
+        let steps = u64::from(code);
+        (code != Self::UNKNOWN).then(|| (8 + steps % 8) << (steps / 8))
+    }
+}
 
 /// The newest acknowledged change of a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -123,6 +146,25 @@ impl Ledger {
             sequence: Sequence(word >> 1),
             deleted: word & 1 == 1 || may_be_deleted || deleting,
             deletions,
+        }
+    }
+
+    /// A change that was acknowledged before `civil_us`, if it is known of the newest one, for a reader
+    /// who learns only from the answer which keys it has read.
+    pub fn floor_at(&self, key: u64, civil_us: u64) -> Floor {
+        let (chunk, at) = place(key);
+        // A key that nobody here has touched takes no memory, and may be beyond all that can be.
+        let Some(state) = self.states.get(chunk).and_then(OnceLock::get) else {
+            return Floor::default();
+        };
+        let word = state[at].acknowledged.load(Ordering::Acquire);
+        let within = Within::micros(state[at].within.load(Ordering::Acquire));
+        let same = word == state[at].acknowledged.load(Ordering::Acquire);
+        let sequence = Sequence(word >> 1);
+        let known = same && within.is_some_and(|most| sequence.micros() + most <= civil_us);
+        Floor {
+            sequence: if known { sequence } else { Sequence(0) },
+            ..Floor::default()
         }
     }
 
@@ -243,8 +285,14 @@ impl WriteTurn<'_> {
         self.ledger.floor(self.key).sequence.next(now_us)
     }
 
-    /// The change with `sequence` was acknowledged and answered `version`.
-    pub fn acknowledged(self, sequence: Sequence, deleted: bool, version: Option<Bytes>) {
+    /// The change with `sequence` was acknowledged by `civil_us` and answered `version`.
+    pub fn acknowledged(
+        self,
+        sequence: Sequence,
+        deleted: bool,
+        version: Option<Bytes>,
+        civil_us: u64,
+    ) {
         if let Some(version) = version {
             self.ledger.set_context(self.key, version);
         }
@@ -252,7 +300,10 @@ impl WriteTurn<'_> {
         let word = (sequence.0 << 1) | u64::from(deleted);
         // Nobody else changes it meanwhile.
         if word > state.acknowledged.load(Ordering::Relaxed) {
+            state.within.store(Within::UNKNOWN, Ordering::Release);
             state.acknowledged.store(word, Ordering::Release);
+            let within = Within::of(civil_us.saturating_sub(sequence.micros()));
+            state.within.store(within, Ordering::Release);
         }
     }
 
@@ -303,7 +354,7 @@ mod tests {
         let ledger = Ledger::new(1, 0, 1);
         let turn = ledger.write_turn(0).unwrap();
         let sequence = turn.next_sequence(5);
-        turn.acknowledged(sequence, false, Some(Bytes::from_static(b"v5")));
+        turn.acknowledged(sequence, false, Some(Bytes::from_static(b"v5")), 5);
         assert_eq!(ledger.floor(0).sequence, sequence);
         let turn = ledger.write_turn(0).unwrap();
         assert_eq!(turn.context().as_deref(), Some(&b"v5"[..]));
@@ -317,7 +368,7 @@ mod tests {
             next > sequence,
             "the clock stood still, the sequence did not"
         );
-        turn.acknowledged(next, true, None);
+        turn.acknowledged(next, true, None, 5);
         assert!(ledger.floor(0).deleted);
     }
 
@@ -328,7 +379,7 @@ mod tests {
         let write = || {
             let turn = ledger.write_turn(0).unwrap();
             let sequence = turn.next_sequence(1);
-            turn.acknowledged(sequence, false, None);
+            turn.acknowledged(sequence, false, None, 1);
         };
         write();
         let floor = ledger.floor(0);
@@ -344,7 +395,7 @@ mod tests {
             "and one that is sent meanwhile"
         );
         let sequence = turn.next_sequence(1);
-        turn.acknowledged(sequence, true, None);
+        turn.acknowledged(sequence, true, None, 1);
         write();
         assert!(
             ledger.may_be_missing(0, floor),
@@ -354,12 +405,43 @@ mod tests {
     }
 
     #[test]
+    fn a_change_is_known_for_one_that_was_acknowledged_before_a_moment_only_where_that_is_sure() {
+        let ledger = Ledger::new(9, 0, 1);
+        let turn = ledger.write_turn(0).unwrap();
+        let sequence = turn.next_sequence(1_000_000);
+        turn.acknowledged(sequence, false, None, 1_000_700);
+        let at = |civil_us| ledger.floor_at(0, civil_us).sequence;
+        assert_eq!(at(1_000_699), Sequence(0));
+        assert_eq!(
+            at(1_000_800),
+            sequence,
+            "a time is rounded up by an eighth at most"
+        );
+        for untouched in [8, 5_000, u64::MAX] {
+            assert_eq!(ledger.floor_at(untouched, u64::MAX).sequence, Sequence(0));
+        }
+        assert!(ledger.states[1].get().is_none(), "looking takes no memory");
+    }
+
+    #[test]
+    fn a_time_is_never_rounded_down_nor_up_by_more_than_an_eighth() {
+        for micros in (0..100_000).chain((0..30).map(|bits| (1 << bits) + 1)) {
+            let most = Within::micros(Within::of(micros)).unwrap();
+            assert!(
+                most >= micros && most <= 8 + micros + micros / 8,
+                "{micros}: {most}"
+            );
+        }
+        assert_eq!(Within::micros(Within::of(u64::MAX)), None);
+    }
+
+    #[test]
     fn inserted_keys_exist_once_they_are_acknowledged() {
         let ledger = Ledger::new(10, 0, 1);
         let turn = ledger.insert_turn().unwrap();
         assert_eq!((turn.key, ledger.settled()), (10, 10));
         let sequence = turn.next_sequence(1);
-        turn.acknowledged(sequence, false, None);
+        turn.acknowledged(sequence, false, None, 1);
         assert_eq!(ledger.settled(), 11);
     }
 

@@ -121,8 +121,8 @@ pub enum Answer {
     Many(Vec<Answer>),
     /// A page.
     Page {
-        /// Keys on it.
-        keys: usize,
+        /// Its keys, in the order that they came in.
+        entries: Vec<Entry>,
         /// Where the next one starts; `None` after the last.
         cursor: Option<Bytes>,
     },
@@ -130,6 +130,15 @@ pub enum Answer {
     Refused(String),
     /// The outcome is unknown; in the server's words.
     InDoubt(String),
+}
+
+/// A key of a page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The key.
+    pub key: Bytes,
+    /// Its values; none where the protocol tells none of them.
+    pub values: Vec<Bytes>,
 }
 
 /// The server's bytes are not an answer of this protocol; the connection is of no more use.
@@ -172,6 +181,11 @@ impl Protocol {
             Protocol::Memcached(_) => operation != Operation::Scan,
             Protocol::Etcd(_) => !matches!(operation, Operation::Batch | Operation::Scan),
         }
+    }
+
+    /// Whether pages of a scan have values, and each key once: Torc's own, in the order of its ring.
+    pub fn pages_are_torcs(&self) -> bool {
+        matches!(self, Protocol::Binary(_) | Protocol::Http(_))
     }
 
     /// Appends a request. `id` comes back with the answer where the protocol has ids.

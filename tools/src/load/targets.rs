@@ -71,6 +71,12 @@ impl Targets {
         })
     }
 
+    /// Where a key stands on the ring; 0 for all where that is not known.
+    pub fn place(&self, key: &[u8]) -> u128 {
+        let shards = self.shards.as_ref();
+        shards.map_or(0, |shards| Token::of(shards.keyspace, key).0)
+    }
+
     /// The target of an operation on `key` that goes to the server with number `address`.
     pub fn of(&self, key: u64, address: usize) -> usize {
         let Some(shards) = &self.shards else {

@@ -6,6 +6,7 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 
 use crate::cluster::{TORC, run, scratch, text};
 use crate::load::{Listening, json, on_null_server, run_on_null_server};
+use crate::pages::{self, Fault};
 
 #[test]
 fn a_directory_on_a_full_disk_fails_by_name_after_the_report_is_printed() {
@@ -37,6 +38,40 @@ fn a_directory_on_a_full_disk_fails_by_name_after_the_report_is_printed() {
     assert_eq!(output.status.code(), Some(1), "{report}{words}");
     assert!(words.contains(place) && words.contains("space"), "{words}");
     assert!(report.contains("latency, ms"), "{report}");
+}
+
+#[test]
+fn what_a_scan_returns_is_checked_as_if_it_had_been_read() {
+    for (fault, words) in [
+        (Fault::None, ""),
+        (Fault::Old, "was acknowledged before"),
+        (Fault::Exchanged, "the value of key"),
+        (Fault::Damaged, "a wrong byte"),
+        (Fault::Twice, "twice on a page of a scan"),
+    ] {
+        let address = pages::start(fault).to_string();
+        let mut args = vec!["load", "--protocol", "http", "--address", &address];
+        args.extend([
+            "--keys",
+            "50",
+            "--mix",
+            "write=90,scan=10",
+            "--rate",
+            "2000",
+        ]);
+        args.extend(["--duration", "500ms", "--warmup", "0s", "--no-settle"]);
+        let output = run(&args);
+        let (report, said) = (text(&output.stdout), text(&output.stderr));
+        let status = if fault == Fault::None { 0 } else { 4 };
+        assert_eq!(
+            output.status.code(),
+            Some(status),
+            "{fault:?}: {report}{said}"
+        );
+        assert!(report.contains(words), "{fault:?}: {report}");
+        let done = |name| !report.contains(&format!("{name:<9} done 0,"));
+        assert!(report.contains("scan ") && done("scan"), "{report}");
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod encryption;
 mod load;
 mod load_troubles;
 mod memcached;
+mod pages;
 mod point_in_time;
 mod power;
 mod redistribute;

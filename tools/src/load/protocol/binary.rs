@@ -4,11 +4,11 @@ use bytes::{Bytes, BytesMut};
 use torc_client::wire::frame;
 use torc_client::wire::handshake::{Hello, Status, Welcome};
 use torc_client::wire::message::{
-    self, ArchivedAnswer, ArchivedFailure, ArchivedOutcome, Delete, Get, Level, Operation, Put,
-    Scan, Single, Write,
+    self, ArchivedAnswer, ArchivedFailure, ArchivedOutcome, ArchivedSibling, Delete, Get, Level,
+    Operation, Put, Scan, Single, Write,
 };
 
-use super::{Answer, Levels, ProtocolError, Request};
+use super::{Answer, Entry, Levels, ProtocolError, Request};
 
 /// The settings of every request.
 #[derive(Clone, Debug)]
@@ -110,7 +110,14 @@ impl Binary {
                     .collect(),
             ),
             ArchivedAnswer::Page(page) => Answer::Page {
-                keys: page.entries.len(),
+                entries: page
+                    .entries
+                    .iter()
+                    .map(|entry| Entry {
+                        key: frame.payload.slice_ref(&entry.key),
+                        values: values_of(&frame.payload, &entry.siblings),
+                    })
+                    .collect(),
                 cursor: page
                     .cursor
                     .as_ref()
@@ -138,10 +145,7 @@ fn outcome_of(payload: &Bytes, outcome: &ArchivedOutcome<'_>) -> Answer {
                     version,
                 },
                 several => Answer::Siblings {
-                    values: several
-                        .iter()
-                        .map(|sibling| payload.slice_ref(&sibling.value))
-                        .collect(),
+                    values: values_of(payload, several),
                     version,
                 },
             }
@@ -151,6 +155,13 @@ fn outcome_of(payload: &Bytes, outcome: &ArchivedOutcome<'_>) -> Answer {
         }
         ArchivedOutcome::Failed(failure) => failed(failure),
     }
+}
+
+fn values_of(payload: &Bytes, siblings: &[ArchivedSibling<'_>]) -> Vec<Bytes> {
+    let values = siblings
+        .iter()
+        .map(|sibling| payload.slice_ref(&sibling.value));
+    values.collect()
 }
 
 fn failed(failure: &ArchivedFailure<'_>) -> Answer {
@@ -218,6 +229,32 @@ mod tests {
                 }
             ))
         );
+    }
+
+    #[test]
+    fn a_page_comes_with_its_values() {
+        let value = |value| Sibling {
+            value,
+            expires_at_ms: 0,
+        };
+        let page = message::Page {
+            entries: vec![message::Entry {
+                key: b"k",
+                siblings: vec![value(b"v1"), value(b"v2")],
+                context: b"",
+            }],
+            cursor: Some("next"),
+        };
+        let mut bytes = BytesMut::new();
+        message::encode_answer(&mut bytes, 7, &message::Answer::Page(page));
+        let page = Answer::Page {
+            entries: vec![Entry {
+                key: Bytes::from_static(b"k"),
+                values: vec![Bytes::from_static(b"v1"), Bytes::from_static(b"v2")],
+            }],
+            cursor: Some(Bytes::from_static(b"next")),
+        };
+        assert_eq!(binary().answer(&mut bytes).unwrap(), Some((Some(7), page)));
     }
 
     #[test]

@@ -1,8 +1,12 @@
 //! Torc over HTTP/1.1 with values in raw form.
 
+use base64::Engine as _;
 use bytes::{Buf, Bytes, BytesMut};
+use serde_json::Value;
 
-use super::{ANSWER_BYTES_MAX, Answer, Asked, Levels, ProtocolError, Request, decimal, length};
+use super::{
+    ANSWER_BYTES_MAX, Answer, Asked, Entry, Levels, ProtocolError, Request, decimal, length,
+};
 use crate::endpoint::{add_query, key_path};
 
 /// Headers that an answer may have at most.
@@ -210,12 +214,28 @@ fn add_context(out: &mut BytesMut, context: Option<&[u8]>) {
 }
 
 fn page(body: &[u8]) -> Result<Answer, ProtocolError> {
-    let document: serde_json::Value =
-        serde_json::from_slice(body).map_err(|error| ProtocolError(format!("a page: {error}")))?;
-    let keys = document.get("keys").and_then(serde_json::Value::as_array);
-    let cursor = document.get("cursor").and_then(serde_json::Value::as_str);
+    let bad = |what: &str| ProtocolError(format!("a page: {what}"));
+    let document: Value = serde_json::from_slice(body).map_err(|error| bad(&error.to_string()))?;
+    let keys = document.get("keys").and_then(Value::as_array);
+    let entry = |listed: &Value| {
+        let key = match listed {
+            Value::String(key) => Bytes::copy_from_slice(key.as_bytes()),
+            listed => bytes_of(listed, "key", "encoding")?,
+        };
+        let values = match listed.get("siblings").and_then(Value::as_array) {
+            Some(siblings) => values_of(siblings)?,
+            None if listed.get("value").is_none() => Vec::new(),
+            None => vec![bytes_of(listed, "value", "value_encoding")?],
+        };
+        Ok(Entry { key, values })
+    };
+    let cursor = document.get("cursor").and_then(Value::as_str);
     Ok(Answer::Page {
-        keys: keys.map_or(0, Vec::len),
+        entries: keys
+            .ok_or_else(|| bad("no keys"))?
+            .iter()
+            .map(entry)
+            .collect::<Result<_, _>>()?,
         cursor: cursor.map(|cursor| Bytes::copy_from_slice(cursor.as_bytes())),
     })
 }
@@ -235,7 +255,7 @@ fn answer_of(status: u16, version: Option<Bytes>, body: Bytes) -> Result<Answer,
         },
         404 => Answer::Missing { version },
         _ => {
-            let error: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
+            let error: Option<Value> = serde_json::from_slice(&body).ok();
             let field = |name: &str| error.as_ref()?.pointer(&format!("/error/{name}")).cloned();
             let words = format!(
                 "{status} {}",
@@ -253,27 +273,33 @@ fn answer_of(status: u16, version: Option<Bytes>, body: Bytes) -> Result<Answer,
 }
 
 fn siblings(body: &[u8]) -> Result<Vec<Bytes>, ProtocolError> {
-    use base64::Engine as _;
     let bad = |what: &str| ProtocolError(format!("siblings: {what}"));
-    let document: serde_json::Value =
-        serde_json::from_slice(body).map_err(|error| bad(&error.to_string()))?;
-    let list = document
-        .get("siblings")
-        .and_then(serde_json::Value::as_array);
-    list.ok_or_else(|| bad("no list"))?
+    let document: Value = serde_json::from_slice(body).map_err(|error| bad(&error.to_string()))?;
+    let list = document.get("siblings").and_then(Value::as_array);
+    values_of(list.ok_or_else(|| bad("no list"))?)
+}
+
+fn values_of(siblings: &[Value]) -> Result<Vec<Bytes>, ProtocolError> {
+    siblings
         .iter()
-        .map(|sibling| {
-            let text = sibling.get("value").and_then(serde_json::Value::as_str);
-            let text = text.ok_or_else(|| bad("no value"))?;
-            match sibling.get("encoding").and_then(serde_json::Value::as_str) {
-                Some("base64") => base64::engine::general_purpose::STANDARD
-                    .decode(text)
-                    .map(Bytes::from)
-                    .map_err(|error| bad(&error.to_string())),
-                _ => Ok(Bytes::copy_from_slice(text.as_bytes())),
-            }
-        })
+        .map(|sibling| bytes_of(sibling, "value", "encoding"))
         .collect()
+}
+
+/// The bytes of a field of JSON, which are text unless the field `encoding` says otherwise.
+fn bytes_of(object: &Value, name: &str, encoding: &str) -> Result<Bytes, ProtocolError> {
+    let bad = |what: &str| ProtocolError(format!("the field {name}: {what}"));
+    let text = object
+        .get(name)
+        .and_then(Value::as_str)
+        .ok_or_else(|| bad("no text"))?;
+    match object.get(encoding).and_then(Value::as_str) {
+        Some("base64") => base64::engine::general_purpose::STANDARD
+            .decode(text)
+            .map(Bytes::from)
+            .map_err(|error| bad(&error.to_string())),
+        _ => Ok(Bytes::copy_from_slice(text.as_bytes())),
+    }
 }
 
 #[cfg(test)]
@@ -360,9 +386,22 @@ mod tests {
         assert!(matches!(answer(500, "?"), Answer::InDoubt(_)));
     }
 
+    fn entry(key: &'static [u8], values: &[&'static [u8]]) -> Entry {
+        Entry {
+            key: Bytes::from_static(key),
+            values: values
+                .iter()
+                .map(|value| Bytes::from_static(value))
+                .collect(),
+        }
+    }
+
     #[test]
     fn pages_and_chunks_are_taken_whole() {
-        let body = r#"{"keys":["a","b"],"cursor":"c1"}"#;
+        let body = r#"{"keys":["a",{"key":"Yg==","encoding":"base64","value":"v"},
+            {"key":"c","value":"/w==","value_encoding":"base64"},
+            {"key":"d","value":"v","siblings":[{"value":"v"},{"value":"/w==","encoding":"base64"}]}
+            ],"cursor":"c1"}"#;
         let (one, two) = body.split_at(7);
         let bytes = format!(
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7\r\n{one}\r\n{:x}\r\n{two}\r\n\
@@ -382,7 +421,12 @@ mod tests {
         assert_eq!(
             page,
             Some(Answer::Page {
-                keys: 2,
+                entries: vec![
+                    entry(b"a", &[]),
+                    entry(b"b", &[b"v"]),
+                    entry(b"c", &[&[0xff]]),
+                    entry(b"d", &[b"v", &[0xff]]),
+                ],
                 cursor: Some(Bytes::from_static(b"c1")),
             })
         );

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::{Answer, Asked, ProtocolError, Request, decimal, length, line_end};
+use super::{Answer, Asked, Entry, ProtocolError, Request, decimal, length, line_end};
 
 /// The Redis protocol has no settings for each request.
 #[derive(Clone, Debug)]
@@ -108,8 +108,15 @@ fn array(bytes: &Bytes, replies: Vec<Reply>, asked: Asked) -> Result<Answer, Pro
         return match &replies[..] {
             [Reply::Bulk(cursor), Reply::Array(keys)] => {
                 let cursor = bytes.slice(cursor.clone());
+                let entries = keys.iter().map(|key| match key {
+                    Reply::Bulk(key) => Ok(Entry {
+                        key: bytes.slice(key.clone()),
+                        values: Vec::new(),
+                    }),
+                    _ => Err(ProtocolError("RESP: a key that is none".into())),
+                });
                 Ok(Answer::Page {
-                    keys: keys.len(),
+                    entries: entries.collect::<Result<_, _>>()?,
                     cursor: (cursor != "0").then_some(cursor),
                 })
             }
@@ -249,7 +256,10 @@ mod tests {
                 b"*2\r\n$2\r\n17\r\n*1\r\n$1\r\nk\r\n",
                 Asked::Scan,
                 Answer::Page {
-                    keys: 1,
+                    entries: vec![Entry {
+                        key: Bytes::from_static(b"k"),
+                        values: Vec::new(),
+                    }],
                     cursor: Some(Bytes::from_static(b"17")),
                 },
             ),
@@ -266,6 +276,11 @@ mod tests {
         }
         let huge = b"$18446744073709551615\r\n";
         let endless = [b'+'; 64 << 10];
+        let no_key = b"*2\r\n$1\r\n0\r\n*1\r\n:7\r\n";
+        assert!(
+            Resp.answer(&mut BytesMut::from(&no_key[..]), Asked::Scan)
+                .is_err()
+        );
         for bad in [&b"?\r\n"[..], b"\n", b"$x\r\n", huge, &endless] {
             assert!(Resp.answer(&mut BytesMut::from(bad), Asked::Read).is_err());
         }

@@ -1,12 +1,15 @@
 //! What becomes of an answer: it is booked, and judged by what is known of its key.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use torc_measure::keys::unit;
+use torc_measure::mix::Operation;
 
 use super::{Task, Worker};
-use crate::load::connection::{Keyed, Pending};
+use crate::load::connection::{Keyed, Pending, read_key};
 use crate::load::ledger::Floor;
-use crate::load::protocol::Answer;
+use crate::load::protocol::{Answer, Entry};
 use crate::load::recorder::Status;
 use crate::load::value::{self, Sequence, Wrong};
 use crate::load::world::{Nanos, World};
@@ -49,7 +52,10 @@ impl<'a, W: World> Worker<'a, W> {
             };
             self.carried(change.value_bytes.unwrap_or(0), now);
             let deletes = change.value_bytes.is_none();
-            change.turn.acknowledged(change.sequence, deletes, version);
+            let by_us = self.shared.civil_us + now / 1000 + 1;
+            change
+                .turn
+                .acknowledged(change.sequence, deletes, version, by_us);
         } else {
             self.judge_read(&pending, answer, now);
         }
@@ -64,7 +70,9 @@ impl<'a, W: World> Worker<'a, W> {
 
     fn judge_read(&mut self, pending: &Pending<'_>, answer: &Answer, now: Nanos) {
         match (&pending.keys, answer) {
-            (_, Answer::Page { .. }) => {}
+            (_, Answer::Page { entries, .. }) if pending.operation == Operation::Scan => {
+                self.judge_page(pending, entries, now);
+            }
             (Keyed::Many(keys), Answer::Many(answers)) if keys.len() == answers.len() => {
                 for ((key, floor), answer) in keys.iter().zip(answers) {
                     self.judge_one(pending, *key, *floor, answer, now);
@@ -74,6 +82,44 @@ impl<'a, W: World> Worker<'a, W> {
                 self.judge_one(pending, *key, *floor, answer, now);
             }
             _ => self.absurd(pending, answer),
+        }
+    }
+
+    /// What a scan returns is judged as if it had been read, by what was acknowledged before the scan
+    /// was sent. Keys that are not the generator's say nothing, and one that is not there may be on
+    /// another page.
+    fn judge_page(&mut self, pending: &Pending<'_>, entries: &[Entry], now: Nanos) {
+        let torcs = self.shared.protocol.pages_are_torcs();
+        let sent_us = self.shared.civil_us + pending.sent / 1000;
+        let mut seen = BTreeSet::new();
+        for entry in entries {
+            let key = String::from_utf8_lossy(&entry.key);
+            // On Torc's ring each key comes after those before it. Where the ring is not known each comes
+            // once at least.
+            let place = (self.shared.targets.place(&entry.key), &entry.key);
+            let last = seen.last().map(|(place, _)| *place);
+            let fault = if !torcs {
+                None
+            } else if last.is_some_and(|last| place.0 < last) {
+                Some("after keys behind it on the ring")
+            } else if !seen.insert(place) {
+                Some("twice")
+            } else if entry.values.is_empty() {
+                Some("without a value")
+            } else {
+                None
+            };
+            if let Some(fault) = fault {
+                self.recorder.verdicts.wrong += 1;
+                let words = || format!("{key}: {fault} on a page of a scan");
+                self.recorder.verdicts.example(words);
+            }
+            if let Some(index) = read_key(&entry.key)
+                && !entry.values.is_empty()
+            {
+                let floor = self.shared.ledger.floor_at(index, sent_us);
+                self.check(index, floor, &entry.values, now);
+            }
         }
     }
 
