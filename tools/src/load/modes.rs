@@ -293,8 +293,10 @@ fn write_all(options: &Options, outcomes: &[Outcome]) -> Result<(), Failure> {
         return Ok(());
     };
     std::fs::create_dir_all(directory)?;
-    output::file(&directory.join("runs.json"), &json)?;
-    output::file(&directory.join("report.html"), &html::page(outcomes, ""))
+    output::files(&[
+        (directory.join("runs.json"), json),
+        (directory.join("report.html"), html::page(outcomes, "")),
+    ])
 }
 
 /// Whether systems differ.

@@ -1,14 +1,16 @@
 //! Results as files: `run.json`, `intervals.csv`, `latency.hlog`, `report.html`.
 
 use std::fmt::Write as _;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Serializer as _, V2DeflateSerializer};
 use serde_json::Value;
+use tempfile::NamedTempFile;
 use torc_measure::mix::Operation;
 
 use super::html;
@@ -134,13 +136,15 @@ pub fn csv(intervals: &[Interval]) -> String {
 pub fn directory(path: &Path, run: &Run) -> Result<(), Failure> {
     std::fs::create_dir_all(path).map_err(|error| failed(path, &error))?;
     let outcome = &run.outcome;
-    file(&path.join("run.json"), &json(outcome))?;
-    file(&path.join("intervals.csv"), &csv(&outcome.intervals))?;
-    file(&path.join("latency.hlog"), &run.hlog.text())?;
-    file(
-        &path.join("report.html"),
-        &html::page(std::slice::from_ref(outcome), ""),
-    )
+    files(&[
+        (path.join("run.json"), json(outcome)),
+        (path.join("intervals.csv"), csv(&outcome.intervals)),
+        (path.join("latency.hlog"), run.hlog.text()),
+        (
+            path.join("report.html"),
+            html::page(std::slice::from_ref(outcome), ""),
+        ),
+    ])
 }
 
 /// A result, or several, as one JSON document.
@@ -155,7 +159,64 @@ pub fn file(path: &Path, text: &str) -> Result<(), Failure> {
     if is_stdout(Some(path)) {
         return say(text);
     }
-    std::fs::write(path, text).map_err(|error| failed(path, &error))
+    files(&[(path.to_owned(), text.to_owned())])
+}
+
+/// Writes files, each beside its place first: where one cannot be written, all that were there before stay
+/// as they are. A power cut may still take the new ones: nothing is synced.
+pub fn files(files: &[(PathBuf, String)]) -> Result<(), Failure> {
+    let mut beside = Vec::new();
+    for (path, text) in files {
+        if path.exists() && !path.is_file() {
+            // A pipe or a device has no place beside it, and nothing that could be lost.
+            std::fs::write(path, text).map_err(|error| failed(path, &error))?;
+            continue;
+        }
+        // What a link leads to is replaced, not the link.
+        let place = path.canonicalize().unwrap_or_else(|_| path.clone());
+        let written = write_beside(&place, text).map_err(|error| unwritten(path, &error))?;
+        beside.push((path, place, written));
+    }
+    for (path, place, written) in beside {
+        let renamed = written.persist(&place);
+        renamed.map_err(|failure| unwritten(path, &failure.error))?;
+    }
+    Ok(())
+}
+
+fn write_beside(place: &Path, text: &str) -> std::io::Result<NamedTempFile> {
+    let permissions = match std::fs::metadata(place) {
+        Ok(old) => old.permissions(),
+        // As for any new file, which the caller's mask narrows.
+        Err(_) => Permissions::from_mode(0o666),
+    };
+    let replaces = place.exists();
+    let mut written = tempfile::Builder::new()
+        .prefix(".torc-load-")
+        .permissions(permissions.clone())
+        .tempfile_in(directory_of(place))?;
+    if replaces {
+        written.as_file().set_permissions(permissions)?;
+    }
+    written.write_all(text.as_bytes())?;
+    Ok(written)
+}
+
+/// The directory that a file is in.
+fn directory_of(path: &Path) -> &Path {
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    parent.unwrap_or(Path::new("."))
+}
+
+/// A file could not be written beside its place.
+fn unwritten(path: &Path, error: &std::io::Error) -> Failure {
+    let left = match path.exists() {
+        true => "the old file is untouched",
+        false => "no file is left behind",
+    };
+    Failure::new(format!("{}: {error}; {left}", path.display()))
 }
 
 /// Writes results to standard output. A reader that has seen enough, such as `head`, is no failure;
@@ -200,16 +261,16 @@ pub fn ready(json: Option<&Path>, directory: Option<&Path>) -> Result<(), Failur
     };
     let tried = if path.is_dir() {
         Err(std::io::ErrorKind::IsADirectory.into())
-    } else if path.is_file() {
-        File::options().append(true).open(path)
-    } else if path.exists() {
+    } else if path.exists() && !path.is_file() {
         // A pipe or a device.
         return Ok(());
     } else {
-        let parent = path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty());
-        tempfile::tempfile_in(parent.unwrap_or(Path::new(".")))
+        // What is there is replaced by a file beside it, unless it is protected.
+        let protected = path
+            .is_file()
+            .then(|| File::options().append(true).open(path));
+        let opened = protected.transpose().map(drop);
+        opened.and_then(|()| tempfile::tempfile_in(directory_of(path)))
     };
     tried.map(drop).map_err(|error| failed(path, &error))
 }
@@ -295,6 +356,41 @@ mod tests {
             tags,
             ["read.intended", "read.sent", "read.intended", "read.sent"]
         );
+    }
+
+    #[test]
+    fn a_file_is_replaced_with_its_permissions_and_through_its_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let mode = |name: &str| std::fs::metadata(at(name)).unwrap().permissions().mode() & 0o777;
+        std::fs::write(at("as-usual"), "").unwrap();
+        file(&at("new"), "1").unwrap();
+        assert_eq!(mode("new"), mode("as-usual"));
+        std::fs::set_permissions(at("new"), Permissions::from_mode(0o604)).unwrap();
+        std::os::unix::fs::symlink("new", at("link")).unwrap();
+        file(&at("link"), "2").unwrap();
+        assert!(at("link").is_symlink());
+        assert_eq!(
+            (std::fs::read_to_string(at("new")).unwrap(), mode("new")),
+            ("2".into(), 0o604)
+        );
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn where_one_file_cannot_be_written_all_old_ones_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("old"), "old").unwrap();
+        let refused = files(&[
+            (at("old"), "new".into()),
+            (at("missing").join("file"), "new".into()),
+        ]);
+        let words = refused.unwrap_err().to_string();
+        assert!(words.contains("missing/file: No such file"), "{words}");
+        assert!(words.ends_with("no file is left behind"), "{words}");
+        assert_eq!(std::fs::read_to_string(at("old")).unwrap(), "old");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -2,42 +2,63 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
 use crate::cluster::{TORC, run, scratch, text};
 use crate::load::{Listening, json, on_null_server, run_on_null_server};
 use crate::pages::{self, Fault};
 
+/// Runs a load whose `--out` is `place` with a file system of 128 KiB of its own there, which holds an old result of
+/// `old_bytes` and is gone with the program. Returns what that was afterwards; `None` where it is not allowed.
+fn on_a_small_disk(place: &str, old_bytes: usize, load: &[&str]) -> Option<(Output, String)> {
+    // Seen by nobody else.
+    let script = "mount -t tmpfs -o size=128k none \"$0\" || exit 77; cd \"$0\" || exit 77; \
+                  head -c $1 /dev/zero | tr '\\0' x > run.json; shift; \"$@\"; status=$?; \
+                  ls -A >&2; tr -d x < run.json >&2; wc -c < run.json >&2; exit $status";
+    let output = Command::new("unshare")
+        .args([
+            "--mount",
+            "sh",
+            "-c",
+            script,
+            place,
+            &old_bytes.to_string(),
+            TORC,
+        ])
+        .args(load)
+        .output();
+    match output {
+        Ok(output) if output.status.code() != Some(77) => {
+            let words = text(&output.stderr);
+            (!words.contains("unshare")).then_some((output, words))
+        }
+        _ => None,
+    }
+}
+
 #[test]
-fn a_directory_on_a_full_disk_fails_by_name_after_the_report_is_printed() {
+fn a_full_disk_fails_by_name_after_the_report_is_printed_and_leaves_the_old_result() {
     let server = Listening::null_server();
     let dir = scratch();
     let place = dir.path().to_str().unwrap();
-    let load = run_on_null_server(
-        &server.address,
-        &["--duration", "200ms", "--out", place, "--live", "off"],
-    );
-    // A disk of its own, seen by nobody else, which is gone with the program.
-    let script = "mount -t tmpfs -o size=4k none \"$0\" || exit 77; exec \"$@\"";
-    let output = Command::new("unshare")
-        .args(["--mount", "sh", "-c", script, place, TORC])
-        .args(&load)
-        .output();
-    let output = match output {
-        Ok(output) if output.status.code() != Some(77) => output,
-        refused => {
-            eprintln!("not available here: a disk of its own (needs root): {refused:?}");
-            return;
-        }
-    };
-    let (report, words) = (text(&output.stdout), text(&output.stderr));
-    if words.contains("unshare") {
-        eprintln!("not available here: a disk of its own (needs root): {words}");
+    let more = ["--duration", "200ms", "--out", place, "--live", "off"];
+    let load = run_on_null_server(&server.address, &more);
+    let old_bytes = 120_000;
+    let Some((output, words)) = on_a_small_disk(place, old_bytes, &load) else {
+        eprintln!("not available here: a disk of its own (needs root)");
         return;
-    }
+    };
+    let report = text(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{report}{words}");
-    assert!(words.contains(place) && words.contains("space"), "{words}");
     assert!(report.contains("latency, ms"), "{report}");
+    let said = words
+        .lines()
+        .find(|line| line.contains("space"))
+        .unwrap_or("");
+    assert!(said.contains(&format!("{place}/run.json: ")), "{words}");
+    assert!(said.ends_with("; the old file is untouched"), "{words}");
+    let left: Vec<&str> = words.lines().rev().take(2).collect();
+    assert_eq!(left, [&old_bytes.to_string()[..], "run.json"], "{words}");
 }
 
 #[test]
