@@ -1,5 +1,6 @@
 //! What a result was measured on, so that it can be judged later.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -72,6 +73,43 @@ pub fn allow_connections(count: u32, threads: u32) -> Result<(), Failure> {
     })
 }
 
+/// Fails, with the remedy, when so many connections are more than this machine has local ports for. A
+/// connection to an address takes one; connections to another address may have the same.
+///
+/// # Errors
+/// As said.
+pub fn local_ports_suffice(count: u32, addresses: &[SocketAddr]) -> Result<(), Failure> {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    let different: BTreeSet<&SocketAddr> = addresses.iter().collect();
+    match range.ok().as_deref().and_then(local_ports) {
+        Some(ports) => ports_suffice(count, different.len(), ports),
+        None => Ok(()),
+    }
+}
+
+/// How many ports there are from the first to the last.
+fn local_ports(range: &str) -> Option<u64> {
+    let mut ends = range.split_whitespace().map(str::parse::<u64>);
+    let (Some(Ok(first)), Some(Ok(last))) = (ends.next(), ends.next()) else {
+        return None;
+    };
+    Some((last + 1).saturating_sub(first))
+}
+
+fn ports_suffice(count: u32, addresses: usize, ports: u64) -> Result<(), Failure> {
+    // Connections are spread evenly.
+    let most = ports.saturating_mul(u64::try_from(addresses).unwrap_or(u64::MAX));
+    if u64::from(count) <= most {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "--connections {count}: this machine has {ports} local ports for connections to each server address, \
+         so {most} for the {addresses} that there are; widen net.ipv4.ip_local_port_range \
+         (sysctl -w net.ipv4.ip_local_port_range='1024 65535'), give more addresses of the servers \
+         (--address) or use several --agents"
+    )))
+}
+
 /// The parts that move latencies; the whole of a big host would be longer than the result.
 fn host_json(host: &Host) -> Value {
     let all = serde_json::to_value(host).unwrap_or_default();
@@ -83,4 +121,26 @@ fn host_json(host: &Host) -> Value {
         "cpus": pick("/cpus"),
         "settings": pick("/settings"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_needed_for_each_connection_to_an_address() {
+        let ports = local_ports("32768\t60999\n").unwrap();
+        assert_eq!((ports, local_ports("")), (28_232, None));
+        assert!(ports_suffice(28_232, 1, ports).is_ok());
+        assert!(ports_suffice(56_464, 2, ports).is_ok());
+        let words = ports_suffice(56_465, 2, ports).unwrap_err().to_string();
+        assert!(
+            words.contains("--connections 56465") && words.contains("56464 for the 2"),
+            "{words}"
+        );
+        assert!(
+            words.contains("ip_local_port_range") && words.contains("--agents"),
+            "{words}"
+        );
+    }
 }

@@ -144,7 +144,7 @@ pub struct Options {
     #[arg(long, default_value = "0s", value_parser = parse_duration, help_heading = "Pace")]
     pub think: Duration,
     /// Connections
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=20_000), help_heading = "Pace")]
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = "Pace")]
     pub connections: u32,
     /// Requests that a connection has outstanding at most
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Pace")]

@@ -108,6 +108,7 @@ impl Bench {
             options.address.clone()
         };
         if options.agents.is_empty() {
+            environment::local_ports_suffice(options.connections, &addresses)?;
             somebody_listens(&addresses)?;
         }
         let levels = Levels {

@@ -36,6 +36,9 @@ const RECONNECT_AFTER_NS: Nanos = 50_000_000;
 const CONNECT_WITHIN_NS: Nanos = 2_000_000_000;
 /// How often time limits, broken connections and the stop flag are looked after.
 const CHECK_EVERY_NS: Nanos = 20_000_000;
+/// Connections that are looked after at a time: what has become due waits for it. Of more, a part has its
+/// turn more often.
+const CHECKED_MAX: usize = 256;
 /// How often turns to write a key are asked for again that other workers may have had.
 const TURNS_EVERY_NS: Nanos = 100_000;
 /// Operations that wait for their turn at most. While so many do, nothing more is begun.
@@ -161,6 +164,8 @@ pub struct Worker<'a, W> {
     /// What [`World::stolen`] was when the connections stood.
     stolen: Nanos,
     next_check: Nanos,
+    /// Which connections are looked after then.
+    next_part: usize,
 }
 
 impl<'a, W: World> Worker<'a, W> {
@@ -198,6 +203,7 @@ impl<'a, W: World> Worker<'a, W> {
             delayed: 0,
             stolen: 0,
             next_check: 0,
+            next_part: 0,
             settings,
         }
     }
@@ -213,7 +219,9 @@ impl<'a, W: World> Worker<'a, W> {
         let limit = self.world.now() + CONNECT_WITHIN_NS;
         loop {
             let now = self.world.now();
-            self.reconnect(now);
+            for slot in 0..self.slots.len() {
+                self.reconnect(slot, now);
+            }
             if now >= limit || self.slots.iter().all(|slot| slot.connected) {
                 break;
             }
@@ -246,9 +254,7 @@ impl<'a, W: World> Worker<'a, W> {
                 self.settings.end = self.settings.end.min(now);
             }
             if now >= self.next_check {
-                self.next_check = now + CHECK_EVERY_NS;
-                self.reconnect(now);
-                self.expire(now);
+                self.look_after(now);
             }
             if self.waiting.len() > 0 && now >= self.next_turns {
                 self.next_turns = now + TURNS_EVERY_NS;
@@ -354,26 +360,37 @@ impl<'a, W: World> Worker<'a, W> {
         self.interval_number = (now / self.settings.interval).min(last);
     }
 
-    fn reconnect(&mut self, now: Nanos) {
-        for number in 0..self.slots.len() {
-            let slot = &mut self.slots[number];
-            if slot.connection.is_some() || slot.since > now {
-                continue;
+    /// Looks after the next connections in turn; each has its turn within [`CHECK_EVERY_NS`].
+    fn look_after(&mut self, now: Nanos) {
+        let parts = self.slots.len().div_ceil(CHECKED_MAX).max(1);
+        let part = self.next_part % parts;
+        self.next_part = part + 1;
+        for slot in (part..self.slots.len()).step_by(parts) {
+            self.reconnect(slot, now);
+            self.expire(slot, now);
+        }
+        let parts = u64::try_from(parts).expect("a small number");
+        self.next_check = now + CHECK_EVERY_NS / parts;
+    }
+
+    fn reconnect(&mut self, number: usize, now: Nanos) {
+        let slot = &mut self.slots[number];
+        if slot.connection.is_some() || slot.since > now {
+            return;
+        }
+        let position = self.settings.index + number * 7 + slot.attempts;
+        let address = position % self.shared.addresses.len();
+        slot.attempts += 1;
+        slot.since = now;
+        match self.world.open(number, self.shared.addresses[address]) {
+            Ok(()) => {
+                slot.connection = Some(Connection::new(address, &self.shared.protocol));
             }
-            let position = self.settings.index + number * 7 + slot.attempts;
-            let address = position % self.shared.addresses.len();
-            slot.attempts += 1;
-            slot.since = now;
-            match self.world.open(number, self.shared.addresses[address]) {
-                Ok(()) => {
-                    slot.connection = Some(Connection::new(address, &self.shared.protocol));
-                }
-                Err(error) => {
-                    slot.since = now + RECONNECT_AFTER_NS;
-                    let address = self.shared.addresses[address];
-                    self.recorder.health.broken += 1;
-                    self.recorder.error(|| format!("{address}: {error}"));
-                }
+            Err(error) => {
+                slot.since = now + RECONNECT_AFTER_NS;
+                let address = self.shared.addresses[address];
+                self.recorder.health.broken += 1;
+                self.recorder.error(|| format!("{address}: {error}"));
             }
         }
     }
@@ -625,20 +642,18 @@ impl<'a, W: World> Worker<'a, W> {
         }
     }
 
-    /// Gives up on requests that have waited too long, and on their connections.
-    fn expire(&mut self, now: Nanos) {
+    /// Gives up on requests that have waited too long, and on their connection.
+    fn expire(&mut self, number: usize, now: Nanos) {
         let limit = self.shared.timeout_ns + GRACE_NS;
-        for number in 0..self.slots.len() {
-            let slot = &self.slots[number];
-            let oldest = slot.connection.as_ref().and_then(Connection::oldest_sent);
-            if oldest.is_some_and(|sent| now.saturating_sub(sent) > limit) {
-                self.drop_connection(number, Status::TimedOut, "no answer in time");
-            } else if slot.connection.is_some()
-                && !slot.connected
-                && now.saturating_sub(slot.since) > CONNECT_WITHIN_NS
-            {
-                self.drop_connection(number, Status::InDoubt, "not accepted in time");
-            }
+        let slot = &self.slots[number];
+        let oldest = slot.connection.as_ref().and_then(Connection::oldest_sent);
+        if oldest.is_some_and(|sent| now.saturating_sub(sent) > limit) {
+            self.drop_connection(number, Status::TimedOut, "no answer in time");
+        } else if slot.connection.is_some()
+            && !slot.connected
+            && now.saturating_sub(slot.since) > CONNECT_WITHIN_NS
+        {
+            self.drop_connection(number, Status::InDoubt, "not accepted in time");
         }
     }
 

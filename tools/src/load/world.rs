@@ -63,6 +63,9 @@ const LOOK_EVERY_NS: Nanos = 100_000_000;
 /// has it for itself.
 const SHARED_FROM: Nanos = 50;
 const ALONE_BELOW: Nanos = 200;
+/// Why the kernel cannot assign an address.
+const NO_LOCAL_PORT: &str = "no local port is left for a connection to it (net.ipv4.ip_local_port_range; those \
+    of connections that were closed within the last minute are not free yet)";
 /// Slots reported at a time. Few, so that what is due does not wait for many answers.
 const EVENTS_MAX: usize = 32;
 
@@ -282,6 +285,9 @@ impl World for Sockets {
         match socket.connect(&address.into()) {
             Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {
+                return Err(io::Error::new(error.kind(), NO_LOCAL_PORT));
+            }
             Err(error) => return Err(error),
         }
         let stream = TcpStream::from(socket);

@@ -632,6 +632,23 @@ fn threads_that_cannot_be_placed_are_refused_before_the_run() {
 }
 
 #[test]
+fn more_connections_than_local_ports_are_refused_with_the_remedy() {
+    let server = Listening::null_server();
+    // No range of ports has so many.
+    let args = run_on_null_server(&server.address, &["--connections", "70000"]);
+    let output = run(&args);
+    let words = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{words}");
+    let remedies = ["--connections 70000", "ulimit -Hn", "ip_local_port_range"];
+    assert!(words.contains(remedies[0]), "{words}");
+    // Whichever this machine has fewer of.
+    assert!(
+        remedies[1..].iter().any(|remedy| words.contains(remedy)),
+        "{words}"
+    );
+}
+
+#[test]
 fn a_reader_that_leaves_early_is_no_failure() {
     let server = Listening::null_server();
     let args = run_on_null_server(&server.address, &["--duration", "200ms"]);
