@@ -176,7 +176,7 @@ pub fn replay(args: &Replay) -> Result<(), Failure> {
         Trace::read(BufReader::new(file), args.speed, seed).map_err(|error| fail(&error))?;
     output::note(&format!(
         "{} requests on {} keys over {:.0} s in the format of {}, {} lines left out",
-        trace.rows.len(),
+        trace.requests,
         trace.keys,
         trace.length().as_secs_f64(),
         trace.format,

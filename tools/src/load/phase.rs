@@ -14,7 +14,7 @@ use torc_measure::mix::Operation;
 use super::interrupt;
 use super::place::{Place, RealTime};
 use super::recorder::Recorder;
-use super::schedule::{Arrivals, Gaps, Rows, Schedule, Sessions};
+use super::schedule::{Arrivals, Gaps, Schedule, Sessions};
 use super::trace::Trace;
 use super::worker::{Settings, Shared, Worker};
 use super::world::{Nanos, Sockets};
@@ -52,7 +52,7 @@ impl Pace {
                 *operations,
                 nanos(*think),
             )),
-            Pace::Trace(trace) => Schedule::Trace(Rows::new(trace.clone(), index, workers)),
+            Pace::Trace(trace) => Schedule::Trace(trace.ahead(index, workers)),
         }
     }
 }

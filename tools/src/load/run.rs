@@ -129,7 +129,6 @@ impl Bench {
             targets,
             ledger: Ledger::new(options.keys, part.0, part.1),
             source: Source::Trace,
-            trace: None,
             value_sizes: options.value_bytes.clone(),
             scan_sizes: workload.scan_keys,
             batch_keys: usize::try_from(options.batch_keys).expect("a small number"),
@@ -318,8 +317,7 @@ impl Bench {
     pub fn replay(&mut self, trace: Arc<Trace>) -> Result<Run, Failure> {
         self.shared.source = Source::Trace;
         let length = trace.length() + Duration::from_nanos(self.shared.timeout_ns);
-        let phase = self.phase(Pace::Trace(trace.clone()), length);
-        self.shared.trace = Some(trace);
+        let phase = self.phase(Pace::Trace(trace), length);
         self.measure(&phase, "replay")
     }
 
@@ -412,7 +410,7 @@ impl Bench {
             offered_per_s: match &phase.pace {
                 Pace::Closed => None,
                 Pace::Open(rate, _) | Pace::Sessions(rate, ..) => Some(*rate),
-                Pace::Trace(trace) => Some(trace.rows.len() as f64 / trace.length().as_secs_f64()),
+                Pace::Trace(trace) => Some(trace.requests as f64 / trace.length().as_secs_f64()),
             },
             ..self.setup(what, open)
         };

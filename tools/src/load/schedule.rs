@@ -6,12 +6,11 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::sync::Arc;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use torc_measure::keys::{unit, whole};
 
-use super::trace::Trace;
+use super::trace::{Ahead, Row};
 use super::world::Nanos;
 
 /// How the gaps between arrivals are drawn.
@@ -48,8 +47,6 @@ pub struct Due {
     pub at: Nanos,
     /// Operations that its session still makes after it.
     pub left: u32,
-    /// The row of the trace that it is.
-    pub row: Option<usize>,
 }
 
 /// When operations are due.
@@ -61,7 +58,7 @@ pub enum Schedule {
     /// Sessions arrive by a clock; each makes its operations one after the other.
     Sessions(Sessions),
     /// As a trace says.
-    Trace(Rows),
+    Trace(Ahead),
 }
 
 /// Arrivals at a rate.
@@ -78,13 +75,6 @@ pub struct Sessions {
     operations: u32,
     think_ns: Nanos,
     follow: BinaryHeap<Reverse<Due>>,
-}
-
-/// This worker's rows of a trace: every `step`th, from `next` on.
-pub struct Rows {
-    trace: Arc<Trace>,
-    next: usize,
-    step: usize,
 }
 
 impl Arrivals {
@@ -135,17 +125,6 @@ impl Sessions {
     }
 }
 
-impl Rows {
-    /// Every `step`th row from `first` on.
-    pub fn new(trace: Arc<Trace>, first: usize, step: usize) -> Self {
-        Self {
-            trace,
-            next: first,
-            step,
-        }
-    }
-}
-
 impl Schedule {
     /// When the next operation is due; `None` when it waits for an answer, or none follows.
     pub fn next_due(&self) -> Option<Nanos> {
@@ -157,45 +136,33 @@ impl Schedule {
                 let arrival = whole(sessions.arrivals.next);
                 Some(follow.map_or(arrival, |at| at.min(arrival)))
             }
-            Schedule::Trace(rows) => rows.trace.rows.get(rows.next).map(|row| row.at),
+            Schedule::Trace(rows) => rows.peek().map(|row| row.at),
         }
     }
 
-    /// The oldest operation that is due by `now`. A closed loop always has one.
-    pub fn take(&mut self, now: Nanos, rng: &mut Xoshiro256PlusPlus) -> Option<Due> {
-        let first = |at| Due {
-            at,
-            left: 0,
-            row: None,
-        };
+    /// The oldest operation that is due by `now`, of a trace with its row. A closed loop always has
+    /// one.
+    pub fn take(&mut self, now: Nanos, rng: &mut Xoshiro256PlusPlus) -> Option<(Due, Option<Row>)> {
+        let first = |at| Due { at, left: 0 };
         if matches!(self, Schedule::Closed) {
-            return Some(first(now));
+            return Some((first(now), None));
         }
         let at = self.next_due().filter(|at| *at <= now)?;
         match self {
             Schedule::Closed => None,
             Schedule::Open(arrivals) => {
                 arrivals.step(rng);
-                Some(first(at))
+                Some((first(at), None))
             }
             Schedule::Sessions(sessions) => {
                 if sessions.follow.peek().is_some_and(|due| due.0.at == at) {
-                    return sessions.follow.pop().map(|due| due.0);
+                    return sessions.follow.pop().map(|due| (due.0, None));
                 }
                 sessions.arrivals.step(rng);
-                Some(Due {
-                    left: sessions.operations - 1,
-                    ..first(at)
-                })
+                let left = sessions.operations - 1;
+                Some((Due { at, left }, None))
             }
-            Schedule::Trace(rows) => {
-                let row = rows.next;
-                rows.next += rows.step;
-                Some(Due {
-                    row: Some(row),
-                    ..first(at)
-                })
-            }
+            Schedule::Trace(rows) => Some((first(at), rows.next())),
         }
     }
 
@@ -207,14 +174,21 @@ impl Schedule {
             sessions.follow.push(Reverse(Due {
                 at: now + sessions.think_ns,
                 left: due.left - 1,
-                row: None,
             }));
         }
     }
 
     /// Whether nothing will ever be due again.
     pub fn exhausted(&self) -> bool {
-        matches!(self, Schedule::Trace(rows) if rows.next >= rows.trace.rows.len())
+        matches!(self, Schedule::Trace(rows) if rows.peek().is_none())
+    }
+
+    /// Why what would be due is not known.
+    pub fn failed(&mut self) -> Option<std::io::Error> {
+        match self {
+            Schedule::Trace(rows) => rows.failed(),
+            _ => None,
+        }
     }
 }
 
@@ -234,7 +208,7 @@ mod tests {
             let mut schedule = Schedule::Open(Arrivals::new(1000.0, gaps, 0.0));
             let mut due = Vec::new();
             // Nobody asked for ten seconds: every one of them is still there, with its own time.
-            while let Some(one) = schedule.take(10_000_000_000, &mut rng) {
+            while let Some((one, _)) = schedule.take(10_000_000_000, &mut rng) {
                 due.push(one.at);
             }
             assert!(
@@ -253,7 +227,7 @@ mod tests {
         let mut schedule = Schedule::Open(Arrivals::new(1000.0, Gaps::Poisson, 0.0));
         let mut last = 0.0;
         let mut gaps = Vec::new();
-        while let Some(due) = schedule.take(50_000_000_000, &mut rng) {
+        while let Some((due, _)) = schedule.take(50_000_000_000, &mut rng) {
             let at = due.at as f64;
             gaps.push(at - last);
             last = at;
@@ -270,16 +244,16 @@ mod tests {
         let mut rng = rng();
         let mut schedule =
             Schedule::Sessions(Sessions::new(300.0, Gaps::Uniform, 0.0, 3, 1_000_000));
-        let first = schedule.take(0, &mut rng).unwrap();
+        let (first, _) = schedule.take(0, &mut rng).unwrap();
         assert_eq!((first.at, first.left), (0, 2));
         assert_eq!(schedule.next_due(), Some(10_000_000), "the next session");
         schedule.answered(first, 2_000_000);
-        let second = schedule.take(3_000_000, &mut rng).unwrap();
+        let (second, _) = schedule.take(3_000_000, &mut rng).unwrap();
         assert_eq!((second.at, second.left), (3_000_000, 1));
         schedule.answered(second, 4_000_000);
-        let third = schedule.take(9_000_000, &mut rng).unwrap();
+        let (third, _) = schedule.take(9_000_000, &mut rng).unwrap();
         assert_eq!(third.left, 0);
         schedule.answered(third, 9_000_000);
-        assert_eq!(schedule.take(9_999_999, &mut rng), None);
+        assert!(schedule.take(9_999_999, &mut rng).is_none());
     }
 }

@@ -8,7 +8,6 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use bytes::BytesMut;
@@ -25,7 +24,6 @@ use super::recorder::Recorder;
 use super::schedule::Schedule;
 use super::source::Source;
 use super::targets::Targets;
-use super::trace::Trace;
 use super::worker::{Judging, Settings, Shared, Worker};
 use super::world::{Nanos, World};
 
@@ -183,16 +181,10 @@ fn run_with_end(
         schedule,
         rng: Xoshiro256PlusPlus::seed_from_u64(seed),
     };
-    run_on(1000, source, None, settings, service)
+    run_on(1000, source, settings, service)
 }
 
-fn run_on(
-    keys: u64,
-    source: Source,
-    trace: Option<Arc<Trace>>,
-    settings: Settings,
-    service: Service,
-) -> (Recorder, Nanos) {
+fn run_on(keys: u64, source: Source, settings: Settings, service: Service) -> (Recorder, Nanos) {
     let levels = Levels {
         keyspace: None,
         r: None,
@@ -206,7 +198,6 @@ fn run_on(
         addresses,
         ledger: Ledger::new(keys, 0, 1),
         source,
-        trace,
         value_sizes: Sizes::Fixed(16),
         scan_sizes: Sizes::Fixed(1),
         batch_keys: 1,
@@ -242,8 +233,8 @@ mod tests {
     use super::*;
     use crate::load::outcome::micros;
     use crate::load::recorder::{Series, Status};
-    use crate::load::schedule::{Arrivals, Gaps, Rows, Sessions};
-    use crate::load::trace::Row;
+    use crate::load::schedule::{Arrivals, Gaps, Sessions};
+    use crate::load::trace::{Row, Trace};
 
     const SECOND: Nanos = 1_000_000_000;
 
@@ -414,11 +405,7 @@ mod tests {
             row(2, 0, Operation::Read),
         ];
         rows.extend((3..1000).map(|at| row(at, 1, Operation::Delete)));
-        let trace = Arc::new(Trace {
-            rows,
-            keys: 2,
-            ..Trace::default()
-        });
+        let trace = Trace::of(&rows);
         let seen = Rc::new(RefCell::new(Vec::new()));
         let sees = seen.clone();
         let service: Service = Box::new(move |now, request| {
@@ -426,9 +413,9 @@ mod tests {
             seen.push(String::from_utf8_lossy(request).into_owned());
             (seen.len() > 1).then_some((now, 10_000))
         });
-        let schedule = Schedule::Trace(Rows::new(trace.clone(), 0, 1));
+        let schedule = Schedule::Trace(trace.ahead(0, 1));
         let settings = settings(schedule, 8);
-        let (recorder, _) = run_on(2, Source::Trace, Some(trace), settings, service);
+        let (recorder, _) = run_on(2, Source::Trace, settings, service);
         let deletions = recorder.series(Operation::Delete).total().intended;
         assert_eq!(deletions.len(), 997);
         assert!(
@@ -460,7 +447,7 @@ mod tests {
         };
         let service: Service = Box::new(|now, _| Some((now, 1_000_000)));
         let settings = settings(Schedule::Closed, 4);
-        let (recorder, _) = run_on(1, source, None, settings, service);
+        let (recorder, _) = run_on(1, source, settings, service);
         let done = recorder.series(Operation::Write).done();
         assert!((3_900..=4_000).contains(&done), "{done} at 1000/s in 4 s");
         assert!(recorder.turns.waited > 0);

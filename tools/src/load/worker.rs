@@ -9,7 +9,6 @@ mod waiting;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rand_xoshiro::Xoshiro256PlusPlus;
@@ -22,7 +21,7 @@ use super::recorder::{Recorder, Status};
 use super::schedule::{Due, Schedule};
 use super::source::Source;
 use super::targets::Targets;
-use super::trace::Trace;
+use super::trace::Row;
 use super::value::VALUE_BYTES_MIN;
 use super::world::{Nanos, World};
 use torc_measure::keys::Keys;
@@ -58,8 +57,6 @@ pub struct Shared {
     pub ledger: Ledger,
     /// What is done.
     pub source: Source,
-    /// The rows that a schedule of rows numbers.
-    pub trace: Option<Arc<Trace>>,
     /// Bytes of a value.
     pub value_sizes: Sizes,
     /// Keys of a page.
@@ -115,6 +112,8 @@ struct Task {
     operation: Operation,
     /// Its key; `None` = to be drawn.
     key: Option<u64>,
+    /// The row of a trace that it is.
+    row: Option<Row>,
     due: Due,
     /// Whether it has waited for the turn to write its key.
     waited: bool,
@@ -285,6 +284,9 @@ impl<'a, W: World> Worker<'a, W> {
             if self.over(now) {
                 self.give_up(now);
             }
+        }
+        if let Some(error) = self.settings.schedule.failed() {
+            return Err(error);
         }
         let ended = now.min(self.settings.end);
         self.count_unsent();
@@ -490,18 +492,16 @@ impl<'a, W: World> Worker<'a, W> {
         if self.exhausted || self.waiting.len() >= room {
             return None;
         }
-        let due = self.settings.schedule.take(now, &mut self.settings.rng)?;
-        let next = match (due.row, &self.shared.trace) {
-            (Some(row), Some(trace)) => {
-                let row = &trace.rows[row];
-                Some((row.operation, Some(row.key)))
-            }
-            _ => self.shared.source.next(&mut self.settings.rng),
+        let (due, row) = self.settings.schedule.take(now, &mut self.settings.rng)?;
+        let next = match row {
+            Some(row) => Some((row.operation, Some(row.key))),
+            None => self.shared.source.next(&mut self.settings.rng),
         };
         self.exhausted = next.is_none();
         next.map(|(operation, key)| Task {
             operation,
             key,
+            row,
             due,
             waited: false,
         })
@@ -521,6 +521,7 @@ impl<'a, W: World> Worker<'a, W> {
         let Task {
             operation,
             key,
+            row,
             due,
             ..
         } = task;
@@ -548,9 +549,6 @@ impl<'a, W: World> Worker<'a, W> {
         };
         self.recorder.turns.moved += u64::from(turn.moved);
         let least = u32::try_from(VALUE_BYTES_MIN).expect("a small number");
-        let row = due
-            .row
-            .and_then(|row| Some(shared.trace.as_ref()?.rows[row]));
         let size = match row {
             Some(row) => row.value_bytes,
             None => shared.value_sizes.sample(&mut self.settings.rng, least),

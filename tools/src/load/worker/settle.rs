@@ -246,6 +246,7 @@ impl<'a, W: World> Worker<'a, W> {
             self.again.push_back(Task {
                 operation: pending.operation,
                 key: Some(pending.key()),
+                row: None,
                 due: pending.due,
                 waited: false,
             });

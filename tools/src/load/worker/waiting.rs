@@ -91,11 +91,8 @@ mod tests {
         Task {
             operation: Operation::Write,
             key,
-            due: Due {
-                at,
-                left: 0,
-                row: None,
-            },
+            row: None,
+            due: Due { at, left: 0 },
             waited: false,
         }
     }
