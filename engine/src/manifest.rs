@@ -56,23 +56,23 @@ struct Files<E: Env> {
 }
 
 impl<E: Env> Manifest<E> {
-    /// Reads the manifest in `dir`, or begins one if `is_fresh` (no segment and no table exists). Changes nothing of one that
-    /// is there: see [`Manifest::take_over`]. What it writes is sealed with the active one of `keys`.
+    /// Reads the manifest in `dir`, or begins one with the state `fresh` (given if no segment and no table exists). Changes nothing
+    /// of one that is there: see [`Manifest::take_over`]. What it writes is sealed with the active one of `keys`.
     pub(crate) async fn open(
         env: &E,
         dir: &Path,
-        is_fresh: bool,
+        fresh: Option<State>,
         keys: &Keys,
     ) -> Result<Self, OpenError> {
         let disk = env.disk();
-        let (files, state) = match RootFile::read(disk, dir).await? {
-            Some((root, pointer)) => {
+        let (files, state) = match (RootFile::read(disk, dir).await?, fresh) {
+            (Some((root, pointer)), _) => {
                 let salt = || WriterSalt::draw(env);
                 let (log, state) = LogFile::read(disk, dir, pointer, keys, salt).await?;
                 (Files { root, log }, state)
             }
-            None if is_fresh => Self::begin(env, dir, State::default(), keys).await?,
-            None => {
+            (None, Some(fresh)) => Self::begin(env, dir, fresh, keys).await?,
+            (None, None) => {
                 return Err(OpenError::Corrupt {
                     path: files::root_path(dir),
                     offset: 0,

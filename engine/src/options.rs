@@ -64,6 +64,9 @@ pub struct Options {
     pub dir: PathBuf,
     /// The lowest id that a table file gets; see [`Layout`](crate::Layout). Default 1.
     pub file_id_first: u64,
+    /// Whether this store has been opened before, as its owner remembers: where nothing of it is found, everything is
+    /// lost then ([`crate::Store::losses`]), and it is no fresh one. Default false.
+    pub was_here: bool,
     /// When an update counts as done. Default: group.
     pub fsync: Fsync,
     /// Master keys. What the store writes is encrypted with the active one; [`crate::Store::set_keys`]
@@ -138,6 +141,7 @@ impl Options {
         Self {
             dir: dir.into(),
             file_id_first: 1,
+            was_here: false,
             fsync: Fsync::Group,
             keys: Keys::default(),
             memtable_bytes: 64 << 20,

@@ -15,6 +15,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use torc_cluster::topology::store::no_vote;
 use torc_engine::Layout;
 use torc_engine::layout::is_store;
 use torc_env::NodeId;
@@ -28,6 +29,8 @@ pub struct Boot {
     pub identity: Identity,
     /// Whether the directory was empty: the node has never been in a cluster.
     pub is_fresh: bool,
+    /// Whether the node's vote about the topology is gone: it must give none.
+    pub has_lost_vote: bool,
     /// Keeps other processes out.
     _lock: File,
 }
@@ -109,6 +112,9 @@ pub enum BootError {
     },
 }
 
+/// The file of the node's vote, in `node/`.
+const VOTE: &str = "topology.vote";
+
 /// What lies in a data directory while a backup is restored into it.
 pub const RESTORING: &str = "restoring";
 
@@ -174,14 +180,22 @@ pub fn boot(dir: &Path, name: &str, cluster: &str, shards: u16) -> Result<Boot, 
                 layout: 0,
                 lineage: 0,
                 abstains: false,
+                has_served: false,
                 name: name.to_owned(),
                 cluster: cluster.to_owned(),
             }
         }
     };
+    let vote = node_dir.join(VOTE);
+    let has_vote = vote.try_exists().map_err(during("look for", &vote))?;
+    if !has_vote && !identity.has_served {
+        // Before anybody is answered, so that one which is missing later is a lost one.
+        write_durably(&node_dir, VOTE, &no_vote())?;
+    }
     write_identity(dir, &identity)?;
     remove_other_layouts(dir, identity.layout())?;
     Ok(Boot {
+        has_lost_vote: !has_vote && identity.has_served,
         identity,
         is_fresh,
         _lock: lock,
@@ -189,6 +203,18 @@ pub fn boot(dir: &Path, name: &str, cluster: &str, shards: u16) -> Result<Boot, 
 }
 
 impl Boot {
+    /// Says durably that the node takes connections from now on: its stores are there.
+    ///
+    /// # Errors
+    /// When the identity cannot be written.
+    pub fn serves(&mut self, dir: &Path) -> Result<(), BootError> {
+        if self.identity.has_served {
+            return Ok(());
+        }
+        self.identity.has_served = true;
+        write_identity(dir, &self.identity)
+    }
+
     /// Says that the data in `dir` is divided as `layout` says from now on, durably, and removes the
     /// stores of before.
     ///
@@ -261,19 +287,23 @@ fn read_identity(path: &Path) -> Result<Option<Identity>, BootError> {
 /// When the operating system refuses.
 pub fn write_identity(dir: &Path, identity: &Identity) -> Result<(), BootError> {
     let node_dir = &dir.join("node");
-    let path = &node_dir.join("identity");
-    let beside = node_dir.join("identity.new");
+    write_durably(node_dir, "identity", &identity.encode())?;
+    sync_dir(dir)
+}
+
+fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), BootError> {
+    let beside = dir.join(format!("{name}.new"));
     let mut file = File::create(&beside).map_err(during("create", &beside))?;
-    file.write_all(&identity.encode())
+    file.write_all(bytes)
         .and_then(|()| file.sync_all())
         .map_err(during("write", &beside))?;
-    fs::rename(&beside, path).map_err(during("rename", &beside))?;
-    for directory in [node_dir.as_path(), dir] {
-        File::open(directory)
-            .and_then(|directory| directory.sync_all())
-            .map_err(during("sync", directory))?;
-    }
-    Ok(())
+    fs::rename(&beside, dir.join(name)).map_err(during("rename", &beside))?;
+    sync_dir(dir)
+}
+
+fn sync_dir(dir: &Path) -> Result<(), BootError> {
+    let synced = File::open(dir).and_then(|directory| directory.sync_all());
+    synced.map_err(during("sync", dir))
 }
 
 const RANDOM: &str = "/dev/urandom";
@@ -384,6 +414,27 @@ mod tests {
         drop(again);
         let after = boot(dir.path(), "n1", "demo", 1).unwrap();
         assert_eq!(after.identity.layout(), layout);
+    }
+
+    #[test]
+    fn a_vote_that_is_missing_after_the_node_has_served_is_lost_and_not_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let vote = dir.path().join("node/topology.vote");
+        drop(boot(dir.path(), "n1", "demo", 1).unwrap());
+        // As an older program, or a crash, may leave it.
+        fs::remove_file(&vote).unwrap();
+        let mut served = boot(dir.path(), "n1", "demo", 1).unwrap();
+        assert!(!served.has_lost_vote && vote.exists());
+        served.serves(dir.path()).unwrap();
+        drop(served);
+        let again = boot(dir.path(), "n1", "demo", 1).unwrap();
+        assert!(again.identity.has_served && !again.has_lost_vote);
+        drop(again);
+        fs::remove_file(&vote).unwrap();
+        for _ in 0..2 {
+            let lost = boot(dir.path(), "n1", "demo", 1).unwrap();
+            assert!(lost.has_lost_vote && !vote.exists());
+        }
     }
 
     #[test]

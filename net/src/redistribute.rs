@@ -46,6 +46,7 @@ pub fn settle(config: &ServerConfig, boot: &mut Boot, shards: u16) -> Result<(),
     let (fsync, keys) = (config.fsync, config.keys.clone());
     let separate_from = config.storage.separate_from;
     let (archive, identity) = (config.archive.clone(), boot.identity.clone());
+    let has_served = identity.has_served;
     let ended = archive.is_some().then(|| identity.clone());
     let runtime = RuntimeConfig {
         node: boot.identity.node,
@@ -59,6 +60,7 @@ pub fn settle(config: &ServerConfig, boot: &mut Boot, shards: u16) -> Result<(),
         cache_bytes: 0,
         separate_from,
         file_id_first: layout.file_id_first(shard),
+        was_here: layout == from && has_served,
         // What is carried over into the new stores is in the old ones' logs.
         archive: archive::options(archive.as_ref(), &identity, layout, shard)
             .filter(|_| layout == from),

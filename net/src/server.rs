@@ -19,6 +19,7 @@ use torc_runtime::{
 };
 
 use crate::archive::{self, AttachError};
+use crate::boot::identity::Identity;
 use crate::boot::{self, Boot, BootError};
 use crate::config::ServerConfig;
 use crate::gather::on_every_shard;
@@ -143,15 +144,24 @@ impl Server {
             disk_rates: config.disk_rates,
             ..RuntimeConfig::new(&config.node.data_dir)
         };
-        let data_dir = &config.node.data_dir;
-        let snapshot_since_ms = snapshot::collect(data_dir).map_err(|source| BootError::Io {
+        let data_dir = config.node.data_dir.clone();
+        let snapshot_since_ms = snapshot::collect(&data_dir).map_err(|source| BootError::Io {
             action: "clear the snapshots in",
             path: data_dir.clone(),
             source,
         })?;
+        if boot.has_lost_vote {
+            tracing::error!(
+                "node/topology.vote is missing: this node may have forgotten how it voted, so it votes on no topology; \
+                 restore that file, or replace this node"
+            );
+        }
         let plan = Arc::new(Plan {
             snapshot_since_ms,
-            identity: boot.identity.clone(),
+            identity: Identity {
+                abstains: boot.identity.abstains || boot.has_lost_vote,
+                ..boot.identity.clone()
+            },
             config,
             description,
         });
@@ -179,6 +189,7 @@ impl Server {
         for _ in 0..shards {
             starts.recv().map_err(|_| ServerError::ShardEnded)??;
         }
+        boot.serves(&data_dir)?;
         let accepted = runtime.run_on(ShardId(0), move |handle| accept(handle, listeners));
         if accepted.is_err() {
             return Err(ServerError::ShardEnded);

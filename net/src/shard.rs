@@ -129,6 +129,7 @@ pub async fn assemble(handle: ShardHandle, plan: &Plan) -> Result<Running, Shard
         // The topology says how.
         strategy: None,
         file_id_first: plan.identity.layout().file_id_first(shard),
+        was_here: plan.identity.has_served,
         ..Options::new(plan.identity.layout().dir(shard))
     };
     let opened = Store::open(env.clone(), options).await;

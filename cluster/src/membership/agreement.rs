@@ -139,7 +139,9 @@ impl<E: Env> Membership<E> {
     fn voter_in(&self, instance: &Instance) -> Result<SlotId, Answer> {
         let inner = &self.0;
         if inner.config.abstains {
-            return Err(refused("restored from a backup, and without a vote since"));
+            return Err(refused(
+                "this node was restored from a backup, or has lost its vote, and gives none",
+            ));
         }
         if !ballot_of(instance.ballot).is_possible() {
             return Err(refused("a ballot that nobody can have come to"));

@@ -153,6 +153,15 @@ pub fn read_copy(bytes: &[u8]) -> Result<Topology, StoreError> {
     Topology::decode(payload).map_err(|source| StoreError::Decode { path, source })
 }
 
+/// The content of `node/topology.vote` of a node that has never voted: so that one which is missing is a lost one.
+pub fn no_vote() -> Vec<u8> {
+    let vote = Vote {
+        instance: Epoch::default(),
+        acceptor: Acceptor::default(),
+    };
+    frame(Kind::Vote, &encode_vote(&vote)).to_vec()
+}
+
 /// Reads and replaces the two files. One user at a time: the caller holds it exclusively.
 #[derive(Debug)]
 pub struct Store<D> {

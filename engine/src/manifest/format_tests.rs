@@ -187,7 +187,7 @@ fn a_damaged_root_slot_leaves_the_other_one() {
 fn many_edits_go_through_many_logs() {
     torc_sim::run(1, |env| async move {
         env.disk().create_dir(&dir()).await.unwrap();
-        let manifest = Manifest::open(&env, &dir(), true, &Keys::default())
+        let manifest = Manifest::open(&env, &dir(), Some(State::default()), &Keys::default())
             .await
             .unwrap();
         for number in 0..300u32 {
@@ -197,7 +197,7 @@ fn many_edits_go_through_many_logs() {
                 manifest.commit(&[Change::RemoveSegment(id)]).await.unwrap();
             }
             if number % 50 == 0 {
-                let reopened = Manifest::open(&env, &dir(), false, &Keys::default())
+                let reopened = Manifest::open(&env, &dir(), None, &Keys::default())
                     .await
                     .unwrap();
                 assert_eq!(*reopened.state(), *manifest.state());
@@ -206,7 +206,7 @@ fn many_edits_go_through_many_logs() {
         assert_eq!(manifest.state().segments.len(), 150);
         let names = env.disk().list(&dir()).await.unwrap();
         assert_eq!(names.len(), 2, "one root, one log: {names:?}");
-        let reopened = Manifest::open(&env, &dir(), false, &Keys::default())
+        let reopened = Manifest::open(&env, &dir(), None, &Keys::default())
             .await
             .unwrap();
         assert_eq!(*reopened.state(), *manifest.state());
@@ -218,12 +218,12 @@ fn a_store_without_a_root_is_not_taken_for_a_fresh_one() {
     torc_sim::run(1, |env| async move {
         write_manifest(&env).await;
         env.disk().remove(&files::root_path(&dir())).await.unwrap();
-        let error = Manifest::open(&env, &dir(), false, &Keys::default())
+        let error = Manifest::open(&env, &dir(), None, &Keys::default())
             .await
             .err()
             .unwrap();
         assert!(matches!(error, OpenError::Corrupt { .. }));
-        let manifest = Manifest::open(&env, &dir(), true, &Keys::default())
+        let manifest = Manifest::open(&env, &dir(), Some(State::default()), &Keys::default())
             .await
             .unwrap();
         assert_eq!(*manifest.state(), State::default());
@@ -239,7 +239,7 @@ struct Promised {
 
 async fn many_edits(env: SimEnv, promised: Rc<RefCell<Promised>>) {
     env.disk().create_dir(&dir()).await.unwrap();
-    let manifest = Manifest::open(&env, &dir(), true, &Keys::default())
+    let manifest = Manifest::open(&env, &dir(), Some(State::default()), &Keys::default())
         .await
         .unwrap();
     for number in 0..60u32 {
@@ -257,9 +257,14 @@ async fn is_a_prefix(env: SimEnv, promised: Rc<RefCell<Promised>>) {
         (promised.begun.clone(), promised.acknowledged)
     };
     let may_be_fresh = acknowledged == 0;
-    let manifest = Manifest::open(&env, &dir(), may_be_fresh, &Keys::default())
-        .await
-        .unwrap();
+    let manifest = Manifest::open(
+        &env,
+        &dir(),
+        may_be_fresh.then(State::default),
+        &Keys::default(),
+    )
+    .await
+    .unwrap();
     let found = manifest.state().segments.clone();
     assert!(found.len() >= acknowledged, "{acknowledged} acknowledged");
     assert_eq!(found, begun[..found.len()]);
@@ -334,7 +339,8 @@ fn new_logs_that_a_full_disk_refuses_leave_nothing_behind_however_often_they_are
         let host = simulation.add_host(1);
         let manifest = simulation.run_on(host, ShardId(0), |env| async move {
             env.disk().create_dir(&dir()).await.unwrap();
-            let opened = Manifest::open(&env, &dir(), true, &test_keys(&[1])).await;
+            let opened =
+                Manifest::open(&env, &dir(), Some(State::default()), &test_keys(&[1])).await;
             opened.unwrap()
         });
         let manifest = Rc::new(manifest.unwrap());

@@ -74,7 +74,11 @@ pub(super) async fn open<E: Env>(
 
     let files = Files::list(disk, &wal_dir, &tables_dir).await?;
     let keys = options.keys.clone();
-    let manifest = Manifest::open(&env, &dir, files.are_none(), &keys).await?;
+    let fresh = files.are_none().then(|| State {
+        losses: options.was_here.then_some(ANYTHING).into_iter().collect(),
+        ..State::default()
+    });
+    let manifest = Manifest::open(&env, &dir, fresh, &keys).await?;
     let state = manifest.state().clone();
     files.check_listed(&state, &wal_dir, &tables_dir)?;
 
@@ -283,8 +287,8 @@ impl Files {
     }
 }
 
-/// What damage in the log costs: whatever was in it.
-const LOG_LOST: Loss = Loss {
+/// What damage in the log costs, and a store that is gone: whatever was in it.
+const ANYTHING: Loss = Loss {
     tree: None,
     range: TokenRange::ALL,
     is_accepted: false,
@@ -300,7 +304,7 @@ fn judge(state: &State, replayed: &Replayed, records: u64, loaded: &Loaded) -> R
     }
     let mut losses = state.losses.clone();
     losses.extend(&loaded.losses);
-    losses.extend(end.gap.as_ref().map(|_| LOG_LOST));
+    losses.extend(end.gap.as_ref().map(|_| ANYTHING));
     Recovery {
         tables: state.tables.len(),
         table_bytes: state.tables.values().map(|table| table.bytes).sum(),
@@ -384,7 +388,7 @@ async fn settle<E: Env>(
         changes.push(Change::Suspect(true));
     }
     if is_damaged {
-        changes.push(Change::Lost(LOG_LOST));
+        changes.push(Change::Lost(ANYTHING));
     }
     for (tree, seqno) in &state.dropped {
         if *seqno < oldest_seqno {

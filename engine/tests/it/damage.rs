@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use torc_engine::inspect::{View, inspect};
-use torc_engine::{Decision, Options, ReadError, Store, WriteError};
+use torc_engine::{Decision, Options, ReadError, Store, WriteError, remove_all};
 use torc_env::{Disk, Env, OpenMode, Token, TreeId};
 use torc_sim::{DiskOptions, HostId, SimEnv, Simulation};
 
@@ -418,5 +418,31 @@ fn a_missing_manifest_or_log_segment_is_named_with_what_to_do() {
         let (store, recovery) = Store::open(env, options()).await.unwrap();
         assert!(recovery.clean && !recovery.amnesia);
         assert_eq!(get(&store, key(2)).await.unwrap(), vec![2; 1000]);
+    });
+}
+
+#[test]
+fn a_store_that_is_gone_has_lost_everything_and_a_fresh_one_nothing() {
+    let known = || Options {
+        was_here: true,
+        ..options()
+    };
+    let (simulation, host) = filled(9);
+    run(&simulation, host, move |env| async move {
+        let (store, recovery) = Store::open(env.clone(), known()).await.unwrap();
+        assert!(recovery.losses.is_empty(), "it is there");
+        store.close().await.unwrap();
+        drop(store);
+        remove_all(env.disk(), &options().dir).await.unwrap();
+        for _ in 0..2 {
+            let (store, recovery) = Store::open(env.clone(), known()).await.unwrap();
+            assert_eq!(recovery.losses.len(), 1);
+            assert_eq!(recovery.losses[0].tree, None);
+            put(&store, key(1), value("v", 9)).await.unwrap();
+            store.close().await.unwrap();
+        }
+        remove_all(env.disk(), &options().dir).await.unwrap();
+        let (_, recovery) = Store::open(env, options()).await.unwrap();
+        assert!(recovery.losses.is_empty());
     });
 }

@@ -23,6 +23,8 @@ pub const FORMAT: u32 = 2;
 const FIXED_BYTES: usize = 66;
 /// Flag: this node has no vote about the topology.
 const ABSTAINS: u16 = 1;
+/// Flag: this node has taken connections.
+const HAS_SERVED: u16 = 2;
 /// What the checksum does not cover: everything up to and including itself.
 const UNCOVERED_BYTES: usize = 16;
 /// The longest name of a node or cluster, in bytes.
@@ -46,6 +48,8 @@ pub struct Identity {
     pub lineage: u64,
     /// Whether this node may have forgotten a vote about the topology, and so gives none.
     pub abstains: bool,
+    /// Whether this node has taken connections: then it had its stores and its vote, and what is missing of them is lost.
+    pub has_served: bool,
     /// The configured name of the node that made the directory.
     pub name: String,
     /// The configured name of its cluster.
@@ -109,7 +113,8 @@ impl Identity {
         bytes.put_u16_le(self.shards);
         bytes.put_u16_le(self.layout);
         bytes.put_u64_le(self.lineage);
-        bytes.put_u16_le(if self.abstains { ABSTAINS } else { 0 });
+        let abstains = ABSTAINS * u16::from(self.abstains);
+        bytes.put_u16_le(abstains | (HAS_SERVED * u16::from(self.has_served)));
         for name in [&self.name, &self.cluster] {
             assert!(
                 name.len() <= NAME_BYTES_MAX,
@@ -156,7 +161,7 @@ impl Identity {
         let shards = rest.get_u16_le();
         let layout = rest.get_u16_le();
         let lineage = rest.get_u64_le();
-        let abstains = rest.get_u16_le() & ABSTAINS != 0;
+        let flags = rest.get_u16_le();
         let name_len = usize::from(rest.get_u16_le());
         let cluster_len = usize::from(rest.get_u16_le());
         if rest.len() != name_len + cluster_len {
@@ -177,7 +182,8 @@ impl Identity {
             shards,
             layout,
             lineage,
-            abstains,
+            abstains: flags & ABSTAINS != 0,
+            has_served: flags & HAS_SERVED != 0,
             name: text(name)?,
             cluster: text(cluster)?,
         })
@@ -197,6 +203,7 @@ mod tests {
             layout: 7,
             lineage: 8,
             abstains: true,
+            has_served: false,
             name: "n1".into(),
             cluster: "demo".into(),
         }

@@ -218,6 +218,7 @@ fn finish(
         layout: manifest.layout,
         lineage: boot,
         abstains,
+        has_served: false,
         name: manifest.name.clone(),
         cluster: manifest.cluster.clone(),
     };

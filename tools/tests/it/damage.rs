@@ -109,3 +109,51 @@ fn the_only_copy_is_unreadable_until_its_loss_is_accepted_and_absent_from_then_o
     assert_eq!(read_all(&cluster, 1, "default"), [200; KEYS]);
     cluster.torc(&["put", "--keyspace", "one", "key0", "again"]);
 }
+
+#[test]
+fn a_store_that_is_gone_is_fetched_from_others_and_what_nobody_has_is_not_absent() {
+    let mut cluster = Cluster::start(3, 1, &[]);
+    cluster.torc(&["keyspace", "set", "one", "--n", "1"]);
+    for key in 0..KEYS {
+        let key = format!("key{key}");
+        cluster.torc(&["put", &key, "v", "--w", "all"]);
+        cluster.torc(&["put", "--keyspace", "one", &key, "v"]);
+    }
+    let before = read_all(&cluster, 1, "one");
+    assert_eq!(before, [200; KEYS]);
+    cluster.kill(0);
+    std::fs::remove_dir_all(cluster.home(0).join("data/shard-00")).unwrap();
+    std::fs::remove_file(cluster.home(0).join("data/node/topology.vote")).unwrap();
+    cluster.spawn(0);
+    cluster.wait_ready();
+    assert!(cluster.log(0).contains("node/topology.vote is missing"));
+    let damage =
+        || -> Value { serde_json::from_str(&cluster.torc(&["damage", "--json"])).unwrap() };
+    wait_until(
+        || damage().to_string(),
+        || {
+            let found = damage();
+            let parts = found["damage"].as_array().unwrap();
+            let waits = |part: &Value| part["state"] == "lost" && part["keyspace"] == "one";
+            !parts.is_empty() && parts.iter().all(waits)
+        },
+    );
+    let statuses = read_all(&cluster, 1, "one");
+    assert!(
+        statuses.contains(&503) && !statuses.contains(&404),
+        "{statuses:?}"
+    );
+    cluster.torc(&["damage", "--accept-loss"]);
+    wait_until(
+        || damage().to_string(),
+        || damage()["damage"].as_array().unwrap().is_empty(),
+    );
+    let after = read_all(&cluster, 1, "one");
+    assert!(after.contains(&404) && !after.contains(&503), "{after:?}");
+    for other in [1, 2] {
+        cluster.kill(other);
+    }
+    let url = |key| format!("{}/v1/keys/key{key}?r=1", cluster.endpoint(0));
+    let statuses: Vec<_> = (0..KEYS).map(|key| http_status(&url(key))).collect();
+    assert_eq!(statuses, [Some(200); KEYS], "fetched from the others");
+}
