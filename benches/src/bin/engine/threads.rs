@@ -42,8 +42,7 @@ pub fn run<E: Engine>(
         let open = |core: &CoreId| (open(&directory_of(core)), *core);
         cores.iter().map(open).collect()
     };
-    let new = |_: &_| Population::new(script.is_scattered);
-    let populations: Vec<Population> = cores.iter().map(new).collect();
+    let populations: Vec<Population> = cores.iter().map(|_| Population::default()).collect();
     let mut engines = open();
     for (number, load) in script.loads.iter().enumerate() {
         if number == script.settled_after {

@@ -152,7 +152,7 @@ async fn measure(given: &Given, env: &RealEnv, directory: &str) {
         keys,
         ..
     } = given;
-    let population = Population::new(script.is_scattered);
+    let population = Population::default();
     let policy = |at: usize| {
         let is_bulk = script.loads.get(at).is_some_and(Load::is_bulk);
         if is_bulk { Fsync::Never } else { Fsync::Group }

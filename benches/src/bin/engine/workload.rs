@@ -140,8 +140,6 @@ impl Load {
 
 /// What is done with one store, from empty on.
 pub struct Script {
-    /// Numbers of keys follow each other in no order.
-    pub is_scattered: bool,
     pub loads: Vec<Load>,
     /// Loads before everything is merged.
     pub settled_after: usize,
@@ -201,21 +199,20 @@ pub fn scripts() -> [Script; 2] {
     ];
     [
         Script {
-            is_scattered: true,
             loads: writes,
             settled_after: usize::MAX,
         },
         Script {
-            is_scattered: false,
             loads: rest,
             settled_after: 1,
         },
     ]
 }
 
-/// Which keys a store holds: those of the numbers from 0 on.
+/// Which keys a store holds: those of the numbers from 0 on. Keys of neighbouring numbers have nothing to do with each other, as
+/// YCSB has it (`insertorder=hashed`), and as keys come to the store of a node in a ring.
+#[derive(Default)]
 pub struct Population {
-    is_scattered: bool,
     next: AtomicU64,
     /// All below are there.
     count: AtomicU64,
@@ -224,26 +221,9 @@ pub struct Population {
 }
 
 impl Population {
-    pub fn new(is_scattered: bool) -> Population {
-        Population {
-            is_scattered,
-            next: AtomicU64::new(0),
-            count: AtomicU64::new(0),
-            ahead: Mutex::default(),
-        }
-    }
-
     /// Keys that are there, at least.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Acquire)
-    }
-
-    fn key(&self, number: u64) -> Vec<u8> {
-        if self.is_scattered {
-            format!("user{:016x}", mixed(number)).into_bytes()
-        } else {
-            format!("user{number:016}").into_bytes()
-        }
     }
 
     fn inserted(&self, number: u64) {
@@ -325,13 +305,9 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The `at`th of the numbers below `count` in an order in which neighbours are far from each other: so that a bulk load comes as to a
-/// store of hashed keys, also where keys follow each other later.
-fn in_no_order(at: u64, count: u32) -> u64 {
-    // A prime above every count, so that each number comes once; far from a power of two, as counts are near parts of those.
-    const STRIDE: u128 = 0x9e37_79b1_85eb_ca87;
-    let number = STRIDE * u128::from(at) % u128::from(count);
-    u64::try_from(number).expect("below a 32-bit count")
+/// The key of a number, each its own.
+fn hashed(number: u64) -> Vec<u8> {
+    format!("user{:016x}", mixed(number)).into_bytes()
 }
 
 /// One that does one thing after the other.
@@ -387,15 +363,11 @@ impl<'a> Client<'a> {
             if load.is_bulk() && step.number >= u64::from(settings.keys) {
                 return None;
             }
-            step.key = population.key(if load.is_bulk() {
-                in_no_order(step.number, settings.keys)
-            } else {
-                step.number
-            });
+            step.key = hashed(step.number);
         } else {
             let count = population.count();
             let number = self.draw.next(&mut self.numbers.0, count, 0);
-            step.key = population.key(number);
+            step.key = hashed(number);
             if !step.is_there {
                 // Behind all keys that begin like it, and before the next.
                 step.key[KEY_BYTES - 1] = b'x';
@@ -561,23 +533,8 @@ mod tests {
     }
 
     #[test]
-    fn a_bulk_load_writes_every_key_once_in_no_order() {
-        for count in [1, 10, 1000, 99_991] {
-            let numbers: Vec<u64> = (0..u64::from(count))
-                .map(|at| in_no_order(at, count))
-                .collect();
-            let distinct: BTreeSet<&u64> = numbers.iter().collect();
-            assert_eq!(distinct.len(), numbers.len());
-            let near = numbers
-                .windows(2)
-                .filter(|two| two[0].abs_diff(two[1]) < 10);
-            assert!(count < 1000 || near.count() < 10, "of {count}");
-        }
-    }
-
-    #[test]
     fn overwrites_end_when_everything_has_been_three_times() {
-        let (settings, population) = (settings(), Population::new(false));
+        let (settings, population) = (settings(), Population::default());
         let run_all = |load: &Load| {
             let run = Run::new(&settings, load, &population, Instant::now());
             let mut clients = [Client::new(&run, 0), Client::new(&run, 1)];
