@@ -4,7 +4,7 @@
 //! neighbouring sizes keep their ratio at every size of the data.
 
 use super::outlook::Shape;
-use super::{Plan, Settings, Strategy, is_cut, piece};
+use super::{Plan, Scanned, Settings, Strategy, is_cut, piece};
 use crate::le::len64;
 use crate::levels::{BOTTOM, Levels, Run};
 use crate::pacing::{ONE, mul_div};
@@ -23,6 +23,40 @@ pub(super) fn pick(levels: &Levels, settings: &Settings) -> Option<Plan> {
         // Several runs at the bottom: the tree had another strategy.
         return piece::collapse(levels, settings, levels.level(BOTTOM));
     };
+    merge(levels, settings, base, level)
+}
+
+/// A compaction of the uppermost level that scans have read as much of as merging it costs.
+pub(super) fn pick_scanned(
+    levels: &Levels,
+    settings: &Settings,
+    scanned: &Scanned,
+) -> Option<Plan> {
+    let base = base_level(levels, settings);
+    let is_paid = |level: &u8| {
+        let price = price_for_scans(levels, settings, base, *level);
+        price.is_some_and(|price| scanned.of(*level) >= price)
+    };
+    let level = (0..BOTTOM).find(is_paid)?;
+    merge(levels, settings, base, level)
+}
+
+/// Bytes read and written to merge a whole level into the next; `None` when that leaves scans as many runs as there are.
+fn price_for_scans(levels: &Levels, settings: &Settings, base: u8, level: u8) -> Option<u64> {
+    let output = next_level(base, level);
+    let mut runs = levels.level(level).len();
+    let mut bytes = levels.level_bytes(level);
+    if is_one_run(settings, output) {
+        runs += levels.level(output).len();
+        bytes = bytes.saturating_add(levels.level_bytes(output));
+    }
+    let is_one_table_at_a_time = level > 0 && settings.strategy == Strategy::Leveled;
+    let leaves_fewer = !levels.level(level).is_empty() && runs > 1;
+    (leaves_fewer && !is_one_table_at_a_time).then(|| bytes.saturating_mul(2))
+}
+
+/// The next compaction of a level.
+fn merge(levels: &Levels, settings: &Settings, base: u8, level: u8) -> Option<Plan> {
     let output = next_level(base, level);
     let sources = sources(levels, level);
     if level > 0 && settings.strategy == Strategy::Leveled {

@@ -23,6 +23,8 @@ pub struct Plan {
     pub bytes: u64,
     /// Whether nothing is read nor written: the inputs just go.
     pub is_drop: bool,
+    /// Whether no level is due for it: scans have paid for it.
+    pub is_for_scans: bool,
 }
 
 /// The part of a run that a compaction takes.
@@ -65,6 +67,7 @@ impl Plan {
             output_run,
             bytes,
             is_drop: false,
+            is_for_scans: false,
         }
     }
 

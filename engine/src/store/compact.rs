@@ -123,7 +123,7 @@ impl<E: Env> Inner<E> {
 
     /// The most urgent compaction of the next tree that needs one, in turn, so that a busy tree does
     /// not keep the others from theirs. Before them, tables of which nothing is needed any more; when there is
-    /// nothing else, one that forgets what may be purged, or that empties blobs. A tree with known damage waits until that is
+    /// nothing else, one that forgets what may be purged, that empties blobs, or that scans have paid for. A tree with known damage waits until that is
     /// cut out.
     fn pick_compaction(&self) -> Option<(TreeId, Plan)> {
         let tables = self.tables.borrow();
@@ -153,6 +153,7 @@ impl<E: Env> Inner<E> {
             let worn = tables.worn(&self.options, tree, None);
             pick_worn(&tables.tree(tree)?.levels, &worn, true)
         };
+        let scanned = |tree| tables.pick_scanned(&self.options, tree);
         // On a full disk, what makes room comes first: there may not be enough for anything else.
         let is_full = self.health.disk_full.get();
         first(&dead)
@@ -160,6 +161,7 @@ impl<E: Env> Inner<E> {
             .or_else(|| first(&due))
             .or_else(|| first(&purge))
             .or_else(|| first(&worn))
+            .or_else(|| first(&scanned))
     }
 
     /// See [`super::Store::compact`].
@@ -264,7 +266,11 @@ impl<E: Env> Inner<E> {
             // The tree was dropped meanwhile, before or after the edit.
             return self.discard(tables, blobs).await.map_err(Failure::Final);
         }
-        let gone = self.tables.borrow_mut().apply(tree, &edit, opened);
+        let gone = {
+            let mut tables = self.tables.borrow_mut();
+            tables.forget_scanned(tree, plan);
+            tables.apply(tree, &edit, opened)
+        };
         self.count(|counts| {
             counts.compactions += 1;
             counts.dropped_tables += u64::from(plan.is_drop);
@@ -296,8 +302,8 @@ impl<E: Env> Inner<E> {
             });
         }
         let job = self.merge_job(tree, plan, emptied);
-        // What is written again where it is was not owed.
-        let kind = if plan.is_rewrite() {
+        // What is written again where it is was not owed, and scans wait for no level.
+        let kind = if plan.is_rewrite() || plan.is_for_scans {
             Kind::Moving
         } else {
             Kind::Compaction

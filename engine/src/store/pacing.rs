@@ -40,7 +40,7 @@ pub(super) enum Kind {
     Flush,
     /// Merging, which is owed.
     Compaction,
-    /// Taking values out of blobs, and writing tables again where they are: nothing that level 0 waits for.
+    /// Taking values out of blobs, writing tables again where they are, and merging for scans: nothing that level 0 waits for.
     Moving,
 }
 

@@ -1,5 +1,6 @@
 //! Reads: memtables, then tables, newest first.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -8,6 +9,7 @@ use torc_env::{Env, Token, TokenRange, TreeId};
 
 use super::Inner;
 use super::tables::Tree;
+use crate::ahead::Scanned;
 use crate::cache::Lookup;
 use crate::error::ReadError;
 use crate::le::len64;
@@ -191,6 +193,7 @@ impl<E: Env> Inner<E> {
         let (in_memory, known) = self.in_memory(tree, &from, range, records, &densities);
         let mut sources = vec![Source::Memory(in_memory.into_iter())];
         let expected = expected_bytes(&densities, limits);
+        let scanned: Rc<RefCell<Scanned>> = Rc::default();
         for (run, expected) in runs.iter().zip(expected) {
             let parts = run.overlapping(range).iter().filter_map(|table| {
                 let part = table.extent.intersection(&range)?;
@@ -204,6 +207,8 @@ impl<E: Env> Inner<E> {
                     budget: Rc::clone(&self.scans),
                     blocks: self.blocks.clone(),
                     expected,
+                    level: run.level,
+                    scanned: Rc::clone(&scanned),
                 }),
             )));
         }
@@ -233,11 +238,25 @@ impl<E: Env> Inner<E> {
             next = page.last().map(|stored| after(&stored.entry));
         }
         drop((merge, held));
+        self.note_scanned(tree, *scanned.borrow());
         let entries = self.with_values(tables.as_deref(), page).await?;
         self.count(|counts| {
             counts.scanned += u64::try_from(entries.len()).expect("a count in memory fits 64 bits")
         });
         Ok(ScanPage { entries, next })
+    }
+
+    /// Notes what a scan has read; a merge may have been paid for.
+    fn note_scanned(&self, tree: TreeId, scanned: Scanned) {
+        // A page out of memory and caches costs nothing, not even this.
+        if scanned == Scanned::default() {
+            return;
+        }
+        let mut tables = self.tables.borrow_mut();
+        tables.note_scanned(tree, scanned);
+        if tables.pick_scanned(&self.options, tree).is_some() {
+            self.compaction.ring();
+        }
     }
 }
 
@@ -384,6 +403,45 @@ mod tests {
         let found = expected(&[one_token, runs[0].clone()], usize::MAX, usize::MAX);
         assert!(found[0] >= u64::from(u32::MAX) - 1, "{found:?}");
         assert!(expected(&[], 100, 100).is_empty());
+    }
+
+    #[test]
+    fn runs_that_scans_read_again_and_again_become_one_and_others_stay() {
+        torc_sim::run(6, |env| async move {
+            let options = Options {
+                cache_blocks_percent: 0,
+                ..Options::new("shard-00")
+            };
+            let (store, _) = Store::open(env.clone(), options.clone()).await.unwrap();
+            // One run fewer than is due by itself.
+            for number in 0..50 * 3 {
+                put(&store, number).await;
+                if number % 50 == 49 {
+                    store.flush().await.unwrap();
+                }
+            }
+            let runs = || {
+                store
+                    .0
+                    .tables
+                    .borrow()
+                    .tree(TREE)
+                    .unwrap()
+                    .levels
+                    .runs()
+                    .len()
+            };
+            let scan = || store.scan(TREE, ScanFrom::Token(Token(0)), Token::MAX, LIMITS);
+            let expected = scan().await.unwrap();
+            env.sleep(Duration::from_secs(10)).await;
+            assert_eq!(runs(), 3, "one scan pays for nothing");
+            for _ in 0..20 {
+                assert_eq!(scan().await.unwrap(), expected);
+            }
+            env.sleep(Duration::from_secs(10)).await;
+            assert_eq!(runs(), 1);
+            assert_eq!(scan().await.unwrap(), expected);
+        });
     }
 
     /// Keys whose tokens lie in the first part of the ring of so many.

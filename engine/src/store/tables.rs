@@ -10,7 +10,9 @@ use torc_env::{Disk, TokenRange, TreeId, mutation};
 
 use super::Inner;
 use crate::blob::{Blob, BlobFile, blob_path};
-use crate::compaction::{Outlook, Settings, Strategy, Worn, debt_bytes, outlook};
+use crate::compaction::{
+    Outlook, Plan, Scanned, Settings, Strategy, Worn, debt_bytes, outlook, pick_scanned,
+};
 use crate::crypt::KeyId;
 use crate::error::ReadError;
 use crate::levels::{BOTTOM, Edit, Levels, Run, TableRef};
@@ -120,6 +122,7 @@ pub(super) struct Tables<D: Disk> {
     strategies: BTreeMap<TreeId, Strategy>,
     /// What a flush wrote of a tree, on average, since the open.
     run_bytes: BTreeMap<TreeId, u64>,
+    scanned: BTreeMap<TreeId, Scanned>,
     /// Counts the flushes that were applied, and the drops: what was read before one of them may
     /// no longer be the newest.
     generation: u64,
@@ -135,6 +138,7 @@ impl<D: Disk> Tables<D> {
             floors: BTreeMap::new(),
             strategies: BTreeMap::new(),
             run_bytes: BTreeMap::new(),
+            scanned: BTreeMap::new(),
             generation: 0,
             next_file_id,
             unsound: BTreeSet::new(),
@@ -315,6 +319,7 @@ impl<D: Disk> Tables<D> {
         self.floors.remove(&tree);
         self.strategies.remove(&tree);
         self.run_bytes.remove(&tree);
+        self.scanned.remove(&tree);
         self.generation += 1;
         match self.trees.remove(&tree) {
             Some(tree) => {
@@ -364,6 +369,26 @@ impl<D: Disk> Tables<D> {
             let bytes: u64 = infos.iter().map(|info| info.bytes).sum();
             let average = self.run_bytes.entry(infos[0].tree).or_insert(bytes);
             *average = (*average * 3 + bytes).div_ceil(4);
+        }
+    }
+
+    /// Notes what a scan has read of a tree.
+    pub(super) fn note_scanned(&mut self, tree: TreeId, scanned: Scanned) {
+        self.scanned.entry(tree).or_default().add_all(scanned);
+    }
+
+    /// The merge that scans have paid for, if they have.
+    pub(super) fn pick_scanned(&self, options: &Options, tree: TreeId) -> Option<Plan> {
+        let scanned = self.scanned.get(&tree)?;
+        let settings = self.settings(options, tree)?;
+        pick_scanned(&self.trees.get(&tree)?.levels, &settings, scanned)
+    }
+
+    /// A piece of these levels is merged.
+    pub(super) fn forget_scanned(&mut self, tree: TreeId, plan: &Plan) {
+        if let Some(scanned) = self.scanned.get_mut(&tree) {
+            let inputs = plan.inputs.iter();
+            inputs.for_each(|input| scanned.forget(input.level));
         }
     }
 

@@ -7,7 +7,8 @@ use std::rc::Rc;
 use bytes::Bytes;
 use proptest::prelude::*;
 use torc_engine::compaction::{
-    Plan, Settings, Strategy, debt_bytes, pick, pick_dead, pick_full, pick_purge, runs_max,
+    Plan, Scanned, Settings, Strategy, debt_bytes, pick, pick_dead, pick_full, pick_purge,
+    pick_scanned, runs_max,
 };
 use torc_engine::levels::{BOTTOM, Levels, TableRef};
 use torc_engine::purge::{PurgeFloors, Reach};
@@ -237,6 +238,23 @@ impl World {
         unreachable!("the loop ends inside")
     }
 
+    /// Compacts as long as scans pay, whatever it costs.
+    fn settle_for_scans(&mut self) {
+        let mut all = Scanned::default();
+        (0..BOTTOM).for_each(|level| all.add(level, u64::MAX));
+        for jobs in 0.. {
+            assert!(jobs < 10_000, "picking comes to an end");
+            self.settle();
+            let runs = self.levels.runs().len();
+            let Some(plan) = pick_scanned(&self.levels, &self.settings, &all) else {
+                return;
+            };
+            self.run(&plan);
+            self.settle();
+            assert!(self.levels.runs().len() < runs, "fewer runs to read");
+        }
+    }
+
     /// Runs that a get of the worst sample key asks.
     fn depth(&self) -> usize {
         let keys = (0..SAMPLES).map(sample);
@@ -304,6 +322,48 @@ fn four_runs_on_level_0_are_merged_into_the_bottom_of_a_small_tree() {
     assert_eq!(world.settle(), 1);
     assert_eq!(world.levels.runs().len(), 1);
     assert_eq!(world.levels.level_bytes(BOTTOM), 128 * MIB);
+}
+
+#[test]
+fn scans_pay_for_a_merge_when_they_have_read_what_it_reads_and_writes() {
+    let mut world = World::new(Strategy::Hybrid, 100);
+    let picked = |world: &World, level, bytes| {
+        let mut scanned = Scanned::default();
+        scanned.add(level, bytes);
+        pick_scanned(&world.levels, &world.settings, &scanned)
+    };
+    world.flush(32 * MIB);
+    assert_eq!(picked(&world, 0, u64::MAX), None, "one run stays one");
+    world.flush(32 * MIB);
+    assert_eq!(picked(&world, 0, 128 * MIB - 1), None);
+    assert_eq!(picked(&world, BOTTOM, u64::MAX), None);
+    let plan = picked(&world, 0, 128 * MIB).expect("two runs become one");
+    world.run(&plan);
+    assert_eq!(world.levels.level(BOTTOM).len(), 1);
+    // A run into the bottom reads and writes the bottom too.
+    world.flush(32 * MIB);
+    assert_eq!(picked(&world, 0, 192 * MIB - 1), None);
+    assert!(picked(&world, 0, 192 * MIB).is_some());
+}
+
+#[test]
+fn who_scans_on_comes_to_one_run_where_the_number_of_runs_is_not_what_the_strategy_is_for() {
+    for style in EVERY_STRATEGY {
+        let mut world = World::new(style, 100);
+        for _ in 0..300 {
+            world.flush(32 * MIB);
+            world.settle();
+        }
+        let before = world.levels.runs().len();
+        world.settle_for_scans();
+        let after = world.levels.runs().len();
+        match style {
+            Strategy::Hybrid => assert_eq!(after, 1, "of {before}"),
+            // One run a level stays.
+            Strategy::Leveled => assert!(world.levels.level(0).is_empty()),
+            _ => assert_eq!(after, before),
+        }
+    }
 }
 
 /// Sixty-four gigabytes in flushes of 32 MiB, settled after each.

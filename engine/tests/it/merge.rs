@@ -93,6 +93,8 @@ async fn check(shapes: Vec<Shape>, tokens: Tokens, picks: Vec<u8>, tables: usize
                     budget: AheadBudget::new(1 << 20),
                     blocks: BlockCache::none(),
                     expected: 16 << 10,
+                    level: 1,
+                    scanned: std::rc::Rc::default(),
                 }),
             )));
         }

@@ -21,6 +21,8 @@ async fn collect<D: Disk>(table: &Table<D>, from: ScanFrom, range: TokenRange) -
             budget: AheadBudget::new(1 << 20),
             blocks: BlockCache::none(),
             expected: 16 << 10,
+            level: 1,
+            scanned: std::rc::Rc::default(),
         }),
     );
     let mut found = vec![];

@@ -4,13 +4,15 @@
 //!
 //! For each strategy: every key is written once, then overwritten at random so many times the number of keys, with
 //! memtables of 1 MiB so that all levels come into use; then keys are read that are there and that are
-//! not, with the levels as the overwriting left them. What is printed are counts, so it does not matter how
+//! not, with the levels as the overwriting left them; then scans begin anywhere. What is printed are counts, so it does not matter how
 //! fast the machine is, nor who else uses it.
 //!
 //! - *write*: bytes of the log and of tables for each byte that left memory, while overwriting.
 //! - *hit*, *miss*: tables asked, each about one device read, for each read that neither memtable nor
 //!   cache answered.
 //! - *space*: bytes of tables, mean and most while overwriting, over what is left after a full compaction.
+//! - *scan*: blocks read from the device for each scan of 100 records, of the first tenth of the scans and of the last; *merged*:
+//!   bytes that compactions wrote meanwhile for each byte that was left.
 
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
@@ -19,7 +21,7 @@ use clap::Args;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use torc_engine::compaction::Strategy;
-use torc_engine::{Fsync, Options, Stats, Store};
+use torc_engine::{Fsync, Options, ScanFrom, ScanLimits, Stats, Store};
 use torc_env::{Env as _, Token};
 use torc_runtime::{RealEnv, Runtime, RuntimeConfig};
 
@@ -31,6 +33,9 @@ const CLIENTS: usize = 16;
 const LOOK_EVERY: u32 = 500;
 /// Reads of each kind.
 const READS: u32 = 20_000;
+/// Scans, and records of each.
+const SCANS: u32 = 20_000;
+const SCAN_RECORDS: usize = 100;
 
 /// What each strategy of compaction writes, reads and keeps
 #[derive(Args, Clone, Debug)]
@@ -71,8 +76,10 @@ pub fn main(arguments: &Amplification) {
         ("fifo", Strategy::Fifo),
         ("time_window", Strategy::TimeWindow { stamps: 1 }),
     ];
-    println!("| strategy | levels | runs | write (bound) | hit | miss | space, mean / most |");
-    println!("|---|---|---|---|---|---|---|");
+    println!(
+        "| strategy | levels | runs | write (bound) | hit | miss | space, mean / most | scan, first / last | merged |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
     for (name, strategy) in strategies {
         let directory =
             tempfile::tempdir_in(&arguments.directory).expect("a directory for the data");
@@ -96,6 +103,9 @@ struct Figures {
     miss: f64,
     space_mean: f64,
     space_most: f64,
+    scan_first: f64,
+    scan_last: f64,
+    merged: f64,
 }
 
 impl std::fmt::Display for Figures {
@@ -105,14 +115,17 @@ impl std::fmt::Display for Figures {
             .map_or("none".to_owned(), |bound| format!("{bound:.1}"));
         write!(
             f,
-            "| {} | {} | {:.2} ({bound}) | {:.4} | {:.4} | {:.2} / {:.2} |",
+            "| {} | {} | {:.2} ({bound}) | {:.4} | {:.4} | {:.2} / {:.2} | {:.1} / {:.1} | {:.2} |",
             self.levels,
             self.runs,
             self.write,
             self.hit,
             self.miss,
             self.space_mean,
-            self.space_most
+            self.space_most,
+            self.scan_first,
+            self.scan_last,
+            self.merged
         )
     }
 }
@@ -183,6 +196,13 @@ async fn measure(arguments: &Amplification, env: RealEnv, strategy: Strategy) ->
     let hit = read(settings, &store, "user").await;
     let miss = read(settings, &store, "none").await;
     store.flush().await.expect("a flush");
+    let unscanned = store.stats();
+    let scan_first = scan(&env, &store, 0).await;
+    for tenth in 1..9 {
+        scan(&env, &store, tenth).await;
+    }
+    let scan_last = scan(&env, &store, 9).await;
+    let merged = store.stats().counts.compacted_bytes - unscanned.counts.compacted_bytes;
     // The others keep what has been overwritten, until it leaves by its age.
     store.set_strategy(TREE, Strategy::Hybrid);
     store.compact().await.expect("a compaction");
@@ -199,6 +219,9 @@ async fn measure(arguments: &Amplification, env: RealEnv, strategy: Strategy) ->
         miss,
         space_mean: seen.bytes_sum / f64::from(seen.looks.max(1)) / least,
         space_most: seen.bytes_most as f64 / least,
+        scan_first,
+        scan_last,
+        merged: merged as f64 / least,
     }
 }
 
@@ -261,4 +284,24 @@ async fn read(settings: &Settings, store: &Store<RealEnv>, kind: &str) -> f64 {
     let asked = after.counts.table_reads - before.counts.table_reads;
     let missed = after.cache.misses - before.cache.misses;
     asked as f64 / missed as f64
+}
+
+/// Blocks read from the device for each scan of a tenth of the scans.
+async fn scan(env: &RealEnv, store: &Store<RealEnv>, tenth: usize) -> f64 {
+    let before = store.stats();
+    let mut numbers = Numbers::new(100 + tenth);
+    let limits = ScanLimits {
+        records: SCAN_RECORDS,
+        bytes: 1 << 20,
+    };
+    let count = SCANS / 10;
+    for _ in 0..count {
+        let key = numbers.key("scan", u32::MAX);
+        let from = ScanFrom::Token(Token::of(TREE, &key));
+        let page = store.scan(TREE, from, Token::MAX, limits).await;
+        page.expect("a readable store");
+        env.give_way().await;
+    }
+    let read = store.stats().blocks.misses - before.blocks.misses;
+    read as f64 / f64::from(count)
 }
