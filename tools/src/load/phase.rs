@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, TryRecvError};
 use std::sync::{Arc, Barrier, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,10 @@ use super::world::{Nanos, Sockets};
 
 /// The lowest priority of a thread.
 const NICE_LOWEST: i32 = 19;
+
+/// How often what workers have recorded is looked for. Were the collector woken instead, the worker that wakes it
+/// would spend tens of microseconds on that, in which requests are due.
+const COLLECT_EVERY: Duration = Duration::from_millis(20);
 
 /// How long answers may still take after a signal before people are told.
 const TELL_AFTER: Duration = Duration::from_secs(1);
@@ -135,12 +139,12 @@ pub fn run(phase: &Phase, shared: &Shared, observe: Observe<'_>) -> std::io::Res
                 // Memory is best where the thread runs.
                 let placed = phase.place.enter(index);
                 let mut first = Some(Recorder::touched(&phase.operations));
-                let emit = |at, full| {
-                    let message = Message::Interval(index, at, Box::new(full));
-                    // The collector outlives the workers.
-                    send.send(message).ok();
+                let emit = |at, recorder: &mut Recorder| {
                     let returned = spare.try_recv().ok();
-                    returned.or_else(|| first.take()).unwrap_or_default()
+                    let empty = returned.or_else(|| first.take()).unwrap_or_default();
+                    let full = std::mem::replace(recorder, empty);
+                    // The collector outlives the workers.
+                    send.send(Message::Interval(index, at, Box::new(full))).ok();
                 };
                 let outcome = match placed {
                     Ok(()) => work(phase, shared, index, workers, barrier, epoch, emit),
@@ -199,7 +203,7 @@ fn collect(
     let mut ended = 0;
     let (mut stopped, mut told) = (None, false);
     loop {
-        match receive.recv_timeout(Duration::from_millis(100)) {
+        match receive.try_recv() {
             Ok(Message::Interval(index, at, mut recorder)) => {
                 collector.add(index, at, &recorder);
                 recorder.clear();
@@ -213,8 +217,8 @@ fn collect(
                     Err(error) => failed = failed.or(Some(error)),
                 }
             }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
+            Err(TryRecvError::Empty) => std::thread::sleep(COLLECT_EVERY),
+            Err(TryRecvError::Disconnected) => break,
         }
         let interrupted = interrupt::came();
         if collector.deliver(observe) == Flow::Stop || failed.is_some() || interrupted {
@@ -241,7 +245,7 @@ fn work(
     workers: usize,
     barrier: &Barrier,
     epoch: &OnceLock<Instant>,
-    mut emit: impl FnMut(u64, Recorder) -> Recorder,
+    mut emit: impl FnMut(u64, &mut Recorder),
 ) -> std::io::Result<Nanos> {
     let share = |all: usize| all / workers + usize::from(index < all % workers);
     let connections = share(phase.connections);

@@ -218,8 +218,8 @@ fn run_on(keys: u64, source: Source, settings: Settings, service: Service) -> (R
     worker.world().now = 0;
     let mut total = Recorder::default();
     let ended = worker.run(&mut |_, recorder| {
-        total.merge(&recorder);
-        Recorder::default()
+        total.merge(recorder);
+        recorder.clear();
     });
     (total, ended.unwrap())
 }

@@ -130,8 +130,8 @@ struct Slot<'a> {
     queued: bool,
 }
 
-/// Takes a full recorder with the number of its interval, and gives an empty one.
-pub type Emit<'a> = &'a mut dyn FnMut(u64, Recorder) -> Recorder;
+/// Takes what was recorded in an interval, with its number, and leaves an empty recorder.
+pub type Emit<'a> = &'a mut dyn FnMut(u64, &mut Recorder);
 
 /// The state of one worker.
 pub struct Worker<'a, W> {
@@ -353,8 +353,7 @@ impl<'a, W: World> Worker<'a, W> {
         };
         self.delayed = delayed;
         self.recorder.thread(self.settings.index, thread);
-        let full = std::mem::take(&mut self.recorder);
-        self.recorder = emit(self.interval_number, full);
+        emit(self.interval_number, &mut self.recorder);
         self.waited = 0;
         self.interval_began = now;
         // Answers after the end belong to the last interval.
