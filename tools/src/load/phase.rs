@@ -125,8 +125,10 @@ fn nanos(duration: Duration) -> Nanos {
 pub fn run(phase: &Phase, shared: &Shared, observe: Observe<'_>) -> std::io::Result<Measured> {
     shared.stop.store(false, Ordering::Relaxed);
     let workers = phase.threads.min(phase.connections).max(1);
-    let barrier = Barrier::new(workers);
-    let epoch = OnceLock::new();
+    let start = Start {
+        barrier: Barrier::new(workers),
+        epoch: OnceLock::new(),
+    };
     let collected = std::thread::scope(|scope| {
         let (send, receive) = mpsc::channel();
         let mut spares = Vec::new();
@@ -134,8 +136,10 @@ pub fn run(phase: &Phase, shared: &Shared, observe: Observe<'_>) -> std::io::Res
             let (spare_send, spare) = mpsc::channel();
             spares.push(spare_send);
             let send = send.clone();
-            let (barrier, epoch) = (&barrier, &epoch);
+            let start = &start;
             scope.spawn(move || {
+                // A thread that reads a trace ahead is as every other one, and begun before this one is not.
+                let schedule = phase.pace.schedule(index, workers);
                 // Memory is best where the thread runs.
                 let placed = phase.place.enter(index);
                 let mut first = Some(Recorder::touched(&phase.operations));
@@ -147,10 +151,10 @@ pub fn run(phase: &Phase, shared: &Shared, observe: Observe<'_>) -> std::io::Res
                     send.send(Message::Interval(index, at, Box::new(full))).ok();
                 };
                 let outcome = match placed {
-                    Ok(()) => work(phase, shared, index, workers, barrier, epoch, emit),
+                    Ok(()) => work(phase, shared, schedule, (index, workers), start, emit),
                     Err(error) => {
                         // Nobody may wait for a worker that failed.
-                        barrier.wait();
+                        start.barrier.wait();
                         Err(error)
                     }
                 };
@@ -238,13 +242,19 @@ fn collect(
     }
 }
 
+/// What workers begin together by.
+struct Start {
+    barrier: Barrier,
+    epoch: OnceLock<Instant>,
+}
+
+/// The work of one of so many workers.
 fn work(
     phase: &Phase,
     shared: &Shared,
-    index: usize,
-    workers: usize,
-    barrier: &Barrier,
-    epoch: &OnceLock<Instant>,
+    schedule: Schedule,
+    (index, workers): (usize, usize),
+    start: &Start,
     mut emit: impl FnMut(u64, &mut Recorder),
 ) -> std::io::Result<Nanos> {
     let share = |all: usize| all / workers + usize::from(index < all % workers);
@@ -256,7 +266,7 @@ fn work(
         pipeline: phase.pipeline,
         end: nanos(phase.length),
         interval: nanos(phase.interval),
-        schedule: phase.pace.schedule(index, workers),
+        schedule,
         rng: Xoshiro256PlusPlus::seed_from_u64(phase.seed.wrapping_add(number)),
     };
     let recorder = Recorder::touched(&phase.operations);
@@ -269,9 +279,11 @@ fn work(
         .map(|sockets| Worker::new(shared, settings, sockets, recorder))
         .and_then(|mut worker| worker.connect().map(|()| worker));
     // Nobody may wait for a worker that failed.
-    barrier.wait();
+    start.barrier.wait();
     let mut worker = connected?;
-    let epoch = *epoch.get_or_init(|| phase.begin.unwrap_or_else(Instant::now));
+    let epoch = *start
+        .epoch
+        .get_or_init(|| phase.begin.unwrap_or_else(Instant::now));
     std::thread::sleep(epoch.saturating_duration_since(Instant::now()));
     worker.world().restart(epoch);
     worker.run(&mut emit)

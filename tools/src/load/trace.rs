@@ -272,6 +272,9 @@ impl Timing {
     }
 
     fn add(&mut self, second: u64, line: Line, count: u32) -> Result<(), String> {
+        if count == 0 {
+            return Ok(());
+        }
         if let Some(timed) = self.timed.filter(|timed| second <= *timed) {
             return Err(format!(
                 "of second {second}, long after lines of second {timed}: sort the trace by time"

@@ -285,11 +285,11 @@ impl<'a, W: World> Worker<'a, W> {
                 self.give_up(now);
             }
         }
+        let ended = now.min(self.settings.end);
+        self.count_unsent();
         if let Some(error) = self.settings.schedule.failed() {
             return Err(error);
         }
-        let ended = now.min(self.settings.end);
-        self.count_unsent();
         for slot in 0..self.slots.len() {
             self.drop_connection(slot, Status::Unfinished, "the run ended");
         }
@@ -379,7 +379,7 @@ impl<'a, W: World> Worker<'a, W> {
         if slot.connection.is_some() || slot.since > now {
             return;
         }
-        let position = self.settings.index + number * 7 + slot.attempts;
+        let position = self.settings.index + number + slot.attempts;
         let address = position % self.shared.addresses.len();
         slot.attempts += 1;
         slot.since = now;
