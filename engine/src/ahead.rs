@@ -1,4 +1,4 @@
-//! Memory of the scans of a store: how many read at once, and how far ahead. And what they have read.
+//! Memory of the scans of a store: how many read at once, and how far ahead.
 //!
 //! A scan reads every run at the same time, and of each a window that is larger than what is asked of it now. What one
 //! scan holds is little, but many over many runs would take more than caches and memtables together. So each holds
@@ -11,40 +11,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use crate::levels::BOTTOM;
 use crate::signal::{Signal, Turn};
-
-/// Bytes that scans have read of each level of a tree above the bottom since it was last merged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Scanned([u64; BOTTOM as usize]);
-
-impl Scanned {
-    /// Scans have read `bytes` of a level. What they read of the bottom is no reason to merge anything.
-    pub fn add(&mut self, level: u8, bytes: u64) {
-        if let Some(scanned) = self.0.get_mut(usize::from(level)) {
-            *scanned = scanned.saturating_add(bytes);
-        }
-    }
-
-    /// As [`Scanned::add`], of every level.
-    pub(crate) fn add_all(&mut self, other: Scanned) {
-        for (scanned, bytes) in self.0.iter_mut().zip(other.0) {
-            *scanned = scanned.saturating_add(bytes);
-        }
-    }
-
-    /// A level has been merged, or a piece of it.
-    pub(crate) fn forget(&mut self, level: u8) {
-        if let Some(scanned) = self.0.get_mut(usize::from(level)) {
-            *scanned = 0;
-        }
-    }
-
-    /// That of a level.
-    pub(crate) fn of(&self, level: u8) -> u64 {
-        self.0.get(usize::from(level)).copied().unwrap_or(0)
-    }
-}
 
 /// What the scans of a store may hold together.
 pub struct AheadBudget {

@@ -26,7 +26,6 @@ mod worn;
 
 use torc_env::Token;
 
-pub use crate::ahead::Scanned;
 use crate::crypt::KeyId;
 use crate::le::len64;
 use crate::levels::{BOTTOM, Levels, Run, TableRef};
@@ -36,7 +35,8 @@ use crate::table::TableInfo;
 
 pub(crate) use outlook::{Outlook, outlook};
 pub use plan::{InputRun, Plan};
-pub use scanned::pick_scanned;
+pub(crate) use scanned::is_paid;
+pub use scanned::{Scanned, pick_scanned};
 pub use worn::{Emptied, Worn, emptied, pick_worn};
 
 /// How the tables of a tree are kept in shape.

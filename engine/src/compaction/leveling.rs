@@ -26,19 +26,24 @@ pub(super) fn pick(levels: &Levels, settings: &Settings) -> Option<Plan> {
     merge(levels, settings, base, level)
 }
 
-/// A compaction of the uppermost level that scans have read as much of as merging it costs.
+/// A compaction of the uppermost level that scans have paid for.
 pub(super) fn pick_scanned(
     levels: &Levels,
     settings: &Settings,
     scanned: &Scanned,
 ) -> Option<Plan> {
+    let level = paid_level(levels, settings, scanned)?;
+    merge(levels, settings, base_level(levels, settings), level)
+}
+
+/// The uppermost level that scans have read as much of as merging it costs.
+pub(super) fn paid_level(levels: &Levels, settings: &Settings, scanned: &Scanned) -> Option<u8> {
     let base = base_level(levels, settings);
     let is_paid = |level: &u8| {
         let price = price_for_scans(levels, settings, base, *level);
         price.is_some_and(|price| scanned.of(*level) >= price)
     };
-    let level = (0..BOTTOM).find(is_paid)?;
-    merge(levels, settings, base, level)
+    (0..BOTTOM).find(is_paid)
 }
 
 /// Bytes read and written to merge a whole level into the next; `None` when that leaves scans as many runs as there are.

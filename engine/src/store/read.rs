@@ -9,8 +9,8 @@ use torc_env::{Env, Token, TokenRange, TreeId};
 
 use super::Inner;
 use super::tables::Tree;
-use crate::ahead::Scanned;
 use crate::cache::Lookup;
+use crate::compaction::Scanned;
 use crate::error::ReadError;
 use crate::le::len64;
 use crate::levels::Run;
@@ -253,8 +253,9 @@ impl<E: Env> Inner<E> {
             return;
         }
         let mut tables = self.tables.borrow_mut();
+        let was_paid = tables.is_scan_paid(&self.options, tree);
         tables.note_scanned(tree, scanned);
-        if tables.pick_scanned(&self.options, tree).is_some() {
+        if !was_paid && tables.is_scan_paid(&self.options, tree) {
             self.compaction.ring();
         }
     }
@@ -316,6 +317,8 @@ mod tests {
     use torc_sim::SimEnv;
 
     use super::*;
+    use crate::compaction::pick_stale;
+    use crate::crypt::KeyId;
     use crate::levels::{Levels, TableRef};
     use crate::options::Options;
     use crate::record::Kind;
@@ -435,6 +438,15 @@ mod tests {
             let expected = scan().await.unwrap();
             env.sleep(Duration::from_secs(10)).await;
             assert_eq!(runs(), 3, "one scan pays for nothing");
+            // A table that is only written again where it is takes nothing from what was paid.
+            let paid = store.0.tables.borrow().scanned_of(TREE);
+            assert_ne!(paid, Scanned::default());
+            let rewrite = {
+                let tree = store.0.tables.borrow().tree(TREE).unwrap();
+                pick_stale(&tree.levels, Some(KeyId(1))).unwrap()
+            };
+            store.0.tables.borrow_mut().forget_scanned(TREE, &rewrite);
+            assert_eq!(store.0.tables.borrow().scanned_of(TREE), paid);
             for _ in 0..20 {
                 assert_eq!(scan().await.unwrap(), expected);
             }

@@ -11,7 +11,7 @@ use torc_env::{Disk, TokenRange, TreeId, mutation};
 use super::Inner;
 use crate::blob::{Blob, BlobFile, blob_path};
 use crate::compaction::{
-    Outlook, Plan, Scanned, Settings, Strategy, Worn, debt_bytes, outlook, pick_scanned,
+    Outlook, Plan, Scanned, Settings, Strategy, Worn, debt_bytes, is_paid, outlook, pick_scanned,
 };
 use crate::crypt::KeyId;
 use crate::error::ReadError;
@@ -374,7 +374,25 @@ impl<D: Disk> Tables<D> {
 
     /// Notes what a scan has read of a tree.
     pub(super) fn note_scanned(&mut self, tree: TreeId, scanned: Scanned) {
-        self.scanned.entry(tree).or_default().add_all(scanned);
+        // It may have been dropped meanwhile.
+        if self.trees.contains_key(&tree) {
+            self.scanned.entry(tree).or_default().add_all(scanned);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn scanned_of(&self, tree: TreeId) -> Scanned {
+        self.scanned.get(&tree).copied().unwrap_or_default()
+    }
+
+    /// Whether scans have paid for a merge.
+    pub(super) fn is_scan_paid(&self, options: &Options, tree: TreeId) -> bool {
+        let of_tree = || {
+            let scanned = self.scanned.get(&tree)?;
+            let settings = self.settings(options, tree)?;
+            Some(is_paid(&self.trees.get(&tree)?.levels, &settings, scanned))
+        };
+        of_tree().unwrap_or(false)
     }
 
     /// The merge that scans have paid for, if they have.
@@ -384,8 +402,11 @@ impl<D: Disk> Tables<D> {
         pick_scanned(&self.trees.get(&tree)?.levels, &settings, scanned)
     }
 
-    /// A piece of these levels is merged.
+    /// A piece of these levels is merged. What only writes a table again, or drops it, leaves scans as many runs.
     pub(super) fn forget_scanned(&mut self, tree: TreeId, plan: &Plan) {
+        if plan.is_rewrite() {
+            return;
+        }
         if let Some(scanned) = self.scanned.get_mut(&tree) {
             let inputs = plan.inputs.iter();
             inputs.for_each(|input| scanned.forget(input.level));

@@ -10,8 +10,9 @@ use super::block::Block;
 use super::fence::Extent;
 use super::reader::Table;
 use super::{Separate, Stored};
-use crate::ahead::{AheadBudget, Held, Scanned};
+use crate::ahead::{AheadBudget, Held};
 use crate::cache::BlockCache;
+use crate::compaction::Scanned;
 use crate::error::ReadError;
 use crate::le;
 use crate::record::ScanFrom;
@@ -57,10 +58,14 @@ impl ReadAhead {
         }
     }
 
-    /// Of the window behind the first: more of the run was needed than was expected, and most likely it is little more.
+    /// Of the window behind the first: what is still expected; else more of the run was needed than was expected, and most likely it
+    /// is little more.
     fn bytes_second(&self) -> u64 {
         match self {
-            ReadAhead::Foreground(..) => BLOCK_BYTES,
+            ReadAhead::Foreground(ahead) => {
+                let rest = ahead.expected.saturating_sub(self.bytes_first());
+                rest.clamp(BLOCK_BYTES, self.bytes_max())
+            }
             ReadAhead::Background => self.bytes_max(),
         }
     }
