@@ -63,6 +63,12 @@ where
     }
 }
 
+fn own_damages<E: Env>(store: &Store<E>) -> Vec<Damage> {
+    let mut damages = store.damages();
+    damages.retain(|damage| tree::is_own(damage.tree));
+    damages
+}
+
 /// Cuts the damage that a read of these trees has met out of the store. Durable on return.
 ///
 /// # Errors
@@ -71,11 +77,11 @@ pub(crate) async fn cut_out<E: Env, X>(store: &Store<E>, error: ReadError) -> Re
 where
     X: From<ReadError> + From<WriteError>,
 {
-    let is_own = |damage: &Damage| tree::is_own(damage.tree);
-    if !error.is_corrupt() || !store.damages().iter().any(is_own) {
+    let own = own_damages(store);
+    if !error.is_corrupt() || own.is_empty() {
         return Err(error.into());
     }
-    store.quarantine(is_own).await?;
+    store.quarantine(&own).await?;
     tracing::warn!(
         %error,
         "damage in what this node keeps for itself is cut out: it asks its replicas what it lacks, and hints may be lost"
@@ -87,7 +93,7 @@ where
 pub(crate) async fn give_up_damage<E: Env>(core: &Core<E>) -> Result<(), Failure> {
     let lost = core
         .store
-        .quarantine(|damage| tree::is_own(damage.tree))
+        .quarantine(&own_damages(&core.store))
         .await
         .map_err(|error| write_failure(&error))?;
     core.clock.mark_is_gone();

@@ -209,7 +209,9 @@ async fn dispatch<E: Env>(
                 .map(|leaves| (leaves.0.to_native(), leaves.1.to_native()))
                 .collect();
             let sums = local::sums(core, tree, range, floor_hour, &intervals).await?;
-            let is_whole = core.lacking.has_all(tree, range);
+            // Where both lack the same, sums agree: that this shard cannot read what it has must be said.
+            let is_whole =
+                !core.lacking.is_catching_up() && loss::lacks(core, tree, range).is_empty();
             Ok(respond(
                 core,
                 Answer::Sums {

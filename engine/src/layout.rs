@@ -44,6 +44,9 @@ impl Layout {
     }
 }
 
+/// What every store has in its directory from its first start on.
+pub const STORE_ROOT: &str = "manifest.root";
+
 /// Whether a name in the data directory is that of a store, of whatever layout.
 pub fn is_store(name: &str) -> bool {
     name.strip_prefix("shard-")

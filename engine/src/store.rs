@@ -311,18 +311,15 @@ impl<E: Env> Store<E> {
         self.0.scrub(bytes_per_s).await
     }
 
-    /// Cuts out the known damage that is meant, durably, and returns what that costs: its keys are absent from then on,
-    /// unless something newer of them can be read. From the same moment on it is in [`Store::losses`], until
+    /// Cuts out `listed` damage as far as it is still known, and nothing that was found since, durably, and returns what that costs: its
+    /// keys are absent from then on, unless something newer of them can be read. From the same moment on it is in [`Store::losses`], until
     /// [`Store::forget_amnesia`]. For callers that can get the keys from elsewhere, or have been told to do without, and
     /// that do not read them until then.
     ///
     /// # Errors
     /// When the store is poisoned or closed.
-    pub async fn quarantine(
-        &self,
-        is_meant: impl Fn(&Damage) -> bool,
-    ) -> Result<Vec<Loss>, WriteError> {
-        self.0.quarantine(is_meant).await
+    pub async fn quarantine(&self, listed: &[Damage]) -> Result<Vec<Loss>, WriteError> {
+        self.0.quarantine(listed).await
     }
 
     /// Makes updates wait, for `patience` at most, until [`Store::cut`]; on return everything that was

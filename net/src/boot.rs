@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use torc_cluster::topology::store::no_vote;
 use torc_engine::Layout;
-use torc_engine::layout::is_store;
+use torc_engine::layout::{STORE_ROOT, is_store};
 use torc_env::NodeId;
 
 use crate::boot::identity::{FORMAT, Identity, IdentityError, NAME_BYTES_MAX};
@@ -186,6 +186,15 @@ pub fn boot(dir: &Path, name: &str, cluster: &str, shards: u16) -> Result<Boot, 
             }
         }
     };
+    let identity = if identity.has_served && has_lost_store(dir, identity.layout())? {
+        // A store that begins anew gives ids of tables and segments that were given before: not in the same lineage.
+        Identity {
+            lineage: identity.boot,
+            ..identity
+        }
+    } else {
+        identity
+    };
     let vote = node_dir.join(VOTE);
     let has_vote = vote.try_exists().map_err(during("look for", &vote))?;
     if !has_vote && !identity.has_served {
@@ -242,6 +251,17 @@ fn stores(dir: &Path) -> Result<Vec<String>, BootError> {
     let entries = fs::read_dir(dir).map_err(during("list", dir))?.flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     Ok(names.filter(|name| is_store(name)).collect())
+}
+
+/// Whether a store that is in force is not there.
+fn has_lost_store(dir: &Path, layout: Layout) -> Result<bool, BootError> {
+    for shard in layout.shards() {
+        let root = dir.join(layout.dir(shard)).join(STORE_ROOT);
+        if !root.try_exists().map_err(during("look for", &root))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn take_lock(dir: &Path, path: &Path) -> Result<File, BootError> {
@@ -414,6 +434,29 @@ mod tests {
         drop(again);
         let after = boot(dir.path(), "n1", "demo", 1).unwrap();
         assert_eq!(after.identity.layout(), layout);
+    }
+
+    #[test]
+    fn a_store_that_is_gone_after_the_node_has_served_begins_another_lineage() {
+        let dir = tempfile::tempdir().unwrap();
+        let roots = ["shard-00", "shard-01"].map(|store| dir.path().join(store).join(STORE_ROOT));
+        let mut first = boot(dir.path(), "n1", "demo", 2).unwrap();
+        for root in &roots {
+            fs::create_dir(root.parent().unwrap()).unwrap();
+            fs::write(root, []).unwrap();
+        }
+        first.serves(dir.path()).unwrap();
+        drop(first);
+        let second = boot(dir.path(), "n1", "demo", 2).unwrap();
+        assert_eq!(second.identity.lineage, 0);
+        drop(second);
+        fs::remove_file(&roots[1]).unwrap();
+        let third = boot(dir.path(), "n1", "demo", 2).unwrap();
+        assert_eq!(third.identity.lineage, 3);
+        drop(third);
+        fs::write(&roots[1], []).unwrap();
+        let fourth = boot(dir.path(), "n1", "demo", 2).unwrap();
+        assert_eq!((fourth.identity.lineage, fourth.identity.boot), (3, 4));
     }
 
     #[test]

@@ -375,10 +375,10 @@ async fn cut<E: Env>(core: &Core<E>, is_meant: impl Fn(&Damage) -> bool) -> Resu
     // What was minted under the old name may be in what is lost.
     let renewed = core.options.identity.renewed(core.env.random());
     core.actor.set(renewed.actor());
-    // Nothing of it is called absent while the cut is under way.
-    let damages = core.store.damages();
-    let at_most = damages.iter().filter(|damage| is_meant(damage));
-    let at_most = at_most.map(|damage| Loss {
+    // Nothing of it is called absent while the cut is under way, and nothing else is cut, whatever is found meanwhile.
+    let mut damages = core.store.damages();
+    damages.retain(is_meant);
+    let at_most = damages.iter().map(|damage| Loss {
         tree: Some(damage.tree),
         range: damage.range,
         is_accepted: false,
@@ -386,7 +386,7 @@ async fn cut<E: Env>(core: &Core<E>, is_meant: impl Fn(&Damage) -> bool) -> Resu
     let before = core.lacking.lost();
     core.lacking
         .lose(before.iter().copied().chain(at_most).collect());
-    let lost = core.store.quarantine(is_meant).await;
+    let lost = core.store.quarantine(&damages).await;
     let lost = lost.map_err(|error| write_failure(&error))?;
     core.lacking.lose([before, lost.clone()].concat());
     core.sums.borrow_mut().forget_all();

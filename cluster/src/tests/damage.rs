@@ -9,6 +9,7 @@ use super::world::World;
 use crate::api::{DamagedPart, FailureCode, Level, Outlook};
 use crate::conflict::Conflict;
 use crate::core::tree;
+use crate::node::NodeConfig;
 
 #[test]
 fn a_node_that_has_lost_its_marks_starts_and_is_whole_after_it_has_asked_the_others() {
@@ -455,4 +456,35 @@ fn one_of_two_copies_that_a_start_has_lost_is_fetched_and_the_rest_is_served_mea
     world.wait("it is fetched", || is_healed(&world, 0));
     world.crash(1);
     assert_eq!(count(&world, 0, "default", &keys(), Level::One), 60);
+}
+
+/// Where an owner cannot read what it has, and a newcomer has nothing yet, both have the same sums.
+#[test]
+fn a_newcomer_takes_over_nothing_from_an_owner_that_cannot_read_what_it_has() {
+    let unaided = |config: &mut NodeConfig| config.repair.automatic = false;
+    let world = World::growing(107, 3, 4, 1, unaided);
+    world.keyspace("one", |keyspace| keyspace.n = 1);
+    for key in keys() {
+        world.put_in(1, "one", &key, &"v".repeat(20_000)).unwrap();
+    }
+    world.flush(0);
+    let id = world.hosts[0];
+    for (path, len) in world.sim.files(id) {
+        if path.extension().is_some_and(|name| name == "blob") {
+            // Values that lie one behind the other.
+            (0..len).step_by(1000).for_each(|at| {
+                world.sim.flip_bits(id, &path, at, 1);
+            });
+        }
+    }
+    world.crash(0);
+    world.boot(0);
+    world.wait("the node is back", || world.is_ready(0));
+    are_unknown(&world, 1, "one", &keys(), Level::Quorum);
+    world.boot(3);
+    world.sleep(LONG);
+    are_unknown(&world, 1, "one", &keys(), Level::Quorum);
+    assert!(!world.is_ready(3), "it waits for what it takes over");
+    assert!(accept(&world, 0) > 0);
+    world.wait("the newcomer is in the ring", || world.is_ready(3));
 }

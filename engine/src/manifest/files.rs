@@ -41,7 +41,7 @@ pub(crate) struct Pointer {
 }
 
 /// The root's file name.
-pub(crate) const ROOT_NAME: &str = "manifest.root";
+pub(crate) const ROOT_NAME: &str = crate::layout::STORE_ROOT;
 
 /// Path of the root.
 pub(super) fn root_path(dir: &Path) -> PathBuf {

@@ -113,16 +113,13 @@ impl<E: Env> Inner<E> {
     }
 
     /// See [`super::Store::quarantine`].
-    pub(super) async fn quarantine(
-        &self,
-        is_meant: impl Fn(&Damage) -> bool,
-    ) -> Result<Vec<Loss>, WriteError> {
+    pub(super) async fn quarantine(&self, listed: &[Damage]) -> Result<Vec<Loss>, WriteError> {
         self.check_open()?;
         // A compaction may hold what is damaged; none begins before this is over.
         let _turn = self.compacting.take().await;
         self.check_open()?;
         let mut damages = self.damages.all();
-        damages.retain(|damage| is_meant(damage));
+        damages.retain(|damage| listed.contains(damage));
         let mut trees: Vec<TreeId> = damages.iter().map(|damage| damage.tree).collect();
         trees.sort_unstable();
         trees.dedup();

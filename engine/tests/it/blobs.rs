@@ -303,7 +303,7 @@ fn a_damaged_value_costs_its_own_key_only() {
         let looked = inspect(env.disk(), &path, &View::default(), &mut print).await;
         assert_eq!(looked.unwrap(), 1, "{lines:?}");
 
-        store.quarantine(|_| true).await.unwrap();
+        store.quarantine(&store.damages()).await.unwrap();
         assert!(!store.is_damaged());
         for number in 0..20 {
             assert_eq!(try_get(&store, number).await.unwrap(), number != lost);
@@ -338,7 +338,7 @@ fn a_scrub_finds_damaged_values_and_has_blobs_with_dead_damage_emptied() {
             blob_files(&env).await.contains(&path),
             "not while damage is known"
         );
-        store.quarantine(|_| true).await.unwrap();
+        store.quarantine(&store.damages()).await.unwrap();
         env.sleep(Duration::from_secs(5)).await;
         let report = store.scrub(1 << 30).await.unwrap();
         assert_eq!((report.blobs, report.damaged, report.records), (1, 0, 19));
@@ -415,7 +415,7 @@ fn damage_that_emptying_a_blob_meets_is_noted_and_not_met_again() {
         assert_eq!(store.damages().len(), 1);
         env.sleep(Duration::from_secs(30)).await;
         assert_eq!(store.stats().counts.failed_compactions, 1);
-        store.quarantine(|_| true).await.unwrap();
+        store.quarantine(&store.damages()).await.unwrap();
         store.compact().await.unwrap();
         assert!(!blob_files(&env).await.contains(&path));
         let left = scan_all(&store, 100).await;

@@ -176,7 +176,7 @@ fn a_damaged_block_costs_its_own_keys_only_and_stops_no_other_tree() {
             .unwrap_err();
         assert!(matches!(refused, WriteError::Read(_)));
 
-        let cut = store.quarantine(|_| true).await.unwrap();
+        let cut = store.quarantine(&store.damages()).await.unwrap();
         let lost = cut[0].range;
         assert!(!store.is_damaged());
         let losses = store.losses();
@@ -235,7 +235,7 @@ fn damage_that_a_compaction_meets_is_noted_and_not_met_again() {
         env.sleep(Duration::from_secs(30)).await;
         assert_eq!(store.stats().counts.failed_compactions, 1);
         assert_eq!(store.damages().len(), 1);
-        store.quarantine(|_| true).await.unwrap();
+        store.quarantine(&store.damages()).await.unwrap();
         env.sleep(Duration::from_secs(30)).await;
         assert_eq!(store.stats().counts.failed_compactions, 1);
         assert_eq!(store.stats().level0_runs, 0);
@@ -268,7 +268,11 @@ fn a_scrub_finds_every_damaged_part_and_nothing_else() {
         let (path, len) = &tables[2];
         assert!(harness.flip_bits(host, path, len - 4000, 1));
         assert_eq!(store.scrub(1 << 30).await.unwrap().damaged, 3);
-        assert_eq!(store.quarantine(|_| true).await.unwrap().len(), 3);
+        // Only what was listed goes, whatever was found since.
+        let listed = store.damages();
+        assert_eq!(store.quarantine(&listed[..1]).await.unwrap().len(), 1);
+        assert_eq!(store.damages(), listed[1..]);
+        assert_eq!(store.quarantine(&listed).await.unwrap().len(), 2);
         let report = store.scrub(1 << 30).await.unwrap();
         assert_eq!(report.damaged, 0);
         assert!(
@@ -377,7 +381,7 @@ fn what_a_table_lacks_that_is_cut_short_while_it_is_open_is_cut_out_and_nothing_
     let asked = numbers[5];
     run(&simulation, host, move |_| async move {
         assert!(try_get(&store, asked).await.is_err());
-        store.quarantine(|_| true).await.unwrap();
+        store.quarantine(&store.damages()).await.unwrap();
         assert!(!try_get(&store, asked).await.unwrap(), "it is cut out");
     });
 }
