@@ -4,7 +4,7 @@
 #     benches/peers/engines.sh [--directory DIR] [--results FILE.json] [--quick] … (see --help)
 #
 # The directory must lie on a disk; default is the directory of temporary files. Takes RocksDB, jemalloc for it, libclang
-# and fio from Debian, installing them when they are missing (needs root; so does the bound on memory). A quarter of an hour.
+# and fio from Debian, installing them when they are missing (needs root; so does the bound on memory). Twenty minutes.
 # Figures of one run on one machine: compare the ratios, not the figures.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
