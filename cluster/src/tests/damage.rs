@@ -33,9 +33,7 @@ fn a_node_that_has_lost_its_marks_starts_and_is_whole_after_it_has_asked_the_oth
     }
     // What was cut out is not met again.
     world.sleep(Duration::from_secs(3));
-    world.crash(0);
-    world.boot(0);
-    world.wait("the node is back", || world.is_ready(0));
+    restart(&world);
     assert!(world.is_whole(0), "nothing is missing any more");
 }
 
@@ -164,6 +162,13 @@ const ONE: TreeId = TreeId(2);
 /// How long the shards get for what they should not do.
 const LONG: Duration = Duration::from_secs(15);
 
+/// Node 0 crashes and comes back.
+fn restart(world: &World) {
+    world.crash(0);
+    world.boot(0);
+    world.wait("the node is back", || world.is_ready(0));
+}
+
 fn key(index: usize) -> String {
     format!("key {index}")
 }
@@ -275,9 +280,7 @@ fn waits_for_the_operator(world: &World, lost: &[String]) {
     assert_eq!(count(world, 0, "default", &keys(), Level::One), 60);
     assert_eq!(world.gauges(0).damage_waiting, 0);
     world.put_in(1, "one", &lost[0], "again").unwrap();
-    world.crash(0);
-    world.boot(0);
-    world.wait("the node is back", || world.is_ready(0));
+    restart(world);
     assert!(world.is_whole(0));
     assert_eq!(world.values_in(1, "one", &lost[0]).len(), 1);
 }
@@ -301,9 +304,7 @@ fn rot_of_the_only_copy_is_no_less_unknown_after_a_start() {
     for tree in [ONE, tree::SYSTEM] {
         world.spoil_tables_of(0, tree);
     }
-    world.crash(0);
-    world.boot(0);
-    world.wait("the node is back", || world.is_ready(0));
+    restart(&world);
     world.sleep(LONG);
     waits_for_the_operator(&world, &lost);
 }
@@ -312,14 +313,10 @@ fn rot_of_the_only_copy_is_no_less_unknown_after_a_start() {
 fn the_only_copy_in_a_table_that_cannot_be_opened_stays_unknown_until_somebody_accepts_the_loss() {
     let (world, lost) = with_one_copy(103);
     world.spoil_tables_at(0, ONE, |len| len - 4096 + 40);
-    world.crash(0);
-    world.boot(0);
-    world.wait("the node is back", || world.is_ready(0));
+    restart(&world);
     are_unknown(&world, 0, "one", &lost, Level::Quorum);
     // No less after another one.
-    world.crash(0);
-    world.boot(0);
-    world.wait("the node is back", || world.is_ready(0));
+    restart(&world);
     world.sleep(LONG);
     waits_for_the_operator(&world, &lost);
 }
@@ -477,9 +474,7 @@ fn a_newcomer_takes_over_nothing_from_an_owner_that_cannot_read_what_it_has() {
             });
         }
     }
-    world.crash(0);
-    world.boot(0);
-    world.wait("the node is back", || world.is_ready(0));
+    restart(&world);
     are_unknown(&world, 1, "one", &keys(), Level::Quorum);
     world.boot(3);
     world.sleep(LONG);

@@ -1,6 +1,6 @@
 //! Real nodes for the tests: processes that can be killed and started again.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -251,6 +251,19 @@ pub fn wait_until(what: impl Fn() -> String, mut holds: impl FnMut() -> bool) {
 }
 
 /// Output as text.
+/// Serves each connection as `serve` does, until the tests end; returns the address.
+pub fn serving(serve: impl Fn(TcpStream) + Clone + Send + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (stream, serve) = (stream.unwrap(), serve.clone());
+            std::thread::spawn(move || serve(stream));
+        }
+    });
+    address
+}
+
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }

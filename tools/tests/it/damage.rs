@@ -25,6 +25,18 @@ fn spoil_tables(cluster: &Cluster, node: usize) {
     assert!(spoiled > 0, "no table to spoil");
 }
 
+/// Three nodes with all keys in two keyspaces, of which `one` has one copy of each.
+fn filled() -> Cluster {
+    let cluster = Cluster::start(3, 1, &[]);
+    cluster.torc(&["keyspace", "set", "one", "--n", "1"]);
+    for key in 0..KEYS {
+        let key = format!("key{key}");
+        cluster.torc(&["put", &key, "v", "--w", "all"]);
+        cluster.torc(&["put", "--keyspace", "one", &key, "v"]);
+    }
+    cluster
+}
+
 /// The statuses of reads of all keys of a keyspace.
 fn read_all(cluster: &Cluster, node: usize, keyspace: &str) -> Vec<u16> {
     let url = |key| {
@@ -37,13 +49,7 @@ fn read_all(cluster: &Cluster, node: usize, keyspace: &str) -> Vec<u16> {
 
 #[test]
 fn the_only_copy_is_unreadable_until_its_loss_is_accepted_and_absent_from_then_on() {
-    let mut cluster = Cluster::start(3, 1, &[]);
-    cluster.torc(&["keyspace", "set", "one", "--n", "1"]);
-    for key in 0..KEYS {
-        let key = format!("key{key}");
-        cluster.torc(&["put", &key, "v", "--w", "all"]);
-        cluster.torc(&["put", "--keyspace", "one", &key, "v"]);
-    }
+    let mut cluster = filled();
     cluster.torc(&["compact"]);
     cluster.kill(0);
     spoil_tables(&cluster, 0);
@@ -114,13 +120,7 @@ fn the_only_copy_is_unreadable_until_its_loss_is_accepted_and_absent_from_then_o
 
 #[test]
 fn a_store_that_is_gone_is_fetched_from_others_and_what_nobody_has_is_not_absent() {
-    let mut cluster = Cluster::start(3, 1, &[]);
-    cluster.torc(&["keyspace", "set", "one", "--n", "1"]);
-    for key in 0..KEYS {
-        let key = format!("key{key}");
-        cluster.torc(&["put", &key, "v", "--w", "all"]);
-        cluster.torc(&["put", "--keyspace", "one", &key, "v"]);
-    }
+    let mut cluster = filled();
     let before = read_all(&cluster, 1, "one");
     assert_eq!(before, [200; KEYS]);
     cluster.kill(0);

@@ -305,7 +305,7 @@ fn memcached_is_filled_loaded_and_verified() {
 
 #[test]
 fn memcacheds_protocol_is_verified_where_no_memcached_is_installed() {
-    let address = memcached::start(false).to_string();
+    let address = memcached::start(false);
     every_operation_is_verified_on(
         &address,
         "memcached",
@@ -315,7 +315,7 @@ fn memcacheds_protocol_is_verified_where_no_memcached_is_installed() {
 
 #[test]
 fn a_memcached_that_forgets_an_acknowledged_write_is_found_out() {
-    let address = memcached::start(true).to_string();
+    let address = memcached::start(true);
     let mut args = vec!["load", "--protocol", "memcached", "--address", &address];
     args.extend(["--keys", "100", "--reads", "50", "--rate", "2000"]);
     args.extend(["--duration", "500ms", "--warmup", "0s", "--no-settle"]);

@@ -1,10 +1,9 @@
 //! `torc load` when something goes wrong around it: disks, traces, servers.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
-use crate::cluster::{TORC, run, scratch, text};
+use crate::cluster::{TORC, run, scratch, serving, text};
 use crate::load::{Listening, json, on_null_server, run_on_null_server};
 use crate::pages::{self, Fault};
 
@@ -70,7 +69,7 @@ fn what_a_scan_returns_is_checked_as_if_it_had_been_read() {
         (Fault::Damaged, "a wrong byte"),
         (Fault::Twice, "twice on a page of a scan"),
     ] {
-        let address = pages::start(fault).to_string();
+        let address = pages::start(fault);
         let mut args = vec!["load", "--protocol", "http", "--address", &address];
         args.extend([
             "--keys",
@@ -226,19 +225,6 @@ fn what_was_swept_before_an_interrupt_is_written() {
     assert_eq!((runs.len(), lines.lines().count()), (2, 2), "{lines}");
     assert_eq!(runs[0]["interrupted"], false);
     assert_eq!(runs[1]["interrupted"], true);
-}
-
-/// Serves each connection as `serve` does, for as long as the test runs; returns the address.
-fn serving(serve: impl Fn(TcpStream) + Copy + Send + 'static) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let stream = stream.unwrap();
-            std::thread::spawn(move || serve(stream));
-        }
-    });
-    address
 }
 
 #[test]

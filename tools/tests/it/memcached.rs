@@ -2,25 +2,21 @@
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
+
+use crate::cluster::serving;
 
 type Values = Arc<Mutex<HashMap<Vec<u8>, Vec<u8>>>>;
 
 /// Starts one, which serves until the tests end. A forgetful one acknowledges writes, and then has
 /// no value for every seventh of the keys that it is asked for.
-pub fn start(forgets: bool) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        let values = Values::default();
-        for stream in listener.incoming() {
-            let (stream, values) = (stream.unwrap(), values.clone());
-            // A client that leaves ends its thread.
-            std::thread::spawn(move || serve(&stream, &values, forgets).ok());
-        }
-    });
-    address
+pub fn start(forgets: bool) -> String {
+    let values = Values::default();
+    serving(move |stream| {
+        // A client that leaves is no failure.
+        serve(&stream, &values, forgets).ok();
+    })
 }
 
 fn serve(stream: &TcpStream, values: &Values, forgets: bool) -> io::Result<()> {

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
+
+use crate::cluster::serving;
 
 /// What a page has that it must not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,18 +27,12 @@ pub enum Fault {
 type Values = Arc<Mutex<BTreeMap<String, [Vec<u8>; 2]>>>;
 
 /// Starts one, which serves until the tests end.
-pub fn start(fault: Fault) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        let values = Values::default();
-        for stream in listener.incoming() {
-            let (stream, values) = (stream.unwrap(), values.clone());
-            // A client that leaves ends its thread.
-            std::thread::spawn(move || serve(&stream, &values, fault).ok());
-        }
-    });
-    address
+pub fn start(fault: Fault) -> String {
+    let values = Values::default();
+    serving(move |stream| {
+        // A client that leaves is no failure.
+        serve(&stream, &values, fault).ok();
+    })
 }
 
 fn serve(stream: &TcpStream, values: &Values, fault: Fault) -> io::Result<()> {
