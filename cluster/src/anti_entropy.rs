@@ -282,8 +282,8 @@ async fn build_missing_sums<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>) {
     }
 }
 
-/// Reads a tree through, but for what is known to be damaged, and sums its records up. Leaves with damage differ from those of
-/// every replica.
+/// Reads a tree through, but for what is known to be damaged, and sums its records up. Where a replica lacks the same,
+/// sums agree over it: whoever compares is told whether the other is whole.
 async fn build_sums<E: Env>(core: &Core<E>, tree: TreeId) -> Result<(), Failure> {
     let limits = ScanLimits {
         records: 256,

@@ -16,9 +16,11 @@
 //! the versions's codec.
 
 use bytes::Bytes;
+use rkyv::primitive::ArchivedU128;
 use rkyv::rancor::{self, Failure as Malformed};
 use rkyv::with::{InlineAsBox, Map};
 use rkyv::{Archive, Serialize};
+use torc_env::{Token, TokenRange};
 
 use crate::api::{Failure, FailureCode, Level};
 
@@ -352,6 +354,14 @@ impl Response<'_> {
 /// `part` of the message `whole`, sharing its buffer.
 pub fn slice_of(whole: &Bytes, part: &[u8]) -> Bytes {
     whole.slice_ref(part)
+}
+
+/// A range as messages have it.
+pub fn range_of(first: &ArchivedU128, last: &ArchivedU128) -> TokenRange {
+    TokenRange {
+        first: Token(first.to_native()),
+        last: Token(last.to_native()),
+    }
 }
 
 fn encode<T>(message: &T) -> Bytes

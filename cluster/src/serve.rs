@@ -12,7 +12,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use rkyv::option::ArchivedOption;
 use torc_engine::ScanFrom;
-use torc_env::{Class, Env, Instant, Token, TokenRange, TreeId};
+use torc_env::{Class, Env, Instant, TokenRange, TreeId};
 
 use crate::anti_entropy::{self, local, loss};
 use crate::api::{Condition, Failure, FailureCode, Idempotency, WriteOptions};
@@ -23,7 +23,7 @@ use crate::core::{Core, deadline_passed};
 use crate::hint;
 use crate::message::{
     Answer, ArchivedBody, ArchivedRequest, HashEntry, Request, Response, flags, level_from_wire,
-    slice_of,
+    range_of, slice_of,
 };
 use crate::metrics::Counter;
 use crate::replica;
@@ -194,10 +194,7 @@ async fn dispatch<E: Env>(
             floor_hour,
             leaves,
         } => {
-            let range = TokenRange {
-                first: Token(first.to_native()),
-                last: Token(last.to_native()),
-            };
+            let range = range_of(first, last);
             let tree = TreeId(tree.to_native());
             if leaves.len() > local::INTERVALS_MAX || !has_run(core, request, tree, range)? {
                 return Ok(other_owners(core));
@@ -229,10 +226,7 @@ async fn dispatch<E: Env>(
             floor_hour,
             records,
         } => {
-            let range = TokenRange {
-                first: Token(first.to_native()),
-                last: Token(last.to_native()),
-            };
+            let range = range_of(first, last);
             let tree = TreeId(tree.to_native());
             if !has_run(core, request, tree, range)? {
                 return Ok(other_owners(core));
@@ -255,10 +249,7 @@ async fn dispatch<E: Env>(
             Ok(respond(core, Answer::Hashes { entries, looked }))
         }
         ArchivedBody::Lacks { tree, first, last } => {
-            let range = TokenRange {
-                first: Token(first.to_native()),
-                last: Token(last.to_native()),
-            };
+            let range = range_of(first, last);
             let tree = TreeId(tree.to_native());
             if !has_run(core, request, tree, range)? {
                 return Ok(other_owners(core));

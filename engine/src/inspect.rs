@@ -16,6 +16,7 @@ use crate::blob::{BlobFooter, BlobRef, blob_id, blob_path};
 use crate::crypt::{FileUse, Keys, Opener, Unopened, key_of};
 use crate::error::{Newer, ReadError};
 use crate::frame::{Damage, Format, Header};
+use crate::layout::STORE_ROOT;
 use crate::le::len64;
 use crate::manifest::{self, Change};
 use crate::record::ScanFrom;
@@ -95,7 +96,7 @@ pub async fn inspect<D: Disk>(
         let bytes = content(disk, path).await?;
         return manifest_log(&bytes, id, &view.keys, print).map_err(newer(path));
     }
-    if name == manifest::ROOT_NAME {
+    if name == STORE_ROOT {
         let bytes = content(disk, path).await?;
         return root(&bytes, print).map_err(newer(path));
     }

@@ -44,7 +44,7 @@ impl Layout {
     }
 }
 
-/// What every store has in its directory from its first start on.
+/// The root of the manifest, which every store has in its directory from its first start on.
 pub const STORE_ROOT: &str = "manifest.root";
 
 /// Whether a name in the data directory is that of a store, of whatever layout.

@@ -26,7 +26,7 @@ use torc_env::{Disk, Env};
 
 pub use change::Loss;
 pub(crate) use change::{Change, Listed, State};
-pub(crate) use files::{LOG_FORMAT, ROOT_FORMAT, ROOT_NAME, log_id, parse_slot};
+pub(crate) use files::{LOG_FORMAT, ROOT_FORMAT, log_id, parse_slot};
 use files::{LogFile, RootFile};
 
 use crate::crypt::{DataKey, FileUse, KeyId, Keys, WriterSalt};

@@ -83,7 +83,8 @@ impl<'a, E: Env> Comparison<'a, E> {
     }
 
     /// On return both sides hold, or this side holds, what either had when it was called. Returns
-    /// whether the peer was whole. Where either cannot read what it has, that fails, and all else is exchanged.
+    /// whether the peer was whole. Where either cannot read what it has, that fails, and other leaves are exchanged
+    /// as far as both could be summed up.
     pub(crate) async fn run(&self) -> Result<bool, Failure> {
         let range = self.run.range;
         let mut open = vec![(leaf_of(range.first), leaf_of(range.last))];

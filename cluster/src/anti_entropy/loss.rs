@@ -29,7 +29,7 @@ use crate::coordinator::spread::call_failure;
 use crate::core::Core;
 use crate::lacking::Cuts;
 use crate::membership::View;
-use crate::message::{ArchivedAnswer, Body, Request, Response, failure_of};
+use crate::message::{ArchivedAnswer, Body, Request, Response, failure_of, range_of};
 use crate::redistribute::is_divided;
 use crate::replica::write_failure;
 use crate::run::Run;
@@ -323,10 +323,7 @@ async fn ask<E: Env>(
         } => Ok(Lacks {
             ranges: ranges
                 .iter()
-                .map(|range| TokenRange {
-                    first: Token(range.0.to_native()),
-                    last: Token(range.1.to_native()),
-                })
+                .map(|range| range_of(&range.0, &range.1))
                 .collect(),
             is_catching_up: *is_catching_up,
         }),

@@ -13,6 +13,7 @@ use crate::crypt::{
 };
 use crate::error::{Newer, OpenError, PUT_BACK};
 use crate::frame::{Damage, Format, HEADER_BYTES, Header, Mark, frame_bytes};
+use crate::layout::STORE_ROOT;
 
 /// Frames of the manifest's log.
 pub(crate) const LOG_FORMAT: Format = Format {
@@ -40,12 +41,9 @@ pub(crate) struct Pointer {
     pub(super) first_hash: u64,
 }
 
-/// The root's file name.
-pub(crate) const ROOT_NAME: &str = crate::layout::STORE_ROOT;
-
 /// Path of the root.
 pub(super) fn root_path(dir: &Path) -> PathBuf {
-    dir.join(ROOT_NAME)
+    dir.join(STORE_ROOT)
 }
 
 /// Path of a log.

@@ -253,9 +253,9 @@ impl<E: Env> Inner<E> {
             return;
         }
         let mut tables = self.tables.borrow_mut();
-        let was_paid = tables.is_scan_paid(&self.options, tree);
         tables.note_scanned(tree, scanned);
-        if !was_paid && tables.is_scan_paid(&self.options, tree) {
+        // Nothing of a damaged tree is merged, however much it would be worth.
+        if tables.is_scan_paid(&self.options, tree) && !self.damages.is_in(tree) {
             self.compaction.ring();
         }
     }

@@ -185,18 +185,15 @@ pub fn files(files: &[(PathBuf, String)]) -> Result<(), Failure> {
 }
 
 fn write_beside(place: &Path, text: &str) -> std::io::Result<NamedTempFile> {
-    let permissions = match std::fs::metadata(place) {
-        Ok(old) => old.permissions(),
-        // As for any new file, which the caller's mask narrows.
-        Err(_) => Permissions::from_mode(0o666),
-    };
-    let replaces = place.exists();
+    let old = std::fs::metadata(place).ok().map(|old| old.permissions());
+    // As for any new file, which the caller's mask narrows.
+    let permissions = old.clone().unwrap_or(Permissions::from_mode(0o666));
     let mut written = tempfile::Builder::new()
         .prefix(".torc-load-")
-        .permissions(permissions.clone())
+        .permissions(permissions)
         .tempfile_in(directory_of(place))?;
-    if replaces {
-        written.as_file().set_permissions(permissions)?;
+    if let Some(old) = old {
+        written.as_file().set_permissions(old)?;
     }
     written.write_all(text.as_bytes())?;
     Ok(written)
