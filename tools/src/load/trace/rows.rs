@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 
 use torc_measure::mix::Operation;
 
@@ -105,23 +105,10 @@ impl Writer {
 impl Spool {
     /// Every `step`th row from `first` on.
     pub fn ahead(&self, first: usize, step: usize) -> Ahead {
-        let (send, batches) = mpsc::sync_channel(BATCHES_AHEAD);
-        let file = self.file.clone();
-        std::thread::spawn(move || {
-            let mut place = Place {
-                file,
-                offset: 0,
-                left_out: first,
-            };
-            loop {
-                let batch = place.batch(step);
-                let last = !batch.as_ref().is_ok_and(|rows| !rows.is_empty());
-                // Nobody may be there any more who wants it.
-                if send.send(batch).is_err() || last {
-                    break;
-                }
-            }
-        });
+        let (send, batches) = batches();
+        let mut place = self.place(first);
+        // Nobody may be there any more who wants a batch.
+        std::thread::spawn(move || place.read_ahead(step, |batch| send.send(batch).is_ok()));
         let mut ahead = Ahead {
             batches,
             batch: Vec::new().into_iter(),
@@ -131,6 +118,21 @@ impl Spool {
         ahead.step();
         ahead
     }
+
+    fn place(&self, first: usize) -> Place {
+        Place {
+            file: self.file.clone(),
+            offset: 0,
+            left_out: first,
+        }
+    }
+}
+
+type Batch = io::Result<Vec<Row>>;
+
+/// What takes batches from the thread that reads to the worker, and holds that thread up when it is full.
+fn batches() -> (SyncSender<Batch>, Receiver<Batch>) {
+    mpsc::sync_channel(BATCHES_AHEAD)
 }
 
 /// Where the rows of one worker are read.
@@ -142,8 +144,19 @@ struct Place {
 }
 
 impl Place {
+    /// Hands every batch over until the last, which is an empty one or an error, or until one is not taken.
+    fn read_ahead(&mut self, step: usize, mut hand_over: impl FnMut(Batch) -> bool) {
+        loop {
+            let batch = self.batch(step);
+            let last = !batch.as_ref().is_ok_and(|rows| !rows.is_empty());
+            if !hand_over(batch) || last {
+                break;
+            }
+        }
+    }
+
     /// The next rows; none at the end.
-    fn batch(&mut self, step: usize) -> io::Result<Vec<Row>> {
+    fn batch(&mut self, step: usize) -> Batch {
         let mut rows = Vec::with_capacity(BATCH_ROWS);
         let mut bytes = vec![0; BATCH_ROWS * ROW_BYTES];
         while rows.len() < BATCH_ROWS {
@@ -188,7 +201,7 @@ impl Place {
 
 /// A worker's rows in order, the next one at hand.
 pub struct Ahead {
-    batches: Receiver<io::Result<Vec<Row>>>,
+    batches: Receiver<Batch>,
     batch: std::vec::IntoIter<Row>,
     next: Option<Row>,
     failed: Option<io::Error>,
@@ -276,13 +289,12 @@ mod tests {
     #[test]
     fn only_so_much_is_read_ahead() {
         let spool = spool(u64::try_from(20 * BATCH_ROWS).unwrap());
-        let file = spool.file.clone();
-        let mut ahead = spool.ahead(0, 1);
-        let taken = ahead.by_ref().take(BATCH_ROWS / 2).count();
-        // What is cut off now can have been read before only as far ahead as is allowed.
-        file.set_len(0).unwrap();
-        let all = taken + ahead.count();
-        assert!(all <= (2 + BATCHES_AHEAD + 1) * BATCH_ROWS, "{all}");
+        let (send, _batches) = batches();
+        let mut place = spool.place(0);
+        // Where the thread would be held up.
+        place.read_ahead(1, |batch| send.try_send(batch).is_ok());
+        let read = u64::try_from((BATCHES_AHEAD + 1) * BATCH_ROWS * ROW_BYTES).unwrap();
+        assert_eq!(place.offset, read, "one beside those that wait");
     }
 
     #[test]
