@@ -32,8 +32,8 @@ use super::world::Nanos;
 use rows::Writer;
 pub use rows::{Ahead, Row};
 
-/// Bytes of a line at most.
-const LINE_BYTES_MAX: u64 = 64 << 10;
+/// Bytes of a line at most, without its end.
+const LINE_BYTES_MAX: usize = 64 << 10;
 /// Requests of one second at most: they are in memory while their moments are found.
 const SECOND_MAX: usize = 1 << 20;
 /// Requests of later seconds that are gathered before a second is taken to be complete: so many lines may
@@ -121,13 +121,13 @@ impl Trace {
         for number in 1.. {
             let fail = |error: &dyn std::fmt::Display| format!("line {number}: {error}");
             line.clear();
-            let taken = std::io::Read::take(&mut input, LINE_BYTES_MAX).read_line(&mut line);
-            match taken.map_err(|error| fail(&error))? {
-                0 => break,
-                taken if taken as u64 == LINE_BYTES_MAX => {
-                    return Err(fail(&format!("longer than {LINE_BYTES_MAX} bytes")));
-                }
-                _ => {}
+            let most = u64::try_from(LINE_BYTES_MAX + 1).expect("a small number");
+            let taken = std::io::Read::take(&mut input, most).read_line(&mut line);
+            if taken.map_err(|error| fail(&error))? == 0 {
+                break;
+            }
+            if line.len() > LINE_BYTES_MAX && !line.ends_with('\n') {
+                return Err(fail(&format!("longer than {LINE_BYTES_MAX} bytes")));
             }
             if interrupt::came() {
                 return Err(fail(&"interrupted"));
@@ -377,6 +377,14 @@ mod tests {
     #[test]
     fn what_is_no_trace_is_refused() {
         let refused = |text: &str| Trace::read(text.as_bytes(), 1.0, 7).err().unwrap();
+        let long = |bytes: usize| format!("0,{},1,1,1,get,0\n", "k".repeat(bytes - 14));
+        let longest = long(LINE_BYTES_MAX);
+        assert_eq!(longest.len(), LINE_BYTES_MAX + 1, "with its end");
+        for text in [longest.as_str(), longest.trim_end()] {
+            assert!(Trace::read(text.as_bytes(), 1.0, 7).is_ok());
+        }
+        let words = refused(&long(LINE_BYTES_MAX + 1));
+        assert!(words.contains("line 1: longer than 65536 bytes"), "{words}");
         assert!(refused("hello\n").contains("no request"));
         assert!(refused("").contains("no request"));
         let words = refused("op_time,key,op,op_count\n1,a,GET,4294967295\n");
