@@ -143,14 +143,13 @@ fn failures(outcome: &Outcome) -> Vec<String> {
         let failed = figures::of_target(target).filter(|one| one.failed);
         let (counts, words): (Vec<u64>, Vec<String>) = failed
             .map(|one| {
-                let median = one.figures.first().copied().flatten();
-                let words = format!(
-                    "{} {} {} (p50 {} ms)",
-                    one.count,
-                    one.operation,
-                    one.status,
-                    millis(median)
-                );
+                let times = match &one.figures[..] {
+                    [Some(median), ..] => format!(" (p50 {} ms)", millis(Some(*median))),
+                    // There is one alone.
+                    [.., Some(only)] => format!(" ({} ms)", millis(Some(*only))),
+                    _ => String::new(),
+                };
+                let words = format!("{} {} {}{times}", one.count, one.operation, one.status);
                 (one.count, words)
             })
             .unzip();
@@ -213,6 +212,24 @@ mod tests {
             "no sample of 101 lies beyond p99.9"
         );
         assert!(words.contains("INVALID"), "{words}");
+    }
+
+    #[test]
+    fn what_failed_once_has_a_time_and_no_median() {
+        let mut recorder = Recorder::default();
+        for (status, count) in [(Status::Refused, 1), (Status::TimedOut, 2)] {
+            for _ in 0..count {
+                recorder.record_target(0, Operation::Read, status, 3_000_000, 2_000_000);
+            }
+        }
+        let setup = Setup {
+            targets: vec!["n1/0".into()],
+            ..Setup::default()
+        };
+        let outcome = Outcome::new(setup, 10.0, &recorder, Vec::new(), serde_json::Value::Null);
+        let words = failures(&outcome).join("\n");
+        assert!(words.contains("1 read refused (3.0"), "{words}");
+        assert!(words.contains("2 read timed_out (p50 >=3.0"), "{words}");
     }
 
     #[test]
