@@ -191,14 +191,9 @@ fn prepare(bench: &mut Bench) -> Result<(), Failure> {
 /// Prints a run, writes the files asked for, and fails when verification did.
 fn report(options: &Options, run: &Run) -> Result<(), Failure> {
     let said = output::show(options.json.as_deref(), &report::text(&run.outcome));
-    let json = options.json.as_ref().map_or(Ok(()), |path| {
-        output::file(path, &output::json(&run.outcome))
-    });
-    let directory = options
-        .out
-        .as_ref()
-        .map_or(Ok(()), |path| output::directory(path, run));
-    let written = said.and(json).and(directory);
+    let results = output::Results::of_run(run);
+    let written = results.write(options.json.as_deref(), options.out.as_deref());
+    let written = first_of(written, said);
     let judged = match &run.gave_up {
         Some(words) if faults([&run.outcome]).is_none() => Err(Failure::new(words.as_str())),
         _ => verdict([&run.outcome], options.require_valid),

@@ -285,18 +285,7 @@ pub fn knee(args: &Knee) -> Result<(), Failure> {
 
 /// Writes all runs to where the options say.
 fn write_all(options: &Options, outcomes: &[Outcome]) -> Result<(), Failure> {
-    let json = output::json(outcomes);
-    if let Some(path) = &options.json {
-        output::file(path, &json)?;
-    }
-    let Some(directory) = &options.out else {
-        return Ok(());
-    };
-    std::fs::create_dir_all(directory)?;
-    output::files(&[
-        (directory.join("runs.json"), json),
-        (directory.join("report.html"), html::page(outcomes, "")),
-    ])
+    output::Results::of_runs(outcomes).write(options.json.as_deref(), options.out.as_deref())
 }
 
 /// Whether systems differ.
@@ -403,7 +392,7 @@ fn interleave(
                 outcome.validity.words()
             ));
             if let Some(directory) = &args.out {
-                std::fs::create_dir_all(directory)?;
+                output::make_directory(directory)?;
                 let file = format!("{}-{}.json", systems[*system].0, done + 1);
                 output::file(&directory.join(file), &output::json(&outcome))?;
             }
@@ -442,7 +431,7 @@ fn conclude(systems: &[(String, Vec<Outcome>)], out: Option<&Path>) -> Result<()
     let typical: Vec<Outcome> = (0..systems.len())
         .filter_map(|at| comparing::typical(&runs(at)).cloned())
         .collect();
-    std::fs::create_dir_all(directory)?;
+    output::make_directory(directory)?;
     output::file(&directory.join("report.html"), &html::page(&typical, &said))
 }
 

@@ -13,11 +13,15 @@ use serde_json::Value;
 use tempfile::NamedTempFile;
 use torc_measure::mix::Operation;
 
+use super::first_of;
 use super::html;
 use super::outcome::{Interval, Outcome, PERCENTILES, SCHEMA};
 use super::recorder::Recorder;
 use super::run::Run;
 use crate::failure::Failure;
+
+/// Links that are followed one after the other, as by Linux.
+const LINKS_MAX: usize = 40;
 
 /// An interval log that the HdrHistogram tools read: version 1.3 lines, histograms in V2 with
 /// deflate. Tags are `read.intended`, `read.sent` and so on; values are nanoseconds, the largest
@@ -132,19 +136,65 @@ pub fn csv(intervals: &[Interval]) -> String {
     out
 }
 
-/// Writes the four files of a run to a directory, which is made if need be.
-pub fn directory(path: &Path, run: &Run) -> Result<(), Failure> {
-    std::fs::create_dir_all(path).map_err(|error| failed(path, &error))?;
-    let outcome = &run.outcome;
-    files(&[
-        (path.join("run.json"), json(outcome)),
-        (path.join("intervals.csv"), csv(&outcome.intervals)),
-        (path.join("latency.hlog"), run.hlog.text()),
-        (
-            path.join("report.html"),
-            html::page(std::slice::from_ref(outcome), ""),
-        ),
-    ])
+/// Files of a command that has ended.
+pub struct Results {
+    json: String,
+    /// What a directory gets, by name.
+    files: Vec<(&'static str, String)>,
+}
+
+impl Results {
+    /// Those of one run.
+    pub fn of_run(run: &Run) -> Self {
+        let outcome = &run.outcome;
+        let json = json(outcome);
+        let page = html::page(std::slice::from_ref(outcome), "");
+        Self {
+            files: vec![
+                ("run.json", json.clone()),
+                ("intervals.csv", csv(&outcome.intervals)),
+                ("latency.hlog", run.hlog.text()),
+                ("report.html", page),
+            ],
+            json,
+        }
+    }
+
+    /// Those of several.
+    pub fn of_runs(outcomes: &[Outcome]) -> Self {
+        let json = json(outcomes);
+        Self {
+            files: vec![
+                ("runs.json", json.clone()),
+                ("report.html", html::page(outcomes, "")),
+            ],
+            json,
+        }
+    }
+
+    /// Writes them to where `--json` and `--out` say: all files or, where one cannot be written, none.
+    pub fn write(self, to_file: Option<&Path>, to_directory: Option<&Path>) -> Result<(), Failure> {
+        let mut all = Vec::new();
+        if let Some(directory) = to_directory {
+            make_directory(directory)?;
+            let files = self.files.into_iter();
+            all.extend(files.map(|(name, text)| (directory.join(name), text)));
+        }
+        let said = match to_file {
+            Some(_) if is_stdout(to_file) => say(&self.json),
+            Some(path) => {
+                all.push((path.to_owned(), self.json));
+                Ok(())
+            }
+            None => Ok(()),
+        };
+        first_of(files(&all), said)
+    }
+}
+
+/// Makes a directory for results, unless it is there.
+pub fn make_directory(path: &Path) -> Result<(), Failure> {
+    std::fs::create_dir_all(path).map_err(|error| failed(path, &error))
 }
 
 /// A result, or several, as one JSON document.
@@ -164,24 +214,39 @@ pub fn file(path: &Path, text: &str) -> Result<(), Failure> {
 
 /// Writes files, each beside its place first: where one cannot be written, all that were there before stay
 /// as they are. A power cut may still take the new ones: nothing is synced.
-pub fn files(files: &[(PathBuf, String)]) -> Result<(), Failure> {
+fn files(files: &[(PathBuf, String)]) -> Result<(), Failure> {
     let mut beside = Vec::new();
-    for (path, text) in files {
-        if path.exists() && !path.is_file() {
-            // A pipe or a device has no place beside it, and nothing that could be lost.
-            std::fs::write(path, text).map_err(|error| failed(path, &error))?;
-            continue;
-        }
-        // What a link leads to is replaced, not the link.
-        let place = path.canonicalize().unwrap_or_else(|_| path.clone());
-        let written = write_beside(&place, text).map_err(|error| unwritten(path, &error))?;
-        beside.push((path, place, written));
+    // A pipe or a device has no place beside it, and nothing that could be lost.
+    let is_special = |path: &Path| path.exists() && !path.is_file();
+    let (special, plain): (Vec<_>, Vec<_>) = files.iter().partition(|(path, _)| is_special(path));
+    for (path, text) in plain {
+        let written = place_of(path)
+            .and_then(|place| Ok((write_beside(&place, text)?, place)))
+            .map_err(|error| unwritten(path, &error))?;
+        beside.push((path, written));
     }
-    for (path, place, written) in beside {
+    for (path, text) in special {
+        std::fs::write(path, text).map_err(|error| failed(path, &error))?;
+    }
+    for (path, (written, place)) in beside {
         let renamed = written.persist(&place);
         renamed.map_err(|failure| unwritten(path, &failure.error))?;
     }
     Ok(())
+}
+
+/// Where a file's links lead, whether something is there or not: that is replaced, not the link.
+fn place_of(path: &Path) -> std::io::Result<PathBuf> {
+    let mut place = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        match std::fs::read_link(&place) {
+            // From the link's directory, unless it is absolute.
+            Ok(target) => place = directory_of(&place).join(target),
+            // It is no link, or nothing.
+            Err(_) => return Ok(place),
+        }
+    }
+    Err(rustix::io::Errno::LOOP.into())
 }
 
 fn write_beside(place: &Path, text: &str) -> std::io::Result<NamedTempFile> {
@@ -249,9 +314,8 @@ pub fn note(words: &str) {
 /// Fails when a run's files could not be written: better before the run than after it.
 pub fn ready(json: Option<&Path>, directory: Option<&Path>) -> Result<(), Failure> {
     if let Some(path) = directory {
-        std::fs::create_dir_all(path)
-            .and_then(|()| tempfile::tempfile_in(path))
-            .map_err(|error| failed(path, &error))?;
+        make_directory(path)?;
+        tempfile::tempfile_in(path).map_err(|error| failed(path, &error))?;
     }
     let Some(path) = json.filter(|path| !is_stdout(Some(path))) else {
         return Ok(());
@@ -267,7 +331,8 @@ pub fn ready(json: Option<&Path>, directory: Option<&Path>) -> Result<(), Failur
             .is_file()
             .then(|| File::options().append(true).open(path));
         let opened = protected.transpose().map(drop);
-        opened.and_then(|()| tempfile::tempfile_in(directory_of(path)))
+        let place = opened.and_then(|()| place_of(path));
+        place.and_then(|place| tempfile::tempfile_in(directory_of(&place)))
     };
     tried.map(drop).map_err(|error| failed(path, &error))
 }
@@ -372,6 +437,29 @@ mod tests {
             ("2".into(), 0o604)
         );
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_yet_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let link = |name: &str, to: &str| std::os::unix::fs::symlink(to, at(name)).unwrap();
+        std::fs::create_dir(at("results")).unwrap();
+        link("first", "second");
+        link("second", "results/new");
+        ready(Some(&at("first")), None).unwrap();
+        file(&at("first"), "1").unwrap();
+        assert!(at("first").is_symlink() && at("second").is_symlink());
+        assert_eq!(std::fs::read_to_string(at("results/new")).unwrap(), "1");
+        link("lost", "missing/new");
+        link("round", "round");
+        for (name, why) in [("lost", "No such file"), ("round", "symbolic links")] {
+            for refused in [ready(Some(&at(name)), None), file(&at(name), "1")] {
+                let words = refused.unwrap_err().to_string();
+                assert!(words.contains(name) && words.contains(why), "{words}");
+            }
+            assert!(at(name).is_symlink());
+        }
     }
 
     #[test]

@@ -41,7 +41,12 @@ fn a_full_disk_fails_by_name_after_the_report_is_printed_and_leaves_the_old_resu
     let dir = scratch();
     let place = dir.path().to_str().unwrap();
     let more = ["--duration", "200ms", "--out", place, "--live", "off"];
-    let load = run_on_null_server(&server.address, &more);
+    let mut load = run_on_null_server(&server.address, &more);
+    // On another disk, which has room.
+    let elsewhere = scratch();
+    let other = elsewhere.path().join("result.json");
+    std::fs::write(&other, "old").unwrap();
+    load.extend(["--json", other.to_str().unwrap()]);
     let old_bytes = 120_000;
     let Some((output, words)) = on_a_small_disk(place, old_bytes, &load) else {
         eprintln!("not available here: a disk of its own (needs root)");
@@ -58,6 +63,7 @@ fn a_full_disk_fails_by_name_after_the_report_is_printed_and_leaves_the_old_resu
     assert!(said.ends_with("; the old file is untouched"), "{words}");
     let left: Vec<&str> = words.lines().rev().take(2).collect();
     assert_eq!(left, [&old_bytes.to_string()[..], "run.json"], "{words}");
+    assert_eq!(std::fs::read_to_string(&other).unwrap(), "old");
 }
 
 #[test]
