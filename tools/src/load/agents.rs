@@ -1,7 +1,7 @@
 //! Load from several machines: agents that make it, a coordinator that merges what they measure.
 //!
-//! The coordinator sends its own command line to each agent, then phase after phase with the time to
-//! begin; agents send each interval's record back, histograms and all, as JSON, a message a line. Of
+//! The coordinator sends its own command line to each agent, then phase after phase. Agents open their
+//! connections and say when all stand; when they do at every agent, the coordinator tells all to begin. Agents send each interval's record back, histograms and all, as JSON, a message a line. Of
 //! the keys each agent writes its own part, so that verification holds; rates and connections are
 //! shared out. Clocks are not compared: all begin at the same moment after a message, within half of
 //! the slowest round trip, and latencies are taken on one machine each.
@@ -11,7 +11,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
@@ -25,8 +25,8 @@ use super::run::Bench;
 use super::wire::Packed;
 use crate::failure::Failure;
 
-/// Time from the order of a phase to its beginning, in which agents open their connections.
-const BEGIN_AFTER: Duration = Duration::from_millis(500);
+/// Time from the word to begin to the beginning, in which it reaches every agent.
+const BEGIN_AFTER: Duration = Duration::from_millis(200);
 /// Silence of an agent after which it is given up; it reports once an interval.
 const SILENCE_MAX: Duration = Duration::from_secs(90);
 
@@ -55,8 +55,6 @@ pub struct Order {
     pub length_ms: u64,
     /// Seed of all random choices.
     pub seed: u64,
-    /// Milliseconds from now to its beginning.
-    pub begin_in_ms: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -68,6 +66,8 @@ enum ToAgent {
         parts: u64,
     },
     Phase(Order),
+    /// The phase begins in so many milliseconds.
+    Begin(u64),
     Stop,
 }
 
@@ -75,9 +75,20 @@ enum ToAgent {
 enum FromAgent {
     Pong,
     Ready,
+    /// All connections of a phase stand.
+    Standing,
     Interval(u64, Box<Packed>),
-    Done { seconds: f64 },
+    Done {
+        seconds: f64,
+    },
     Failed(String),
+}
+
+impl FromAgent {
+    /// Whether more is to come of the phase.
+    fn goes_on(&self) -> bool {
+        matches!(self, FromAgent::Standing | FromAgent::Interval(..))
+    }
 }
 
 fn send(stream: &mut TcpStream, message: &impl Serialize) -> std::io::Result<()> {
@@ -132,7 +143,7 @@ fn serve_one(
     while let Ok(message) = inbox.recv() {
         match message {
             ToAgent::Ping => send(&mut out, &FromAgent::Pong)?,
-            ToAgent::Stop => {}
+            ToAgent::Stop | ToAgent::Begin(_) => {}
             ToAgent::Prepare { words, part, parts } => {
                 let made = parse(&words).and_then(|options| Bench::new(&options, (part, parts)));
                 let answer = match made {
@@ -145,12 +156,27 @@ fn serve_one(
                 send(&mut out, &answer)?;
             }
             ToAgent::Phase(order) => {
-                let begin = Instant::now() + Duration::from_millis(order.begin_in_ms);
+                // The first is used by a worker before there are intervals, the second by their collector.
+                let coordinator = Mutex::new((&mut out, &mut inbox));
+                let begin = || {
+                    let mut coordinator = coordinator.lock().ok()?;
+                    let (out, orders) = &mut *coordinator;
+                    send(out, &FromAgent::Standing).ok()?;
+                    match orders.recv() {
+                        Ok(ToAgent::Begin(in_ms)) => {
+                            Some(Instant::now() + Duration::from_millis(in_ms))
+                        }
+                        _ => None,
+                    }
+                };
                 let mut unheard = false;
-                let (heard, orders) = (&mut out, &mut inbox);
-                let mut observe = move |at: u64, recorder: &Recorder| {
+                let mut observe = |at: u64, recorder: &Recorder| {
                     let packed = Box::new(Packed::of(recorder));
-                    unheard |= send(heard, &FromAgent::Interval(at, packed)).is_err();
+                    let Ok(mut coordinator) = coordinator.lock() else {
+                        return Flow::Stop;
+                    };
+                    let (out, orders) = &mut *coordinator;
+                    unheard |= send(out, &FromAgent::Interval(at, packed)).is_err();
                     let stopped = matches!(orders.try_recv(), Ok(ToAgent::Stop));
                     if stopped || unheard {
                         Flow::Stop
@@ -159,7 +185,7 @@ fn serve_one(
                     }
                 };
                 let measured = match &mut bench {
-                    Some(bench) => bench.obey(&order, begin, &mut observe),
+                    Some(bench) => bench.obey(&order, &begin, &mut observe),
                     None => Err(Failure::new("a phase before its preparation")),
                 };
                 let answer = match measured {
@@ -228,10 +254,6 @@ impl Agents {
 
     /// Runs a phase on all agents at once.
     pub fn run(&mut self, order: &Order, observe: Observe<'_>) -> Result<Measured, Failure> {
-        let order = Order {
-            begin_in_ms: u64::try_from(BEGIN_AFTER.as_millis()).unwrap_or(u64::MAX),
-            ..order.clone()
-        };
         for agent in &mut self.agents {
             send(&mut agent.out, &ToAgent::Phase(order.clone()))?;
         }
@@ -239,9 +261,9 @@ impl Agents {
         let mut failed: Option<Failure> = None;
         let mut seconds: f64 = 0.0;
         let (heard, inbox) = mpsc::channel();
-        let mut stops = Vec::new();
+        let mut outs = Vec::new();
         for agent in &self.agents {
-            stops.push(agent.out.try_clone()?);
+            outs.push(agent.out.try_clone()?);
         }
         std::thread::scope(|scope| {
             for (index, agent) in self.agents.iter_mut().enumerate() {
@@ -249,7 +271,7 @@ impl Agents {
                 scope.spawn(move || {
                     loop {
                         let message = receive::<FromAgent>(&mut agent.reader);
-                        let last = !matches!(message, Ok(FromAgent::Interval(..)));
+                        let last = !message.as_ref().is_ok_and(FromAgent::goes_on);
                         if heard.send((index, agent.address, message)).is_err() || last {
                             break;
                         }
@@ -258,6 +280,7 @@ impl Agents {
             }
             drop(heard);
             let mut stopped = false;
+            let mut standing = 0;
             for (index, address, message) in inbox {
                 let words = match message {
                     Ok(FromAgent::Interval(at, packed)) => match packed.unpack(index) {
@@ -267,6 +290,14 @@ impl Agents {
                         }
                         None => Some("a record that cannot be read".to_owned()),
                     },
+                    Ok(FromAgent::Standing) => {
+                        standing += 1;
+                        if standing == outs.len() {
+                            let in_ms = u64::try_from(BEGIN_AFTER.as_millis()).unwrap_or(0);
+                            tell(&mut outs, &ToAgent::Begin(in_ms));
+                        }
+                        None
+                    }
                     Ok(FromAgent::Done { seconds: took }) => {
                         seconds = seconds.max(took);
                         collector.end(index);
@@ -283,10 +314,7 @@ impl Agents {
                 let stop = collector.deliver(observe) == Flow::Stop || failed.is_some();
                 if (stop || interrupt::came()) && !stopped {
                     stopped = true;
-                    for out in &mut stops {
-                        // One that is gone needs no stop.
-                        send(out, &ToAgent::Stop).ok();
-                    }
+                    tell(&mut outs, &ToAgent::Stop);
                 }
             }
         });
@@ -297,6 +325,13 @@ impl Agents {
                 total: collector.into_total(),
             }),
         }
+    }
+}
+
+/// Tells all agents. That one is gone shows where it is heard.
+fn tell(agents: &mut [TcpStream], message: &ToAgent) {
+    for agent in agents {
+        send(agent, message).ok();
     }
 }
 

@@ -142,6 +142,11 @@ impl<'a> Connection<'a> {
         }
     }
 
+    /// Whether the server has greeted, where the protocol has it greet.
+    pub fn greeted(&self) -> bool {
+        self.greeted
+    }
+
     /// Requests without an answer.
     pub fn outstanding(&self) -> usize {
         self.pending.len()
@@ -203,7 +208,7 @@ impl<'a> Connection<'a> {
             return Ok(None);
         }
         let Some(oldest) = self.pending.front() else {
-            return Err(ProtocolError("an answer without a request".into()));
+            return Err(unasked(&self.input));
         };
         let Some((id, answer)) = protocol.answer(&mut self.input, oldest.asked())? else {
             if self.input.len() > 2 * ANSWER_BYTES_MAX {
@@ -234,6 +239,17 @@ impl<'a> Connection<'a> {
         self.pending
     }
 }
+
+/// What a server says before it closes a connection that it has no room for, for example.
+fn unasked(input: &[u8]) -> ProtocolError {
+    let line = input.split(|byte| *byte == b'\n').next().unwrap_or(input);
+    let shown = &line[..line.len().min(UNASKED_BYTES_SHOWN)];
+    let words = String::from_utf8_lossy(shown);
+    ProtocolError(format!("an answer without a request: {}", words.trim_end()))
+}
+
+/// Bytes that are shown of an answer that nobody asked for.
+const UNASKED_BYTES_SHOWN: usize = 200;
 
 /// Digits of a key's number.
 const KEY_DIGITS: usize = 12;

@@ -45,13 +45,14 @@ fn limit_of_open_files() -> Option<u64> {
     getrlimit(Resource::Nofile).current
 }
 
-/// Makes room for so many connections, as far as the hard limit of open files allows.
+/// Makes room for so many connections, of which this process has one end or both, as far as the hard limit of open
+/// files allows.
 ///
 /// # Errors
 /// With the remedy, when it does not.
-pub fn allow_connections(count: u32, threads: u32) -> Result<(), Failure> {
+pub fn allow_connections(count: u32, ends: u64, threads: u32) -> Result<(), Failure> {
     let others = FILES_OF_A_THREAD * u64::from(threads) + FILES_OF_THE_PROGRAM;
-    let wanted = u64::from(count) + others;
+    let wanted = u64::from(count) * ends + others;
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|current| current >= wanted) {
         return Ok(());
@@ -71,6 +72,16 @@ pub fn allow_connections(count: u32, threads: u32) -> Result<(), Failure> {
             "--connections {count}: the limit of open files: {error}"
         ))
     })
+}
+
+/// Makes room for as many connections as may come. Where that is refused, fewer can.
+pub fn allow_all_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    setrlimit(Resource::Nofile, raised).ok();
 }
 
 /// Fails, with the remedy, when so many connections are more than this machine has local ports for. A

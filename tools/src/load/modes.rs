@@ -12,6 +12,7 @@ use clap::{Args, Parser};
 
 use super::agents;
 use super::compare::{self as comparing, order, undisturbed};
+use super::environment;
 use super::html;
 use super::interrupt;
 use super::null_server::NullServer;
@@ -438,6 +439,7 @@ fn conclude(systems: &[(String, Vec<Outcome>)], out: Option<&Path>) -> Result<()
 /// What this client can measure here.
 pub fn selftest(args: &Selftest) -> Result<(), Failure> {
     if let Some(address) = args.serve {
+        environment::allow_all_files();
         let server = NullServer::bind(address)
             .map_err(|error| Failure::new(format!("--serve {address}: {error}")))?
             .working(args.work);

@@ -65,6 +65,8 @@ impl NullServer {
             epoll::EventFlags::IN,
         )?;
         let mut clients: Vec<Option<Client>> = Vec::new();
+        // Places in it that are empty.
+        let mut free = Vec::new();
         let mut scratch = vec![0; READ_BYTES];
         let mut events = Vec::with_capacity(256);
         let mut served = Instant::now();
@@ -95,19 +97,17 @@ impl NullServer {
                     while let Ok((stream, _)) = self.listener.accept() {
                         stream.set_nonblocking(true)?;
                         stream.set_nodelay(true)?;
-                        let free = clients.iter().position(Option::is_none);
-                        let slot = free.unwrap_or(clients.len());
+                        let slot = free.pop().unwrap_or_else(|| {
+                            clients.push(None);
+                            clients.len() - 1
+                        });
                         let data = number(u64::try_from(slot).expect("a small number"));
                         epoll::add(&poll, &stream, data, epoll::EventFlags::IN)?;
-                        let client = Some(Client {
+                        clients[slot] = Some(Client {
                             stream,
                             input: Vec::new(),
                             output: Vec::new(),
                         });
-                        match free {
-                            Some(slot) => clients[slot] = client,
-                            None => clients.push(client),
-                        }
                     }
                     continue;
                 }
@@ -116,6 +116,7 @@ impl NullServer {
                     && client.serve(&mut scratch, self.work).is_err()
                 {
                     clients[slot] = None;
+                    free.push(slot);
                 }
             }
         }
@@ -231,10 +232,10 @@ fn resp(input: &[u8]) -> Option<(usize, &'static [u8])> {
 fn memcached(input: &[u8]) -> Option<(usize, &'static [u8])> {
     let end = line_end(input, 0)?;
     if !input.starts_with(b"ms ") {
-        let answer: &[u8] = if input.starts_with(b"mg ") {
-            b"EN\r\n"
-        } else {
-            b"HD\r\n"
+        let answer: &[u8] = match &input[..2] {
+            b"mg" => b"EN\r\n",
+            b"mn" => b"MN\r\n",
+            _ => b"HD\r\n",
         };
         return Some((end, answer));
     }
@@ -257,10 +258,11 @@ mod tests {
 
     #[test]
     fn requests_of_every_protocol_are_answered_when_they_are_whole() {
-        let requests: [(&[u8], &[u8]); 6] = [
+        let requests: [(&[u8], &[u8]); 7] = [
             (b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n", b"$-1\r\n"),
             (b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$2\r\n\r\n\r\n", b"+OK\r\n"),
             (b"mg k v\r\n", b"EN\r\n"),
+            (b"mn\r\n", b"MN\r\n"),
             (b"ms k 2\r\n\r\n\r\n", b"HD\r\n"),
             (
                 b"GET / HTTP/1.1\r\n\r\n",
@@ -281,7 +283,7 @@ mod tests {
             answers.extend_from_slice(answer);
         }
         let mut output = Vec::new();
-        assert_eq!(answer_all(&all, &mut output), (all.len(), 6));
+        assert_eq!(answer_all(&all, &mut output), (all.len(), 7));
         assert_eq!(output, answers);
     }
 }

@@ -2,7 +2,7 @@
 //! interval by interval.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, TryRecvError};
 use std::sync::{Arc, Barrier, OnceLock};
 use std::time::{Duration, Instant};
@@ -21,6 +21,10 @@ use super::world::{Nanos, Sockets};
 
 /// The lowest priority of a thread.
 const NICE_LOWEST: i32 = 19;
+
+/// Connections that are being opened at a time, by all workers: the backlog of most servers, where they wait until they
+/// are accepted, has room for 128 or more.
+const OPENING_MAX: usize = 100;
 
 /// How often what workers have recorded is looked for. Were the collector woken instead, the worker that wakes it
 /// would spend tens of microseconds on that, in which requests are due.
@@ -84,8 +88,6 @@ pub struct Phase {
     pub place: Place,
     /// Kinds of operations that will come, in any case most of them.
     pub operations: Vec<Operation>,
-    /// When it begins; `None` = once all connections stand.
-    pub begin: Option<Instant>,
 }
 
 /// What a phase measured.
@@ -105,6 +107,9 @@ pub enum Flow {
     Stop,
 }
 
+/// Tells when a phase begins whose connections all stand; `None` = it does not.
+pub type Begin<'a> = &'a (dyn Fn() -> Option<Instant> + Sync);
+
 /// Sees each interval once all workers are through it: its number and what was measured in it.
 pub type Observe<'a> = &'a mut (dyn FnMut(u64, &Recorder) -> Flow + Send);
 
@@ -121,13 +126,22 @@ fn nanos(duration: Duration) -> Nanos {
 /// Runs a phase to its end.
 ///
 /// # Errors
-/// When a worker cannot work at all.
-pub fn run(phase: &Phase, shared: &Shared, observe: Observe<'_>) -> std::io::Result<Measured> {
+/// When a worker cannot work at all, or connections do not stand.
+pub fn run(
+    phase: &Phase,
+    shared: &Shared,
+    begin: Begin<'_>,
+    observe: Observe<'_>,
+) -> std::io::Result<Measured> {
     shared.stop.store(false, Ordering::Relaxed);
     let workers = phase.threads.min(phase.connections).max(1);
     let start = Start {
         barrier: Barrier::new(workers),
+        begin,
+        begun: Instant::now(),
         epoch: OnceLock::new(),
+        standing: AtomicUsize::new(0),
+        missing: OnceLock::new(),
     };
     let collected = std::thread::scope(|scope| {
         let (send, receive) = mpsc::channel();
@@ -243,9 +257,30 @@ fn collect(
 }
 
 /// What workers begin together by.
-struct Start {
+struct Start<'a> {
     barrier: Barrier,
-    epoch: OnceLock<Instant>,
+    begin: Begin<'a>,
+    /// When they began to connect.
+    begun: Instant,
+    epoch: OnceLock<Option<Instant>>,
+    /// Connections of all that stand.
+    standing: AtomicUsize,
+    /// Why not all do.
+    missing: OnceLock<String>,
+}
+
+impl Start<'_> {
+    /// Fails when not all of so many connections stand.
+    fn all_stand(&self, connections: usize) -> std::io::Result<()> {
+        let Some(why) = self.missing.get() else {
+            return Ok(());
+        };
+        Err(std::io::Error::other(format!(
+            "{} of {connections} connections stand after {:.0} s: {why}",
+            self.standing.load(Ordering::Relaxed),
+            self.begun.elapsed().as_secs_f64()
+        )))
+    }
 }
 
 /// The work of one of so many workers.
@@ -254,7 +289,7 @@ fn work(
     shared: &Shared,
     schedule: Schedule,
     (index, workers): (usize, usize),
-    start: &Start,
+    start: &Start<'_>,
     mut emit: impl FnMut(u64, &mut Recorder),
 ) -> std::io::Result<Nanos> {
     let share = |all: usize| all / workers + usize::from(index < all % workers);
@@ -263,6 +298,7 @@ fn work(
     let settings = Settings {
         index,
         connections,
+        opening: (OPENING_MAX / workers).max(1),
         pipeline: phase.pipeline,
         end: nanos(phase.length),
         interval: nanos(phase.interval),
@@ -277,13 +313,23 @@ fn work(
     };
     let connected = Sockets::new(connections, Instant::now(), polls, realtime)
         .map(|sockets| Worker::new(shared, settings, sockets, recorder))
-        .and_then(|mut worker| worker.connect().map(|()| worker));
+        .and_then(|mut worker| {
+            let connected = worker.connect()?;
+            start
+                .standing
+                .fetch_add(connected.standing, Ordering::Relaxed);
+            if let Some(why) = connected.missing {
+                start.missing.get_or_init(|| why);
+            }
+            Ok(worker)
+        });
     // Nobody may wait for a worker that failed.
     start.barrier.wait();
     let mut worker = connected?;
-    let epoch = *start
-        .epoch
-        .get_or_init(|| phase.begin.unwrap_or_else(Instant::now));
+    start.all_stand(phase.connections)?;
+    let Some(epoch) = *start.epoch.get_or_init(|| (start.begin)()) else {
+        return Ok(0);
+    };
     std::thread::sleep(epoch.saturating_duration_since(Instant::now()));
     worker.world().restart(epoch);
     worker.run(&mut emit)

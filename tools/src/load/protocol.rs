@@ -160,8 +160,11 @@ impl Protocol {
 
     /// The bytes that open a connection.
     pub fn greeting(&self, out: &mut BytesMut) {
-        if let Protocol::Binary(binary) = self {
-            binary.greeting(out);
+        match self {
+            Protocol::Binary(binary) => binary.greeting(out),
+            Protocol::Resp(resp) => resp.greeting(out),
+            Protocol::Memcached(memcached) => memcached.greeting(out),
+            Protocol::Http(_) | Protocol::Etcd(_) => {}
         }
     }
 
@@ -169,7 +172,9 @@ impl Protocol {
     pub fn greeted(&self, input: &mut BytesMut) -> Result<bool, ProtocolError> {
         match self {
             Protocol::Binary(binary) => binary.greeted(input),
-            _ => Ok(true),
+            Protocol::Resp(resp) => resp.greeted(input),
+            Protocol::Memcached(memcached) => memcached.greeted(input),
+            Protocol::Http(_) | Protocol::Etcd(_) => Ok(true),
         }
     }
 

@@ -17,7 +17,7 @@ use super::ledger::Ledger;
 use super::options::{Model, Options, Warmup};
 use super::outcome::{self, Interval, Outcome, Setup, Verification};
 use super::output::{self, Hlog};
-use super::phase::{self, Flow, Measured, Observe, Pace, Phase};
+use super::phase::{self, Begin, Flow, Measured, Observe, Pace, Phase};
 use super::protocol::{Levels, Protocol, ProtocolName};
 use super::recorder::Recorder;
 use super::settle::{self, Watched};
@@ -96,7 +96,7 @@ impl Bench {
         options.check()?;
         output::ready(options.json.as_deref(), options.out.as_deref())?;
         if options.agents.is_empty() {
-            environment::allow_connections(options.connections, options.threads)?;
+            environment::allow_connections(options.connections, 1, options.threads)?;
         }
         let mut servers = None;
         let addresses = if options.address.is_empty() {
@@ -238,11 +238,11 @@ impl Bench {
         })
     }
 
-    /// As an agent: runs what a coordinator orders; returns its length in seconds.
+    /// As an agent: runs what a coordinator orders once it says so; returns its length in seconds.
     pub fn obey(
         &mut self,
         order: &Order,
-        begin: Instant,
+        begin: Begin<'_>,
         observe: Observe<'_>,
     ) -> Result<f64, Failure> {
         let parts = self.part.1;
@@ -267,9 +267,8 @@ impl Bench {
         let mut phase = self.phase(pace, Duration::from_millis(order.length_ms));
         // Agents must not draw the same.
         phase.seed = order.seed.wrapping_add(self.part.0 << 16);
-        phase.begin = Some(begin);
         self.stamp();
-        Ok(self.run_here(&phase, observe)?.seconds)
+        Ok(self.run_here(&phase, begin, observe)?.seconds)
     }
 
     /// Warms up as the options say.
@@ -361,7 +360,6 @@ impl Bench {
                 Source::Each { operation, .. } => vec![*operation],
                 Source::Trace => vec![Operation::Read, Operation::Write],
             },
-            begin: None,
         }
     }
 
@@ -371,7 +369,7 @@ impl Bench {
 
     fn run_phase(&mut self, phase: &Phase, observe: Observe<'_>) -> Result<Measured, Failure> {
         let Some(agents) = &mut self.agents else {
-            return self.run_here(phase, observe);
+            return self.run_here(phase, &|| Some(Instant::now()), observe);
         };
         let must_exist = self.shared.judging.must_exist;
         let order = Order {
@@ -391,13 +389,17 @@ impl Bench {
             },
             length_ms: u64::try_from(phase.length.as_millis()).unwrap_or(u64::MAX),
             seed: phase.seed,
-            begin_in_ms: 0,
         };
         agents.run(&order, observe)
     }
 
-    fn run_here(&self, phase: &Phase, observe: Observe<'_>) -> Result<Measured, Failure> {
-        phase::run(phase, &self.shared, observe)
+    fn run_here(
+        &self,
+        phase: &Phase,
+        begin: Begin<'_>,
+        observe: Observe<'_>,
+    ) -> Result<Measured, Failure> {
+        phase::run(phase, &self.shared, begin, observe)
             .map_err(|error| Failure::new(format!("the load could not be made: {error}")))
     }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use torc_tuning::probe;
 
+use super::environment;
 use super::null_server::NullServer;
 use super::options::{Model, Options, Warmup};
 use super::outcome::Outcome;
@@ -27,6 +28,7 @@ pub struct Selftest {
 
 /// Runs it with the connections, threads and pipeline of `options`.
 pub fn run(options: &Options) -> Result<Selftest, Failure> {
+    environment::allow_connections(options.connections, 2, options.threads)?;
     let server = NullServer::bind("127.0.0.1:0".parse().expect("a valid address"))?;
     let address = server.address()?;
     let stop = AtomicBool::new(false);

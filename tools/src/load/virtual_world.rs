@@ -24,7 +24,7 @@ use super::recorder::Recorder;
 use super::schedule::Schedule;
 use super::source::Source;
 use super::targets::Targets;
-use super::worker::{Judging, Settings, Shared, Worker};
+use super::worker::{Connected, Judging, Settings, Shared, Worker};
 use super::world::{Nanos, World};
 
 /// Time that the client itself takes for each look at the clock, so that no loop stands still.
@@ -89,6 +89,11 @@ impl World for VirtualWorld {
         while !output.is_empty() {
             let (length, answer) = request(output);
             let bytes = output.split_to(length);
+            if bytes.ends_with(b"PING\r\n") {
+                // Before the load, and no part of what is modelled.
+                self.answers.push(Reverse((self.now, slot, answer)));
+                continue;
+            }
             let ready = self.idle_at.max(self.now);
             if let Some((begins, takes)) = (self.service)(ready, &bytes) {
                 self.idle_at = begins.max(ready) + takes;
@@ -175,6 +180,7 @@ fn run_with_end(
     let settings = Settings {
         index: 0,
         connections,
+        opening: 100,
         pipeline: 1,
         end: length,
         interval: 1_000_000_000,
@@ -185,6 +191,39 @@ fn run_with_end(
 }
 
 fn run_on(keys: u64, source: Source, settings: Settings, service: Service) -> (Recorder, Nanos) {
+    let shared = shared(keys, source);
+    let world = VirtualWorld::new(settings.connections, service);
+    let mut worker = Worker::new(&shared, settings, world, Recorder::default());
+    assert_eq!(worker.connect().unwrap().missing, None);
+    worker.world().now = 0;
+    let mut total = Recorder::default();
+    let ended = worker.run(&mut |_, recorder| {
+        total.merge(recorder);
+        recorder.clear();
+    });
+    (total, ended.unwrap())
+}
+
+/// Connects so many connections in a world; how far it came, and how long that took.
+pub fn connect(connections: usize, world: impl World) -> (Connected, Nanos) {
+    let shared = shared(1, Source::Trace);
+    let settings = Settings {
+        index: 0,
+        connections,
+        opening: 100,
+        pipeline: 1,
+        end: 0,
+        interval: 1,
+        schedule: Schedule::Closed,
+        rng: Xoshiro256PlusPlus::seed_from_u64(0),
+    };
+    let mut worker = Worker::new(&shared, settings, world, Recorder::default());
+    let connected = worker.connect().unwrap();
+    (connected, worker.world().now())
+}
+
+/// What the worker of a run shares with nobody here.
+fn shared(keys: u64, source: Source) -> Shared {
     let levels = Levels {
         keyspace: None,
         r: None,
@@ -192,7 +231,7 @@ fn run_on(keys: u64, source: Source, settings: Settings, service: Service) -> (R
         timeout_ms: 1000,
     };
     let addresses = vec!["127.0.0.1:1".parse().unwrap()];
-    let shared = Shared {
+    Shared {
         protocol: Protocol::named(ProtocolName::Resp, levels).unwrap(),
         targets: Targets::servers(&addresses),
         addresses,
@@ -211,17 +250,7 @@ fn run_on(keys: u64, source: Source, settings: Settings, service: Service) -> (R
         },
         civil_us: 1,
         stop: AtomicBool::new(false),
-    };
-    let world = VirtualWorld::new(settings.connections, service);
-    let mut worker = Worker::new(&shared, settings, world, Recorder::default());
-    worker.connect().unwrap();
-    worker.world().now = 0;
-    let mut total = Recorder::default();
-    let ended = worker.run(&mut |_, recorder| {
-        total.merge(recorder);
-        recorder.clear();
-    });
-    (total, ended.unwrap())
+    }
 }
 
 mod tests {
@@ -381,6 +410,7 @@ mod tests {
         Settings {
             index: 0,
             connections,
+            opening: 100,
             pipeline: 1,
             end: 4 * SECOND,
             interval: SECOND,

@@ -4,6 +4,7 @@
 //! connection at a time, and between them sends what has become due, so that neither waits long
 //! for the other. It is the same code in real and in virtual time (see [`World`]).
 
+mod connect;
 mod settle;
 mod waiting;
 
@@ -29,10 +30,16 @@ use torc_measure::mix::Operation;
 use torc_measure::sizes::Sizes;
 use waiting::Waiting;
 
+#[cfg(test)]
+pub use connect::Connected;
+
 /// Pause before a broken connection is opened again.
 const RECONNECT_AFTER_NS: Nanos = 50_000_000;
 /// How long a server may take to accept.
 const CONNECT_WITHIN_NS: Nanos = 2_000_000_000;
+/// Why connections break.
+const NOT_ACCEPTED: &str = "not accepted in time";
+const CLOSED: &str = "the server closed the connection";
 /// How often time limits, broken connections and the stop flag are looked after.
 const CHECK_EVERY_NS: Nanos = 20_000_000;
 /// Connections that are looked after at a time: what has become due waits for it. Of more, a part has its
@@ -94,6 +101,8 @@ pub struct Settings {
     pub index: usize,
     /// Connections of this worker.
     pub connections: usize,
+    /// Connections that it opens at a time.
+    pub opening: usize,
     /// Requests that a connection has outstanding at most.
     pub pipeline: usize,
     /// No operation starts after this; a run that is cut short ends when it is.
@@ -165,6 +174,8 @@ pub struct Worker<'a, W> {
     next_check: Nanos,
     /// Which connections are looked after then.
     next_part: usize,
+    /// Why a connection broke last.
+    why_broken: Option<String>,
 }
 
 impl<'a, W: World> Worker<'a, W> {
@@ -203,6 +214,7 @@ impl<'a, W: World> Worker<'a, W> {
             stolen: 0,
             next_check: 0,
             next_part: 0,
+            why_broken: None,
             settings,
         }
     }
@@ -210,34 +222,6 @@ impl<'a, W: World> Worker<'a, W> {
     /// The world, e.g. to set its clock before [`Worker::run`].
     pub fn world(&mut self) -> &mut W {
         &mut self.world
-    }
-
-    /// Opens all connections and waits until they stand or the servers have had time to accept.
-    pub fn connect(&mut self) -> std::io::Result<()> {
-        let mut ready = Vec::new();
-        let limit = self.world.now() + CONNECT_WITHIN_NS;
-        loop {
-            let now = self.world.now();
-            for slot in 0..self.slots.len() {
-                self.reconnect(slot, now);
-            }
-            if now >= limit || self.slots.iter().all(|slot| slot.connected) {
-                break;
-            }
-            let pauses = &mut self.recorder.health.pauses;
-            self.world.wait(now + CHECK_EVERY_NS, &mut ready, pauses)?;
-            for slot in ready.drain(..) {
-                self.receive(slot);
-            }
-        }
-        // The clock may be set back to 0 now.
-        for slot in &mut self.slots {
-            slot.since = 0;
-        }
-        self.free_since = 0;
-        self.recorder.health.pauses.clear();
-        self.stolen = self.world.stolen();
-        Ok(())
     }
 
     /// Works until the source is exhausted or the end has come and every answer is in or given up.
@@ -389,9 +373,10 @@ impl<'a, W: World> Worker<'a, W> {
             }
             Err(error) => {
                 slot.since = now + RECONNECT_AFTER_NS;
-                let address = self.shared.addresses[address];
+                let words = format!("{}: {error}", self.shared.addresses[address]);
                 self.recorder.health.broken += 1;
-                self.recorder.error(|| format!("{address}: {error}"));
+                self.recorder.error(|| words.clone());
+                self.why_broken = Some(words);
             }
         }
     }
@@ -629,7 +614,7 @@ impl<'a, W: World> Worker<'a, W> {
         }
         match closed {
             Some(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-                self.drop_connection(number, Status::InDoubt, "the server closed the connection");
+                self.drop_connection(number, Status::InDoubt, CLOSED);
             }
             Some(error) => self.drop_connection(number, Status::InDoubt, &error.to_string()),
             None => {
@@ -650,7 +635,7 @@ impl<'a, W: World> Worker<'a, W> {
             && !slot.connected
             && now.saturating_sub(slot.since) > CONNECT_WITHIN_NS
         {
-            self.drop_connection(number, Status::InDoubt, "not accepted in time");
+            self.drop_connection(number, Status::InDoubt, NOT_ACCEPTED);
         }
     }
 
@@ -688,10 +673,12 @@ impl<'a, W: World> Worker<'a, W> {
         self.world.close(number);
         let address = self.shared.addresses[connection.address];
         if status != Status::Unfinished {
+            let words = format!("{address}: {reason}");
             self.recorder.health.broken += 1;
             if !stood {
-                self.recorder.error(|| format!("{address}: {reason}"));
+                self.recorder.error(|| words.clone());
             }
+            self.why_broken = Some(words);
         }
         let abandoned = connection.abandon();
         self.outstanding -= abandoned.len();

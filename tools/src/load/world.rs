@@ -282,6 +282,9 @@ impl World for Sockets {
             None,
         )?;
         socket.set_tcp_nodelay(true)?;
+        // Closed by us, its port would be taken for a minute, and the next phase needs as many again. Nothing
+        // that is under way then is waited for anyhow.
+        socket.set_linger(Some(Duration::ZERO))?;
         match socket.connect(&address.into()) {
             Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}

@@ -2,6 +2,9 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
 use crate::cluster::{TORC, run, scratch, serving, text};
 use crate::load::{Listening, json, on_null_server, run_on_null_server};
@@ -239,8 +242,8 @@ fn a_check_that_is_given_up_does_not_take_the_report_with_it() {
     let address = serving(|mut stream| {
         let mut bytes = [0; 4096];
         while let Ok(count @ 1..) = stream.read(&mut bytes) {
-            let write = bytes[..count].windows(3).any(|word| word == b"SET");
-            let answer: &[u8] = if write { b"+OK\r\n" } else { b"-ERR no\r\n" };
+            let read = bytes[..count].windows(3).any(|word| word == b"GET");
+            let answer: &[u8] = if read { b"-ERR no\r\n" } else { b"+OK\r\n" };
             stream.write_all(answer).unwrap();
         }
     });
@@ -266,10 +269,13 @@ fn a_server_that_never_answers_or_hangs_up_is_told_as_that() {
     ] {
         let address = serving(move |mut stream| {
             let mut bytes = [0; 4096];
+            stream.write_all(b"+PONG\r\n").unwrap();
+            let mut greeted = false;
             while let Ok(1..) = stream.read(&mut bytes) {
-                if hangs_up {
+                if greeted && hangs_up {
                     break;
                 }
+                greeted = true;
             }
         });
         let more = [
@@ -311,6 +317,57 @@ fn more_connections_than_open_files_are_refused_with_the_remedy() {
     let (report, words) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{words}");
     assert!(!report.contains("Too many open files"), "{report}");
+}
+
+#[test]
+fn a_load_begins_when_ten_thousand_connections_stand() {
+    let server = Listening::null_server();
+    let connections = "12000";
+    let dir = scratch();
+    let out = dir.path().to_str().unwrap();
+    let more = ["--duration", "300ms", "--rate", "1000", "--out", out];
+    let mut load = run_on_null_server(&server.address, &more);
+    load.extend(["--connections", connections]);
+    let output = run(&load);
+    let (report, words) = (text(&output.stdout), text(&output.stderr));
+    if words.contains("may have") {
+        eprintln!("not available here: {words}");
+        return;
+    }
+    assert!(output.status.success(), "{report}{words}");
+    let result = json(&dir.path().join("run.json"));
+    assert_eq!(result["errors"], serde_json::json!([]), "{report}");
+    assert_eq!(result["unsent"], 0, "{report}");
+    assert!(!words.contains("broke"), "{report}{words}");
+}
+
+#[test]
+fn where_not_all_connections_stand_no_load_is_made_and_the_server_is_quoted() {
+    let places = Arc::new(AtomicUsize::new(5));
+    let address = serving(move |mut stream| {
+        let taken = places.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));
+        let mut bytes = [0; 4096];
+        if taken.is_err() {
+            stream
+                .write_all(b"-ERR max number of clients reached\r\n")
+                .ok();
+            return;
+        }
+        while let Ok(1..) = stream.read(&mut bytes) {
+            stream.write_all(b"+OK\r\n").unwrap();
+        }
+    });
+    let more = ["--duration", "300ms", "--connections", "8", "--reads", "0"];
+    let output = run(&run_on_null_server(&address, &more));
+    let (report, words) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(1), "{report}{words}");
+    assert_eq!(report, "", "nothing was measured");
+    assert!(
+        words.contains(" of 8 connections stand after 5 s")
+            && words.contains("max number of clients"),
+        "{words}"
+    );
+    assert!(words.contains("fewer --connections"), "{words}");
 }
 
 #[test]

@@ -29,7 +29,7 @@ fn serve(stream: &TcpStream, values: &Values, forgets: bool) -> io::Result<()> {
             return Ok(());
         }
         let words: Vec<&[u8]> = line.trim_ascii_end().split(|byte| *byte == b' ').collect();
-        let key = words[1].to_vec();
+        let key = words.get(1).copied().unwrap_or_default().to_vec();
         let answer = match words[0] {
             b"mg" => {
                 asked += 1;
@@ -50,6 +50,7 @@ fn serve(stream: &TcpStream, values: &Values, forgets: bool) -> io::Result<()> {
                 values.lock().unwrap().insert(key, value);
                 b"HD\r\n".to_vec()
             }
+            b"mn" => b"MN\r\n".to_vec(),
             b"md" => {
                 let gone = values.lock().unwrap().remove(&key).is_some();
                 if gone {

@@ -11,6 +11,26 @@ use super::{Answer, Asked, ProtocolError, Request, decimal, length, line_end};
 pub struct Memcached;
 
 impl Memcached {
+    /// A command that does nothing: its answer says that the server serves a connection.
+    pub fn greeting(&self, out: &mut BytesMut) {
+        out.extend_from_slice(b"mn\r\n");
+    }
+
+    /// Whether that has come.
+    pub fn greeted(&self, input: &mut BytesMut) -> Result<bool, ProtocolError> {
+        let Some(end) = line_end(input)? else {
+            return Ok(false);
+        };
+        let line = input.split_to(end);
+        match &line[..] {
+            b"MN\r\n" => Ok(true),
+            other => Err(ProtocolError(format!(
+                "{} (meta commands are those of memcached 1.6 and later)",
+                String::from_utf8_lossy(other).trim_end()
+            ))),
+        }
+    }
+
     pub fn request(&self, out: &mut BytesMut, request: &Request<'_>) {
         let mut get = |key: &[u8]| {
             out.extend_from_slice(b"mg ");

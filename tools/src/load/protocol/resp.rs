@@ -26,6 +26,28 @@ enum Reply {
 }
 
 impl Resp {
+    /// PING: it is a server's answer that says that it serves a connection.
+    pub fn greeting(&self, out: &mut BytesMut) {
+        out.extend_from_slice(b"*1\r\n$4\r\nPING\r\n");
+    }
+
+    /// Whether its answer has come.
+    pub fn greeted(&self, input: &mut BytesMut) -> Result<bool, ProtocolError> {
+        let Some((reply, end)) = parse(input, 0, 0)? else {
+            return Ok(false);
+        };
+        if let Reply::Error(range) = reply {
+            let words = String::from_utf8_lossy(&input[range]);
+            // Servers that know no PING, and those that do not write just now, serve all the same.
+            let serves = ["ERR unknown", "MISCONF"];
+            if !serves.iter().any(|code| words.starts_with(code)) {
+                return Err(ProtocolError(words.into_owned()));
+            }
+        }
+        input.advance(end);
+        Ok(true)
+    }
+
     pub fn request(&self, out: &mut BytesMut, request: &Request<'_>) {
         match request {
             Request::Read(key) => {
