@@ -19,6 +19,7 @@ mod html;
 mod interrupt;
 mod ledger;
 mod limits;
+mod login;
 mod modes;
 mod null_server;
 mod options;

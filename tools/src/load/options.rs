@@ -10,6 +10,7 @@ use torc_measure::mix::{Mix, Operation, Ycsb};
 use torc_measure::sizes::Sizes;
 use torc_tuning::cpuset::CpuSet;
 
+use super::login::Login;
 use super::place::{Place, parse_cpus};
 use super::protocol::ProtocolName;
 use super::schedule::Gaps;
@@ -60,6 +61,12 @@ pub struct Options {
     /// Protocol
     #[arg(long, value_enum, default_value_t = ProtocolName::Binary, help_heading = "Target")]
     pub protocol: ProtocolName,
+    /// User for RESP's AUTH [default: the server's default user]
+    #[arg(long, value_name = "NAME", help_heading = "Target")]
+    pub user: Option<String>,
+    /// File whose first line is the password for RESP's AUTH [default: TORC_LOAD_PASSWORD in the environment]
+    #[arg(long, value_name = "FILE", help_heading = "Target")]
+    pub password_file: Option<PathBuf>,
     /// Keyspace [default: default]
     #[arg(long, value_name = "NAME", help_heading = "Target")]
     pub keyspace: Option<String>,
@@ -299,11 +306,14 @@ impl Options {
             ProtocolName::Resp | ProtocolName::Memcached => (false, true),
             ProtocolName::Etcd => (false, false),
         };
+        let logins = self.protocol == ProtocolName::Resp;
         refuse(
             &format!("--protocol {}, which has none", self.protocol.name()),
             &[
                 ("--keyspace", self.keyspace.is_some() && !keyspaces),
                 ("--ttl", self.ttl.is_some() && !ttls),
+                ("--user", self.user.is_some() && !logins),
+                ("--password-file", self.password_file.is_some() && !logins),
             ],
         )?;
         let least = u32::try_from(VALUE_BYTES_MIN).expect("a small number");
@@ -313,6 +323,14 @@ impl Options {
             ));
         }
         Ok(self.place().check()?)
+    }
+
+    /// Who the load is, where the protocol asks.
+    pub fn login(&self) -> Result<Option<Login>, Failure> {
+        match self.protocol {
+            ProtocolName::Resp => Login::find(self.user.as_deref(), self.password_file.as_deref()),
+            _ => Ok(None),
+        }
     }
 
     /// What says how fast operations come, and whether it was given.

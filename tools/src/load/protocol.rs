@@ -10,6 +10,8 @@ mod resp;
 use bytes::{Bytes, BytesMut};
 use torc_measure::mix::Operation;
 
+use super::login::Login;
+
 /// Bytes of an answer at most: a page of 1000 keys with values of a mebibyte fits.
 pub const ANSWER_BYTES_MAX: usize = 1 << 30;
 
@@ -42,6 +44,8 @@ pub struct Levels {
     pub w: Option<String>,
     /// Deadline given to the server, in milliseconds.
     pub timeout_ms: u32,
+    /// Who the load is, for RESP.
+    pub login: Option<Login>,
 }
 
 /// A request.
@@ -151,7 +155,7 @@ impl Protocol {
     pub fn named(name: ProtocolName, levels: Levels) -> Result<Self, ProtocolError> {
         Ok(match name {
             ProtocolName::Http => Protocol::Http(http::Http::new(&levels)),
-            ProtocolName::Resp => Protocol::Resp(resp::Resp),
+            ProtocolName::Resp => Protocol::Resp(resp::Resp::new(levels.login)),
             ProtocolName::Binary => Protocol::Binary(binary::Binary::new(levels)?),
             ProtocolName::Memcached => Protocol::Memcached(memcached::Memcached),
             ProtocolName::Etcd => Protocol::Etcd(etcd::Etcd::new(levels.r.as_deref())),

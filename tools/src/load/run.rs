@@ -116,6 +116,7 @@ impl Bench {
             r: options.r.clone(),
             w: options.w.clone(),
             timeout_ms: options.timeout_ms,
+            login: options.login()?,
         };
         let protocol = Protocol::named(options.protocol, levels)
             .map_err(|error| Failure::usage(format!("--r, --w: {}", error.0)))?;

@@ -229,6 +229,7 @@ fn shared(keys: u64, source: Source) -> Shared {
         r: None,
         w: None,
         timeout_ms: 1000,
+        login: None,
     };
     let addresses = vec!["127.0.0.1:1".parse().unwrap()];
     Shared {

@@ -371,6 +371,57 @@ fn where_not_all_connections_stand_no_load_is_made_and_the_server_is_quoted() {
 }
 
 #[test]
+fn a_password_opens_each_connection_and_is_in_no_result() {
+    let address = serving(|mut stream| {
+        let mut bytes = [0; 4096];
+        let Ok(count @ 1..) = stream.read(&mut bytes) else {
+            return;
+        };
+        let login = b"*3\r\n$4\r\nAUTH\r\n$3\r\nann\r\n$6\r\ns3cret\r\n";
+        if !bytes[..count].starts_with(login) {
+            stream.write_all(b"-WRONGPASS invalid\r\n").ok();
+            return;
+        }
+        stream.write_all(b"+OK\r\n").unwrap();
+        while let Ok(1..) = stream.read(&mut bytes) {
+            stream.write_all(b"+OK\r\n").unwrap();
+        }
+    });
+    let dir = scratch();
+    let (file, out) = (dir.path().join("password"), dir.path().join("out"));
+    let (file, out) = (file.to_str().unwrap(), out.to_str().unwrap());
+    std::fs::write(file, "s3cret\n").unwrap();
+    let more = ["--duration", "300ms", "--rate", "100", "--reads", "0"];
+    let mut load = run_on_null_server(&address, &more);
+    load.extend(["--value-bytes", "16", "--connections", "4", "--user", "ann"]);
+    let output = run(&load);
+    let words = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{words}");
+    assert!(words.contains("TORC_LOAD_PASSWORD"), "{words}");
+    let with_file = [&load[..], &["--password-file", file, "--out", out]].concat();
+    let output = run(&with_file);
+    let (report, words) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{report}{words}");
+    for name in ["run.json", "report.html"] {
+        let result = std::fs::read_to_string(dir.path().join("out").join(name)).unwrap();
+        assert!(!result.contains("s3cret") && result.contains("--password-file"));
+    }
+    let by_variable = |password: &str| {
+        let mut command = Command::new(TORC);
+        command.args(&load).env("TORC_LOAD_PASSWORD", password);
+        command.output().unwrap()
+    };
+    assert!(by_variable("s3cret").status.success());
+    let output = by_variable("other");
+    let words = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{words}");
+    assert!(
+        words.contains("0 of 4 connections stand") && words.contains("WRONGPASS"),
+        "{words}"
+    );
+}
+
+#[test]
 fn options_that_a_mode_would_ignore_are_refused() {
     let dir = scratch();
     let trace = dir.path().join("trace");
@@ -391,6 +442,7 @@ fn options_that_a_mode_would_ignore_are_refused() {
             "--keyspace",
         ),
         (&["run", "--protocol", "etcd", "--ttl", "9"], "--ttl"),
+        (&["run", "--user", "ann"], "--user"),
         (&["run", "--duration", "0s"], "--duration"),
         (&["compare", "--run", "a=", "--run", "a="], "--run"),
         (&["compare", "--run", "a/b=", "--run", "c="], "--run"),

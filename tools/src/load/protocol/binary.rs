@@ -203,6 +203,7 @@ mod tests {
             r: None,
             w: Some("2".into()),
             timeout_ms: 5000,
+            login: None,
         })
         .unwrap()
     }

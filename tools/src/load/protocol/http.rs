@@ -312,6 +312,7 @@ mod tests {
             r: Some("2".into()),
             w: Some("2".into()),
             timeout_ms: 5000,
+            login: None,
         })
     }
 

@@ -4,11 +4,15 @@ use std::ops::Range;
 
 use bytes::{Buf, Bytes, BytesMut};
 
+use crate::load::login::Login;
+
 use super::{Answer, Asked, Entry, ProtocolError, Request, decimal, length, line_end};
 
-/// The Redis protocol has no settings for each request.
+/// The Redis protocol has no settings for each request, only for each connection.
 #[derive(Clone, Debug)]
-pub struct Resp;
+pub struct Resp {
+    login: Option<Login>,
+}
 
 /// Nesting of arrays that is read: a scan's answer has two.
 const DEPTH_MAX: u32 = 4;
@@ -26,9 +30,24 @@ enum Reply {
 }
 
 impl Resp {
-    /// PING: it is a server's answer that says that it serves a connection.
+    pub fn new(login: Option<Login>) -> Self {
+        Self { login }
+    }
+
+    /// AUTH where there is a password, else PING: it is a server's answer that says that it serves a connection.
     pub fn greeting(&self, out: &mut BytesMut) {
-        out.extend_from_slice(b"*1\r\n$4\r\nPING\r\n");
+        let Some(login) = &self.login else {
+            return out.extend_from_slice(b"*1\r\n$4\r\nPING\r\n");
+        };
+        let parts: &[u8] = match login.user {
+            Some(_) => b"*3\r\n$4\r\nAUTH\r\n",
+            None => b"*2\r\n$4\r\nAUTH\r\n",
+        };
+        out.extend_from_slice(parts);
+        if let Some(user) = &login.user {
+            bulk(out, user.as_bytes());
+        }
+        bulk(out, login.password.as_bytes());
     }
 
     /// Whether its answer has come.
@@ -40,7 +59,7 @@ impl Resp {
             let words = String::from_utf8_lossy(&input[range]);
             // Servers that know no PING, and those that do not write just now, serve all the same.
             let serves = ["ERR unknown", "MISCONF"];
-            if !serves.iter().any(|code| words.starts_with(code)) {
+            if self.login.is_some() || !serves.iter().any(|code| words.starts_with(code)) {
                 return Err(ProtocolError(words.into_owned()));
             }
         }
@@ -233,6 +252,7 @@ mod tests {
 
     #[test]
     fn requests_are_arrays_of_bulk_strings() {
+        let resp = Resp::new(None);
         let mut out = BytesMut::new();
         let write = |ttl_seconds| Request::Write {
             key: b"k",
@@ -240,13 +260,13 @@ mod tests {
             context: None,
             ttl_seconds,
         };
-        Resp.request(&mut out, &write(None));
+        resp.request(&mut out, &write(None));
         assert_eq!(&out[..], b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$2\r\nva\r\n");
         out.clear();
-        Resp.request(&mut out, &write(Some(60)));
+        resp.request(&mut out, &write(Some(60)));
         assert!(out.ends_with(b"$2\r\nva\r\n$2\r\nEX\r\n$2\r\n60\r\n"));
         out.clear();
-        Resp.request(
+        resp.request(
             &mut out,
             &Request::ReadMany(&[b"a".to_vec(), b"b".to_vec()]),
         );
@@ -254,7 +274,41 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_begins_with_a_password_or_a_question_that_shows_that_it_is_served() {
+        let login = |user: Option<&str>| {
+            Resp::new(Some(Login {
+                user: user.map(str::to_owned),
+                password: "s3".into(),
+            }))
+        };
+        let mut out = BytesMut::new();
+        Resp::new(None).greeting(&mut out);
+        assert_eq!(&out[..], b"*1\r\n$4\r\nPING\r\n");
+        let greeted = |answer: &'static [u8]| Resp::new(None).greeted(&mut BytesMut::from(answer));
+        assert!(greeted(b"+PONG\r\n").unwrap() && !greeted(b"+PONG").unwrap());
+        assert!(greeted(b"-ERR unknown command\r\n").unwrap());
+        let refused = greeted(b"-NOAUTH Authentication required.\r\n");
+        assert!(refused.unwrap_err().0.starts_with("NOAUTH"));
+        out.clear();
+        login(None).greeting(&mut out);
+        assert_eq!(&out[..], b"*2\r\n$4\r\nAUTH\r\n$2\r\ns3\r\n");
+        out.clear();
+        let resp = login(Some("ann"));
+        resp.greeting(&mut out);
+        assert_eq!(&out[..], b"*3\r\n$4\r\nAUTH\r\n$3\r\nann\r\n$2\r\ns3\r\n");
+        let mut input = BytesMut::from(&b"+OK"[..]);
+        assert!(!resp.greeted(&mut input).unwrap());
+        input.extend_from_slice(b"\r\n$-1\r\n");
+        assert!(resp.greeted(&mut input).unwrap());
+        assert_eq!(&input[..], b"$-1\r\n", "an answer may follow at once");
+        let mut input = BytesMut::from(&b"-WRONGPASS invalid\r\n"[..]);
+        let refused = resp.greeted(&mut input).unwrap_err();
+        assert!(refused.0.contains("WRONGPASS invalid"), "{refused}");
+    }
+
+    #[test]
     fn every_kind_of_reply_is_told_apart_at_every_cut() {
+        let resp = Resp::new(None);
         let value = |bytes: &'static [u8]| Answer::Value {
             value: Bytes::from_static(bytes),
             version: None,
@@ -289,22 +343,22 @@ mod tests {
         for (bytes, asked, answer) in replies {
             for cut in 0..bytes.len() {
                 let mut input = BytesMut::from(&bytes[..cut]);
-                assert_eq!(Resp.answer(&mut input, asked).unwrap(), None);
+                assert_eq!(resp.answer(&mut input, asked).unwrap(), None);
                 assert_eq!(input.len(), cut);
             }
             let mut input = BytesMut::from(bytes);
-            assert_eq!(Resp.answer(&mut input, asked).unwrap(), Some(answer));
+            assert_eq!(resp.answer(&mut input, asked).unwrap(), Some(answer));
             assert!(input.is_empty());
         }
         let huge = b"$18446744073709551615\r\n";
         let endless = [b'+'; 64 << 10];
         let no_key = b"*2\r\n$1\r\n0\r\n*1\r\n:7\r\n";
         assert!(
-            Resp.answer(&mut BytesMut::from(&no_key[..]), Asked::Scan)
+            resp.answer(&mut BytesMut::from(&no_key[..]), Asked::Scan)
                 .is_err()
         );
         for bad in [&b"?\r\n"[..], b"\n", b"$x\r\n", huge, &endless] {
-            assert!(Resp.answer(&mut BytesMut::from(bad), Asked::Read).is_err());
+            assert!(resp.answer(&mut BytesMut::from(bad), Asked::Read).is_err());
         }
     }
 }
