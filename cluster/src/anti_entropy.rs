@@ -393,8 +393,13 @@ async fn repair_run<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>, run: &Run) -> R
                 continue;
             };
             let comparison = Comparison::new(core, view, *run, address, Direction::Both);
-            if let Err(error) = comparison.run().await {
-                failure = Some(error);
+            match comparison.run().await {
+                Ok(compared) if compared.unreadable.is_empty() => {}
+                Ok(_) => {
+                    let why = "one of two owners cannot read what it has of the range";
+                    failure = Some(Failure::refused(FailureCode::Unreadable, why));
+                }
+                Err(error) => failure = Some(error),
             }
         }
         if failure.is_some() {

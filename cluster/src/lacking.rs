@@ -142,22 +142,20 @@ impl Lacking {
     /// This is all that is lost, and some of it is new.
     pub(crate) fn lose(&self, losses: Vec<Loss>) {
         self.cuts.set(self.cuts.get() + 1);
+        self.know(losses);
+    }
+
+    /// This is all that is lost.
+    pub(crate) fn know(&self, losses: Vec<Loss>) {
         let losses = losses.into_iter().filter(is_of_keyspaces);
         self.lost.replace(losses.collect());
         self.look();
     }
 
-    /// What is lost now may stay so.
-    pub(crate) fn accept(&self) {
-        let mut lost = self.lost.borrow_mut();
-        lost.iter_mut().for_each(|loss| loss.is_accepted = true);
-    }
-
     /// Everything is there again except what is `left`.
     pub(crate) fn found(&self, left: Vec<Loss>) {
         self.is_catching_up.set(false);
-        self.lost.replace(left);
-        self.look();
+        self.know(left);
     }
 
     /// Held by whoever cuts something out, and by whoever says that nothing lacks any more.

@@ -201,14 +201,9 @@ impl Sums {
             .is_some_and(|sums| sums.rest.is_none())
     }
 
-    /// The keyspace was dropped.
+    /// Records of the tree are gone that were not replaced: it is to be summed up again, if it is still there.
     pub(crate) fn forget(&mut self, tree: TreeId) {
         self.trees.remove(&tree);
-    }
-
-    /// Records are gone that were not replaced: every tree is to be summed up again.
-    pub(crate) fn forget_all(&mut self) {
-        self.trees.clear();
     }
 
     /// The sum of the leaves `first..=last`, without what is dead before `floor_hour`. `None` while

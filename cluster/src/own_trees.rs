@@ -12,7 +12,7 @@
 //!
 //! The actor stays: no dot was minted with what these trees hold.
 
-use torc_engine::{Damage, ReadError, Store, WriteError};
+use torc_engine::{Damage, Loss, ReadError, Store, WriteError};
 use torc_env::{Env, ShardId};
 
 use crate::anti_entropy::catch_up;
@@ -107,12 +107,23 @@ pub(crate) async fn give_up_damage<E: Env>(core: &Core<E>) -> Result<(), Failure
     Ok(())
 }
 
-/// Says that a shard with all its data lacks nothing, once its clock's mark leads durably again: to be tried until then. That
-/// stamps are given out is no sign of it, for on a full disk they are without a mark. No I/O where it is said already.
+/// Says that a shard that has caught up lacks nothing but what it knows to have lost, once its clock's mark leads durably
+/// again: to be tried until then. That stamps are given out is no sign of it, for on a full disk they are without a mark.
+/// No I/O where it is said already. The caller has the [`turn`](crate::lacking::Lacking::turn).
 pub(crate) async fn made_good<E: Env>(core: &Core<E>) -> Result<(), Failure> {
     if core.clock.high_water_due(core.env.wall()).is_some() {
         return Ok(());
     }
-    let forgotten = core.store.forget_amnesia().await;
-    forgotten.map_err(|error| write_failure(&error))
+    let said = async {
+        core.store.set_losses(&core.lacking.lost()).await?;
+        core.store.forget_amnesia().await
+    };
+    said.await
+        .map_err(|error: WriteError| write_failure(&error))
+}
+
+/// What the shard remembers of losses in these trees, and in the log, where it may have been one of them.
+pub(crate) fn losses<E: Env>(core: &Core<E>) -> impl Iterator<Item = Loss> {
+    let losses = core.store.losses().into_iter();
+    losses.filter(|loss| loss.tree.is_none_or(tree::is_own))
 }

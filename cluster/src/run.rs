@@ -87,6 +87,11 @@ pub(crate) fn without(range: TokenRange, mut holes: Vec<TokenRange>) -> Vec<Toke
     left
 }
 
+/// What of a range is in any of these, ascending, neighbours made one.
+pub(crate) fn within(range: TokenRange, ranges: Vec<TokenRange>) -> Vec<TokenRange> {
+    without(range, without(range, ranges))
+}
+
 /// The runs of all keyspaces within `slice` of which this node is a replica.
 pub(crate) fn own_runs(view: &Rc<View>, slice: TokenRange) -> Vec<Run> {
     let Some(me) = view.me else {
@@ -128,6 +133,9 @@ mod tests {
         assert_eq!(without(whole, holes), [range(15, 49), range(70, 99)]);
         assert_eq!(without(whole, vec![range(90, 120)]), [range(10, 89)]);
         assert_eq!(without(whole, vec![TokenRange::ALL]), []);
+        let holes = vec![range(50, 59), range(0, 14), range(55, 57), range(60, 69)];
+        assert_eq!(within(whole, holes), [range(10, 14), range(50, 69)]);
+        assert_eq!(within(whole, vec![]), []);
         let end = range(10, u128::MAX);
         let holes = vec![range(20, u128::MAX), range(30, 40)];
         assert_eq!(without(end, holes), [range(10, 19)]);

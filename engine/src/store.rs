@@ -255,40 +255,35 @@ impl<E: Env> Store<E> {
         settings.map(|settings| settings.strategy)
     }
 
-    /// Says that what [`Recovery::amnesia`] and [`Store::losses`] report has been made up for. Durable on return.
+    /// Says that what [`Recovery::amnesia`] reports has been made up for. Durable on return.
     ///
     /// # Errors
     /// When the store is poisoned.
     pub async fn forget_amnesia(&self) -> Result<(), WriteError> {
-        let lacks_nothing = {
-            let state = self.0.manifest.state();
-            !state.suspect && state.losses.is_empty()
-        };
-        if lacks_nothing {
+        if !self.0.manifest.state().suspect {
             return Ok(());
         }
-        self.0.edit(&[Change::Suspect(false), Change::Found]).await
+        self.0.edit(&[Change::Suspect(false)]).await
     }
 
-    /// What damage has cost this store, until [`Store::forget_amnesia`]. Damage that is not cut out yet is none of it.
+    /// What damage has cost this store, until [`Store::set_losses`]. Damage that is not cut out yet is none of it.
     pub fn losses(&self) -> Vec<Loss> {
         self.0.manifest.state().losses.clone()
     }
 
-    /// Says that what is lost now may stay so: [`Loss::is_accepted`]. Durable on return.
+    /// Says what is lost from now on, in place of [`Store::losses`]: what is left of them, that they may stay so, or that
+    /// others have lost something which this store should have. Durable on return; nothing is written where it was said
+    /// already.
     ///
     /// # Errors
     /// When the store is poisoned.
-    pub async fn accept_losses(&self) -> Result<(), WriteError> {
-        let accepted = |state: &State| {
-            let losses = state.losses.iter().map(|loss| Loss {
-                is_accepted: true,
-                ..*loss
-            });
-            let losses = losses.map(Change::Lost);
-            std::iter::once(Change::Found).chain(losses).collect()
-        };
-        self.0.edit_with(accepted).await
+    pub async fn set_losses(&self, losses: &[Loss]) -> Result<(), WriteError> {
+        if self.0.manifest.state().losses == losses {
+            return Ok(());
+        }
+        let lost = losses.iter().copied().map(Change::Lost);
+        let changes: Vec<Change> = std::iter::once(Change::Found).chain(lost).collect();
+        self.0.edit(&changes).await
     }
 
     /// The parts of tables that were found unreadable since the open and are still in use. Their keys
@@ -313,7 +308,7 @@ impl<E: Env> Store<E> {
 
     /// Cuts out `listed` damage as far as it is still known, and nothing that was found since, durably, and returns what that costs: its
     /// keys are absent from then on, unless something newer of them can be read. From the same moment on it is in [`Store::losses`], until
-    /// [`Store::forget_amnesia`]. For callers that can get the keys from elsewhere, or have been told to do without, and
+    /// [`Store::set_losses`]. For callers that can get the keys from elsewhere, or have been told to do without, and
     /// that do not read them until then.
     ///
     /// # Errors

@@ -17,20 +17,22 @@
 //! [`Membership::to_pull`]: crate::membership::Membership::to_pull
 //! [`Lacking`]: crate::lacking::Lacking
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use torc_engine::{Decision, Kind, ReadError, Record, Store};
-use torc_env::{Address, Env, ShardId, Token, TokenRange, mutation};
+use torc_env::{Address, Env, ShardId, Token, TokenRange, TreeId, mutation};
 
-use super::compare::{Comparison, Direction};
+use super::compare::{Compared, Comparison, Direction};
 use super::{build_missing_sums, check_current, loss, not_yet, own_runs};
 use crate::api::Failure;
 use crate::core::{Core, tree};
 use crate::membership::{Pull, View};
 use crate::own_trees;
 use crate::replica::write_failure;
+use crate::ring::MemberIndex;
 use crate::run::Run;
 use crate::topology::Epoch;
 
@@ -98,12 +100,9 @@ async fn step<E: Env>(core: &Rc<Core<E>>, pulled: &mut Option<Epoch>) -> Result<
         core.membership.pulled(pull.epoch).await;
         return Ok(());
     }
-    if core.lacking.is_whole() {
+    if !core.lacking.is_catching_up() {
         let _turn = core.lacking.turn().await;
-        // Something may have been cut out meanwhile.
-        if core.lacking.is_whole() {
-            own_trees::made_good(core).await?;
-        }
+        own_trees::made_good(core).await?;
     }
     if !view.in_ring() {
         return Ok(());
@@ -113,13 +112,14 @@ async fn step<E: Env>(core: &Rc<Core<E>>, pulled: &mut Option<Epoch>) -> Result<
     }
     if core.lacking.is_catching_up() {
         let cuts = core.lacking.cuts();
-        if !mutation::on("joiner_does_not_catch_up")
-            && let Err(error) = compare_with_all(core, &view).await
-        {
-            loss::look_at_lost(core, &view).await;
-            return Err(error);
-        }
-        return loss::settle(core, &view, cuts).await;
+        let pulls = match compare_with_all(core, &view).await {
+            Ok(pulls) => pulls,
+            Err(error) => {
+                loss::look_at_lost(core, &view).await;
+                return Err(error);
+            }
+        };
+        return loss::settle(core, &view, cuts, &pulls).await;
     }
     if !core.lacking.is_whole() {
         loss::heal(core, &view).await?;
@@ -127,12 +127,54 @@ async fn step<E: Env>(core: &Rc<Core<E>>, pulled: &mut Option<Epoch>) -> Result<
     Ok(())
 }
 
-/// Forgets durably that something was missing. The caller says so in memory.
-pub(super) async fn lacks_nothing<E: Env>(core: &Core<E>) -> Result<(), Failure> {
-    set_mark(core, false).await?;
-    own_trees::made_good(core).await?;
-    tracing::info!(shard = %core.env.shard(), "this shard has all its data");
-    Ok(())
+/// Forgets durably that anything may be missing. The caller says so in memory.
+pub(super) async fn caught_up<E: Env>(core: &Core<E>) -> Result<(), Failure> {
+    set_mark(core, false).await
+}
+
+/// What came of pulling from the other owners of runs, by run and owner.
+#[derive(Debug, Default)]
+pub(crate) struct Pulls(BTreeMap<(TreeId, Token, MemberIndex), Pulled>);
+
+/// What came of pulling from one of them.
+#[derive(Debug)]
+pub(super) enum Pulled {
+    /// This part of the run was compared.
+    Range(TokenRange, Compared),
+    /// Nobody knows what it has.
+    Failed,
+}
+
+impl Pulls {
+    /// `pulled`: what came of pulling `range` of the run from the owner.
+    pub(crate) fn note(
+        &mut self,
+        run: &Run,
+        owner: MemberIndex,
+        range: TokenRange,
+        pulled: Result<Compared, Failure>,
+    ) {
+        let pull = match pulled {
+            Ok(compared) => Pulled::Range(range, compared),
+            Err(error) => {
+                tracing::debug!(%error, "an owner of a range cannot be pulled from");
+                Pulled::Failed
+            }
+        };
+        self.0.insert((run.tree, run.range.first, owner), pull);
+    }
+
+    /// `None` where nobody tried.
+    pub(super) fn of(&self, run: &Run, owner: MemberIndex) -> Option<&Pulled> {
+        self.0.get(&(run.tree, run.range.first, owner))
+    }
+
+    /// Whether one of those who were tried did not answer.
+    pub(super) fn has_failed(&self, run: &Run) -> bool {
+        let owners = run.replicas.as_slice().iter();
+        let mut pulls = owners.filter_map(|owner| self.of(run, *owner));
+        pulls.any(|pull| matches!(pull, Pulled::Failed))
+    }
 }
 
 /// Fetches what this shard will own from a majority of those who own it now, all of them whole.
@@ -195,9 +237,9 @@ async fn pull_run<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>, run: &Run) -> Res
         };
         let comparison = Comparison::new(core, view, *run, address, Direction::Pull);
         match comparison.run().await {
-            Ok(true) => done += 1,
+            Ok(compared) if compared.is_all() => done += 1,
             // It may lack what left the range with the owner whose place it took.
-            Ok(false) => failure = not_yet("an owner of a range is still fetching its data"),
+            Ok(_) => failure = not_yet("an owner of a range lacks some of its data"),
             Err(error) => failure = error,
         }
     }
@@ -209,8 +251,9 @@ async fn pull_run<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>, run: &Run) -> Res
 }
 
 /// Fetches what this shard lacks of its ranges from all their other owners.
-async fn compare_with_all<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>) -> Result<(), Failure> {
+async fn compare_with_all<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>) -> Result<Pulls, Failure> {
     build_missing_sums(core, view).await;
+    let mut pulls = Pulls::default();
     for run in own_runs(view, core.slice()) {
         for member in run.replicas.as_slice() {
             if Some(*member) == view.me {
@@ -220,13 +263,15 @@ async fn compare_with_all<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>) -> Result
             let Some(address) = run.address(view, *member) else {
                 continue;
             };
-            pull_readable(core, view, run, address).await?;
+            let pulled = pull_readable(core, view, run, address).await?;
+            pulls.note(&run, *member, run.range, Ok(pulled));
         }
         if run.replicas.as_slice().len() == 1 {
             pull_from_predecessors(core, view, &run).await?;
         }
     }
-    check_current(core, view)
+    check_current(core, view)?;
+    Ok(pulls)
 }
 
 /// Fetches from one owner what this shard lacks of a run, but for what is damaged here and not cut out: its keys stay unknown,
@@ -236,14 +281,22 @@ pub(super) async fn pull_readable<E: Env>(
     view: &Rc<View>,
     run: Run,
     owner: Address,
-) -> Result<(), Failure> {
+) -> Result<Compared, Failure> {
+    let mut all = Compared {
+        is_whole: true,
+        unreadable: Vec::new(),
+    };
+    if mutation::on("joiner_does_not_catch_up") {
+        return Ok(all);
+    }
     for range in core.readable(run.tree, run.range) {
         let piece = Run { range, ..run };
-        Comparison::new(core, view, piece, owner, Direction::Pull)
-            .run()
-            .await?;
+        let comparison = Comparison::new(core, view, piece, owner, Direction::Pull);
+        let compared = comparison.run().await?;
+        all.is_whole &= compared.is_whole;
+        all.unreadable.extend(compared.unreadable);
     }
-    Ok(())
+    Ok(all)
 }
 
 /// Fetches what the former owners of a run with one copy took between the pull and the epoch that put
@@ -264,7 +317,12 @@ async fn pull_from_predecessors<E: Env>(
         let mut others = wide.replicas.as_slice().iter();
         let predecessor = others.find(|member| Some(**member) != view.me);
         if let Some(address) = predecessor.and_then(|member| piece.address(view, *member)) {
-            pull_readable(core, view, piece, address).await?;
+            let pulled = pull_readable(core, view, piece, address).await?;
+            if !pulled.unreadable.is_empty() {
+                return Err(not_yet(
+                    "the former owner of a range cannot read what it has",
+                ));
+            }
         }
         if last >= run.range.last {
             return Ok(());

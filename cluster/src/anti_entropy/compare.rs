@@ -38,6 +38,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const FAN_OUT: u32 = 16;
 /// Records exchanged at the same time.
 const IN_FLIGHT_MAX: usize = 16;
+/// Leaves of which a range may have a part only.
+const ENDS: usize = 2;
 
 /// Who learns from whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +48,23 @@ pub(crate) enum Direction {
     Both,
     /// Only this node: it is not an owner yet, or has lost what it had.
     Pull,
+}
+
+/// What a comparison was worth. As far as it says nothing else, both sides hold, or this side holds, what either had when
+/// it began.
+#[derive(Debug)]
+pub(crate) struct Compared {
+    /// The peer lacked nothing that it should have. Where it did, the same sums say nothing.
+    pub(crate) is_whole: bool,
+    /// Where one of the two could not read what it has.
+    pub(crate) unreadable: Vec<TokenRange>,
+}
+
+impl Compared {
+    /// That nothing was left out and the peer has all that it should.
+    pub(crate) fn is_all(&self) -> bool {
+        self.is_whole && self.unreadable.is_empty()
+    }
 }
 
 /// One comparison.
@@ -82,21 +101,41 @@ impl<'a, E: Env> Comparison<'a, E> {
         }
     }
 
-    /// On return both sides hold, or this side holds, what either had when it was called. Returns
-    /// whether the peer was whole. Where either cannot read what it has, that fails, and other leaves are exchanged
-    /// as far as both could be summed up.
-    pub(crate) async fn run(&self) -> Result<bool, Failure> {
+    /// Compares. Leaves that one of the two cannot read are left out.
+    ///
+    /// # Errors
+    /// Where nothing can be said of some leaves: the peer does not answer, or knows other owners.
+    pub(crate) async fn run(&self) -> Result<Compared, Failure> {
         let range = self.run.range;
         let mut open = vec![(leaf_of(range.first), leaf_of(range.last))];
         let mut differing = Vec::new();
         let mut floor_hour = self.own_floor_hour;
         let mut is_whole = true;
+        let mut unreadable = Vec::new();
+        let mut together = INTERVALS_MAX;
         while !open.is_empty() {
-            let batch: Vec<(u32, u32)> = open.split_off(open.len().saturating_sub(INTERVALS_MAX));
-            let (agreed, theirs, is_peer_whole) = self.their_sums(floor_hour, &batch).await?;
-            floor_hour = agreed;
+            let batch: Vec<(u32, u32)> = open.split_off(open.len().saturating_sub(together));
+            let (theirs, ours, is_peer_whole) = match self.sums(&mut floor_hour, &batch).await {
+                Err(failure) if failure.code == FailureCode::Unreadable => {
+                    // To sum up the leaves at the ends of the range, their records are read.
+                    match batch[..] {
+                        [(leaf, last)] if leaf == last => {
+                            if unreadable.len() == ENDS {
+                                return Err(failure);
+                            }
+                            unreadable.push(part_of(leaf, range));
+                        }
+                        [(first, last)] => open.extend(split(first, last)),
+                        _ => {
+                            together = 1;
+                            open.extend(batch);
+                        }
+                    }
+                    continue;
+                }
+                asked => asked?,
+            };
             is_whole &= is_peer_whole;
-            let ours = local::sums(self.core, self.run.tree, range, floor_hour, &batch).await?;
             for ((interval, ours), theirs) in batch.into_iter().zip(ours).zip(theirs) {
                 if ours == theirs {
                     continue;
@@ -109,16 +148,30 @@ impl<'a, E: Env> Comparison<'a, E> {
             self.core.env.give_way().await;
         }
         differing.sort_unstable();
-        let mut unreadable = None;
         for leaf in differing {
-            match self.exchange_leaf(part_of(leaf, range), floor_hour).await {
-                Err(failure) if failure.code == FailureCode::Unreadable => {
-                    unreadable = Some(failure);
-                }
+            let part = part_of(leaf, range);
+            match self.exchange_leaf(part, floor_hour).await {
+                Err(failure) if failure.code == FailureCode::Unreadable => unreadable.push(part),
                 done => done?,
             }
         }
-        unreadable.map_or(Ok(is_whole), Err)
+        Ok(Compared {
+            is_whole,
+            unreadable,
+        })
+    }
+
+    /// The sums of the other side, those of this one, and whether the other side is whole.
+    async fn sums(
+        &self,
+        floor_hour: &mut u32,
+        intervals: &[(u32, u32)],
+    ) -> Result<(Vec<u128>, Vec<u128>, bool), Failure> {
+        let (agreed, theirs, is_whole) = self.their_sums(*floor_hour, intervals).await?;
+        *floor_hour = agreed;
+        let (tree, range) = (self.run.tree, self.run.range);
+        let ours = local::sums(self.core, tree, range, agreed, intervals).await?;
+        Ok((theirs, ours, is_whole))
     }
 
     async fn their_sums(

@@ -3,13 +3,18 @@
 
 use std::time::Duration;
 
-use torc_env::{Token, TreeId};
+use torc_engine::{Fsync, Loss};
+use torc_env::{Token, TokenRange, TreeId};
 
 use super::world::World;
+use crate::anti_entropy::catch_up::Pulls;
+use crate::anti_entropy::compare::Compared;
+use crate::anti_entropy::loss;
 use crate::api::{DamagedPart, FailureCode, Level, Outlook};
 use crate::conflict::Conflict;
 use crate::core::tree;
 use crate::node::NodeConfig;
+use crate::run::own_runs;
 
 #[test]
 fn a_node_that_has_lost_its_marks_starts_and_is_whole_after_it_has_asked_the_others() {
@@ -482,4 +487,205 @@ fn a_newcomer_takes_over_nothing_from_an_owner_that_cannot_read_what_it_has() {
     assert!(!world.is_ready(3), "it waits for what it takes over");
     assert!(accept(&world, 0) > 0);
     world.wait("the newcomer is in the ring", || world.is_ready(3));
+}
+
+/// Keeps no hint, so that what a node has missed it misses.
+fn without_hints(config: &mut NodeConfig) {
+    config.repair.automatic = false;
+    config.hints.bytes_max = 0;
+}
+
+/// Node 2 acknowledges before it syncs, and loses the end of its log, which a quorum of nodes 0 and 2 has.
+fn with_a_write_that_node_2_forgets(seed: u64) -> World {
+    let world = World::with(seed, 3, 1, without_hints);
+    world.crash(2);
+    world.set_fsync(Fsync::Interval(Duration::from_secs(5)));
+    world.boot(2);
+    world.set_fsync(Fsync::Group);
+    world.wait("all are back", || (0..3).all(|host| world.is_ready(host)));
+    world.put(0, "before", "v").unwrap();
+    world.sleep(Duration::from_secs(6));
+    world.crash(1);
+    world.wait_until_down(0, 1);
+    world.wait_until_down(2, 1);
+    let written = world.put(0, "k", "v").unwrap();
+    assert_eq!(written.replicas, 2);
+    world.crash(2);
+    world
+}
+
+#[test]
+fn an_owner_that_forgot_a_write_does_not_vouch_for_one_that_has_lost_it() {
+    let world = with_a_write_that_node_2_forgets(111);
+    world.wait_until_down(0, 2);
+    world.spoil_tables_of(0, DEFAULT);
+    world.scrub(0);
+    world.boot(1);
+    world.boot(2);
+    let key = ["k".to_owned()];
+    for host in [1, 2] {
+        world.wait("all are back", || world.is_ready(host));
+    }
+    world.wait("the operator is asked", || {
+        (0..3).any(|host| world.gauges(host).damage_waiting > 0)
+    });
+    world.sleep(LONG);
+    are_unknown(&world, 1, "default", &key, Level::Quorum);
+    // Whatever else there is, is served, also after a restart.
+    world.put(1, "other", "v").unwrap();
+    for host in [0, 2] {
+        let listed = parts(&world, host);
+        assert!(!listed.is_empty() && listed.iter().all(|part| part.outlook == Outlook::Lost));
+        world.crash(host);
+        world.boot(host);
+        world.wait("the node is back", || world.is_ready(host));
+        world.sleep(LONG);
+    }
+    are_unknown(&world, 1, "default", &key, Level::Quorum);
+    assert_eq!(world.values(1, "other").len(), 1);
+    for host in [0, 2] {
+        assert!(accept(&world, host) > 0);
+    }
+    world.wait("nothing is missing any more", || {
+        (0..3).all(|host| is_healed(&world, host))
+    });
+    assert_eq!(count(&world, 1, "default", &key, Level::Quorum), 0);
+}
+
+#[test]
+fn an_owner_that_forgot_a_write_fetches_it_from_those_that_have_it() {
+    let world = with_a_write_that_node_2_forgets(112);
+    world.boot(1);
+    world.boot(2);
+    world.wait("it has what it forgot", || {
+        world.is_ready(2) && is_healed(&world, 2)
+    });
+    assert_eq!(world.values(2, "k").len(), 1);
+}
+
+/// What one node keeps from another is no reason to keep it from a third one too.
+#[test]
+fn what_can_be_fetched_is_served_though_the_owner_of_something_else_is_away_and_stays_so() {
+    let world = filled(113, 3);
+    world.keyspace("two", |keyspace| keyspace.n = 2);
+    for key in keys() {
+        let all = |write: &mut crate::api::WriteOptions| write.w = Level::All;
+        world.put_in_with(0, "two", &key, "v", all).unwrap();
+    }
+    let tree = TreeId(2);
+    world.spoil_tables_at(0, tree, |len| len - 4096 + 40);
+    world.crash(1);
+    world.crash(0);
+    world.boot(0);
+    world.wait("the node is back", || world.is_ready(0));
+    world.wait_until_down(0, 1);
+    world.sleep(LONG);
+    let with = |other: usize| -> Vec<Token> {
+        let view = world.node(0).0.view().unwrap();
+        let member = |host: usize| view.find(world.sim.node(world.hosts[host])).unwrap();
+        let tokens = keys()
+            .into_iter()
+            .map(|key| Token::of(tree, key.as_bytes()));
+        let shared = tokens.filter(|token| {
+            let replicas = view.ring.replicas(*token, 2);
+            replicas.contains(&member(0)) && replicas.contains(&member(other))
+        });
+        shared.collect()
+    };
+    let (away, here) = (with(1), with(2));
+    assert!(!away.is_empty() && !here.is_empty());
+    let has = |token: &Token| world.node(0).0.lacking.has(tree, *token);
+    assert!(here.iter().all(has) && !away.iter().any(has));
+    // What is known to be there again is not asked for at each start.
+    world.crash(2);
+    restart(&world);
+    assert!(here.iter().all(has) && !away.iter().any(has));
+    world.boot(1);
+    world.wait("it is fetched", || is_healed(&world, 0));
+}
+
+#[test]
+fn a_loss_that_is_accepted_on_one_node_does_not_wait_for_the_other() {
+    let world = filled(114, 3);
+    for host in [0, 1] {
+        world.spoil_tables_of(host, DEFAULT);
+    }
+    for host in [0, 1] {
+        world.scrub(host);
+    }
+    world.sleep(LONG);
+    assert!(
+        parts(&world, 0)
+            .iter()
+            .all(|part| part.outlook == Outlook::Lost)
+    );
+    assert!(accept(&world, 0) > 0);
+    world.wait("the node is whole", || is_healed(&world, 0));
+    world.wait("so is the other one then", || is_healed(&world, 1));
+    for host in 0..3 {
+        assert_eq!(count(&world, host, "default", &keys(), Level::One), 60);
+    }
+}
+
+#[test]
+fn of_five_owners_one_may_be_silent_while_another_is_healed() {
+    let world = filled(115, 5);
+    world.keyspace("five", |keyspace| keyspace.n = 5);
+    for key in keys() {
+        let all = |write: &mut crate::api::WriteOptions| write.w = Level::All;
+        world.put_in_with(0, "five", &key, "v", all).unwrap();
+    }
+    let tree = TreeId(2);
+    for other in [3, 4] {
+        world.crash(other);
+        world.wait_until_down(0, other);
+    }
+    world.spoil_tables_of(0, tree);
+    world.scrub(0);
+    world.sleep(LONG);
+    let listed = parts(&world, 0);
+    assert!(!listed.is_empty() && listed.iter().all(|part| part.outlook == Outlook::Silent));
+    world.boot(3);
+    world.wait("it is fetched from the rest", || is_healed(&world, 0));
+    let view = world.node(0).0.view().unwrap();
+    let away = view.find(world.sim.node(world.hosts[4])).unwrap();
+    assert!(!view.is_up(away));
+    for key in keys() {
+        assert!(!world.stored_in(0, tree, &key).is_empty(), "{key}");
+    }
+}
+
+/// While what is damaged is not cut out, nobody fetches anything there.
+#[test]
+fn what_was_lost_where_something_is_damaged_stays_lost_when_the_rest_is_found() {
+    let world = filled(116, 2);
+    world.spoil_tables_at(0, DEFAULT, |len| len / 2);
+    let (damaged, left) = world.on(0, |node, _| async move {
+        let core = &node.0;
+        core.store.scrub(1 << 30).await.unwrap();
+        let damaged = core.store.damages();
+        let view = core.view().unwrap();
+        core.lacking.know(vec![Loss {
+            tree: Some(DEFAULT),
+            range: TokenRange::ALL,
+            is_accepted: false,
+        }]);
+        let mut pulls = Pulls::default();
+        for run in own_runs(&view, core.slice()) {
+            for owner in run.replicas.as_slice() {
+                let compared = Compared {
+                    is_whole: true,
+                    unreadable: Vec::new(),
+                };
+                pulls.note(&run, *owner, run.range, Ok(compared));
+            }
+        }
+        let cuts = core.lacking.cuts();
+        loss::settle(core, &view, cuts, &pulls).await.unwrap();
+        (damaged, core.lacking.lost())
+    });
+    assert_eq!((damaged.len(), left.len()), (1, 1));
+    assert_eq!(left[0].range, damaged[0].range);
+    world.wait("it is fetched", || is_healed(&world, 0));
+    assert_eq!(count(&world, 0, "default", &keys(), Level::One), 60);
 }

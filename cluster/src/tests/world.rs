@@ -1,6 +1,6 @@
 //! Nodes of the simulated world that run stores and the whole cluster half.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use torc_engine::compaction::Strategy;
 use torc_engine::table::{Table, table_id};
-use torc_engine::{Decision, Keys, Record, ScanFrom, ScanLimits, Store};
+use torc_engine::{Decision, Fsync, Keys, Record, ScanFrom, ScanLimits, Store};
 use torc_env::{Class, Disk as _, Env, Instant, ShardId, Token, TreeId};
 use torc_sim::{DiskOptions, HostId, Options, SimEnv, Simulation};
 
@@ -37,6 +37,7 @@ pub(super) struct World {
     pub(super) hosts: Vec<HostId>,
     shards: u16,
     boots: RefCell<Vec<u64>>,
+    fsync: Cell<Fsync>,
     nodes: Rc<RefCell<Nodes>>,
     edit: fn(&mut NodeConfig),
     founders: usize,
@@ -71,6 +72,7 @@ impl World {
             hosts,
             shards,
             boots: RefCell::new(vec![0; count]),
+            fsync: Cell::new(Fsync::Group),
             nodes: Rc::default(),
             edit,
             founders,
@@ -96,10 +98,12 @@ impl World {
             let env = self.sim.env(id, shard);
             let config = self.config(host, &env);
             let (sim, nodes) = (self.sim.clone(), Rc::clone(&self.nodes));
+            let fsync = self.fsync.get();
             env.clone().spawn(Class::Control, async move {
                 let options = torc_engine::Options {
                     // The node says how.
                     strategy: None,
+                    fsync,
                     ..torc_engine::Options::new(format!("shard-{:02}", shard.0))
                 };
                 let (store, recovery) = Store::open(env.clone(), options).await.unwrap();
@@ -115,6 +119,11 @@ impl World {
                 nodes.borrow_mut().insert((host, shard.0), node);
             });
         }
+    }
+
+    /// How the nodes that boot from now on make durable what they have acknowledged.
+    pub(super) fn set_fsync(&self, fsync: Fsync) {
+        self.fsync.set(fsync);
     }
 
     fn config(&self, host: usize, env: &SimEnv) -> NodeConfig {
@@ -388,7 +397,11 @@ impl World {
 
     /// What a node's first shard has stored for a key of keyspace `default`.
     pub(super) fn stored(&self, host: usize, key: &str) -> Bytes {
-        let (tree, key) = (TreeId(1), Bytes::from(key.to_owned()));
+        self.stored_in(host, TreeId(1), key)
+    }
+
+    pub(super) fn stored_in(&self, host: usize, tree: TreeId, key: &str) -> Bytes {
+        let key = Bytes::from(key.to_owned());
         let stored = self.on(host, |node, _| async move {
             let token = Token::of(tree, &key);
             node.0.store.get(tree, token, &key).await

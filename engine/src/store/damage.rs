@@ -4,7 +4,7 @@
 //! is noted by reads, compactions and scrubs alike; trees with noted damage are not compacted, since
 //! every attempt would fail at the same block. Cutting it out ([`Inner::quarantine`]) makes its keys
 //! absent, so it is for a caller that then asks replicas for them: the manifest says what is *lost* in the
-//! same edit, until [`super::Store::forget_amnesia`].
+//! same edit, until [`super::Store::set_losses`].
 //!
 //! A value that cannot be read from its blob is damage of the table that refers to it, at its token alone.
 //!

@@ -47,7 +47,7 @@ pub struct Recovery {
     /// crash, or the store was restored from a snapshot. Reported at every open until [`Store::forget_amnesia`].
     pub amnesia: bool,
     /// What damage in log or tables has cost, now or before. Reported at every open until
-    /// [`Store::forget_amnesia`].
+    /// [`Store::set_losses`].
     pub losses: Vec<Loss>,
     /// The first log frame that was durable once and cannot be read any more.
     pub damaged_from: Option<u64>,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use torc_engine::inspect::{View, inspect};
-use torc_engine::{Decision, Options, ReadError, Store, WriteError, remove_all};
+use torc_engine::{Decision, Loss, Options, ReadError, Store, WriteError, remove_all};
 use torc_env::{Disk, Env, OpenMode, Token, TreeId};
 use torc_sim::{DiskOptions, HostId, SimEnv, Simulation};
 
@@ -209,13 +209,17 @@ fn a_damaged_block_costs_its_own_keys_only_and_stops_no_other_tree() {
             "what was cut out is still missing"
         );
         assert!(!recovery.losses[0].is_accepted);
-        store.accept_losses().await.unwrap();
-        assert!(store.losses()[0].is_accepted);
+        let accepted = Loss {
+            is_accepted: true,
+            ..recovery.losses[0]
+        };
+        store.set_losses(&[accepted]).await.unwrap();
+        assert_eq!(store.losses(), [accepted]);
         store.close().await.unwrap();
         drop(store);
         let (store, recovery) = Store::open(env, options()).await.unwrap();
         assert!(recovery.losses[0].is_accepted, "an open does not ask again");
-        store.forget_amnesia().await.unwrap();
+        store.set_losses(&[]).await.unwrap();
         assert!(store.losses().is_empty());
         assert!(scan_all(&store, 100).await.len() > 70);
     });

@@ -267,7 +267,7 @@ pub fn rot_within_the_log_is_remembered_and_costs_one_frame_only() {
         }
         run(&simulation, host, |env| async move {
             let (store, _) = Store::open(env.clone(), options()).await.unwrap();
-            store.forget_amnesia().await.unwrap();
+            store.set_losses(&[]).await.unwrap();
             let (_, recovery) = Store::open(env, options()).await.unwrap();
             assert!(recovery.losses.is_empty());
         });
