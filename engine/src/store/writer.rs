@@ -162,11 +162,18 @@ impl<E: Env> Inner<E> {
         log: &mut Log<FileOf<E>>,
         payload_len: usize,
     ) -> Result<(), Rc<str>> {
+        let is_first = log.file().is_none();
         if !log.fits(payload_len) || self.must_switch(log) {
             self.switch_segment(log).await?;
         }
         let is_free = || (!log.must_wait(payload_len)).then_some(());
         self.segments.until(is_free).await;
+        if is_first && !self.options.fsync.is_synced() && !mutation::on("early_life_is_not_said") {
+            // Were nothing of this life durable when the power is cut, the next one would take the log for whole.
+            let mark = self.write_frame_here(log, self.policy_flags()).await?;
+            self.memory.borrow_mut().passed(mark);
+            self.sync_log(log).await?;
+        }
         Ok(())
     }
 
@@ -364,6 +371,15 @@ impl<E: Env> Inner<E> {
         while !self.has_place(log, 0) {
             self.make_room(log, 0).await?;
         }
+        self.write_frame_here(log, flags).await
+    }
+
+    /// Writes a frame without records where the log is, and has room.
+    async fn write_frame_here(
+        self: &Rc<Self>,
+        log: &mut Log<FileOf<E>>,
+        flags: u16,
+    ) -> Result<Mark, Rc<str>> {
         let meta = FrameMeta {
             flags,
             durable_through: self.health.synced.get(),

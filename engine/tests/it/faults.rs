@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use torc_engine::{OpenError, Options, Store, WriteError};
+use torc_engine::{Fsync, OpenError, Options, Store, WriteError};
 use torc_env::{Env, ShardId};
 use torc_sim::{DiskOptions, HostId, SimEnv, Simulation};
 
@@ -127,7 +127,7 @@ fn a_failed_sync_poisons_the_store_of_a_weaker_policy() {
     let harness = simulation.clone();
     run(&simulation, host, move |env| async move {
         let options = Options {
-            fsync: torc_engine::Fsync::Interval(Duration::from_millis(5)),
+            fsync: Fsync::Interval(Duration::from_millis(5)),
             ..options()
         };
         let (store, _) = Store::open(env.clone(), options).await.unwrap();
@@ -271,6 +271,41 @@ pub fn rot_within_the_log_is_remembered_and_costs_one_frame_only() {
             let (_, recovery) = Store::open(env, options()).await.unwrap();
             assert!(recovery.losses.is_empty());
         });
+    }
+}
+
+/// Nothing of such a life may be durable when the power is cut, and the log then ends as the life before has left it.
+#[test]
+pub fn a_life_that_acknowledges_early_is_known_to_have_lost_something_from_its_first_update_on() {
+    for (seed, fsync) in [
+        (1, Fsync::Never),
+        (2, Fsync::Interval(Duration::from_secs(60))),
+    ] {
+        let (simulation, host) = world(seed, DiskOptions::default());
+        for is_closed in [true, false] {
+            run(&simulation, host, |env| async move {
+                let (store, _) = Store::open(env, options()).await.unwrap();
+                put(&store, "a", value("1", 1)).await.unwrap();
+                store.forget_amnesia().await.unwrap();
+                if is_closed {
+                    store.close().await.unwrap();
+                }
+            });
+            simulation.crash(host, 0);
+            simulation.restart(host, 1);
+            run(&simulation, host, move |env| async move {
+                let options = Options { fsync, ..options() };
+                let (store, recovery) = Store::open(env, options).await.unwrap();
+                assert!(!recovery.amnesia);
+                put(&store, "b", value("2", 2)).await.unwrap();
+            });
+            simulation.crash(host, 0);
+            simulation.restart(host, 1);
+            run(&simulation, host, |env| async move {
+                let (_, recovery) = Store::open(env, options()).await.unwrap();
+                assert!(recovery.amnesia);
+            });
+        }
     }
 }
 

@@ -48,6 +48,14 @@ fn a_frame_called_durable_on_its_way_is_found() {
 }
 
 #[test]
+fn a_life_that_does_not_say_at_once_that_it_acknowledges_early_is_found() {
+    must_find(
+        "early_life_is_not_said",
+        crate::faults::a_life_that_acknowledges_early_is_known_to_have_lost_something_from_its_first_update_on,
+    );
+}
+
+#[test]
 fn a_decision_on_a_stale_base_is_found() {
     must_find(
         "decide_on_stale_base",
