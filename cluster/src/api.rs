@@ -28,6 +28,8 @@ pub const SCAN_LIMIT_MAX: u32 = 10_000;
 pub const SCAN_LIMIT_DEFAULT: u32 = 100;
 /// The most operations of one batch: each holds a coordinator slot while it runs.
 pub const BATCH_OPERATIONS_MAX: usize = 1_000;
+/// Bytes of values that the reads of one batch may come to; those beyond them are refused.
+pub const BATCH_VALUE_BYTES_MAX: usize = 16 << 20;
 /// The longest time to live, in seconds (100 years): far from where milliseconds overflow.
 pub const TTL_SECONDS_MAX: u64 = 100 * 366 * 86_400;
 
@@ -86,6 +88,16 @@ pub struct GetAnswer {
     /// Everything that the read has seen, tombstones included: the context of a write that
     /// replaces it.
     pub context: Context,
+}
+
+impl GetAnswer {
+    /// Bytes of its values.
+    pub fn value_bytes(&self) -> usize {
+        self.siblings
+            .iter()
+            .map(|sibling| sibling.value.len())
+            .sum()
+    }
 }
 
 /// What must hold for a write to be carried out, checked against a strict quorum.
@@ -221,6 +233,14 @@ pub struct ScanAnswer {
     pub cursor: Option<String>,
 }
 
+impl ScanAnswer {
+    /// Bytes of its values.
+    pub fn value_bytes(&self) -> usize {
+        let siblings = self.entries.iter().flat_map(|entry| &entry.siblings);
+        siblings.map(|sibling| sibling.value.len()).sum()
+    }
+}
+
 /// One operation of a batch.
 #[derive(Clone, Debug)]
 pub enum Operation {
@@ -232,6 +252,17 @@ pub enum Operation {
     Delete(DeleteRequest),
 }
 
+impl Operation {
+    /// The key that it is about.
+    pub fn key(&self) -> &Bytes {
+        match self {
+            Operation::Get(get) => &get.key,
+            Operation::Put(put) => &put.key,
+            Operation::Delete(delete) => &delete.key,
+        }
+    }
+}
+
 /// The answer to one operation of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -239,6 +270,16 @@ pub enum Outcome {
     Got(Result<GetAnswer, Failure>),
     /// Of a put or a delete.
     Written(Result<Written, Failure>),
+}
+
+impl Outcome {
+    /// Bytes of the values that were read.
+    pub fn value_bytes(&self) -> usize {
+        match self {
+            Outcome::Got(Ok(answer)) => answer.value_bytes(),
+            Outcome::Got(Err(_)) | Outcome::Written(_) => 0,
+        }
+    }
 }
 
 /// Independent operations, answered in order; not atomic across keys.

@@ -19,6 +19,7 @@ use torc_env::{Address, Class, Env, Instant, ShardId, TokenRange, TreeId};
 use crate::admission::Admission;
 use crate::anti_entropy::{Repairs, loss};
 use crate::api::{Failure, FailureCode};
+use crate::held::Held;
 use crate::hint::Hints;
 use crate::hlc::{Hlc, Withheld};
 use crate::lacking::Lacking;
@@ -66,6 +67,9 @@ pub(crate) struct Core<E: Env> {
     pub(crate) actor: Cell<Actor>,
     pub(crate) clock: Hlc,
     pub(crate) admission: Admission,
+    pub(crate) held: Rc<Held>,
+    /// Reads of batches in flight.
+    pub(crate) batch_reads: Cell<u32>,
     pub(crate) metrics: Metrics,
     pub(crate) hedge: Hedge,
     pub(crate) peers: Peers,
@@ -98,6 +102,8 @@ impl<E: Env> Core<E> {
             actor: Cell::new(options.identity.actor()),
             clock: Hlc::resume(clock_mark, options.skew_max),
             admission: Admission::new(options.admission),
+            held: Held::new(options.client_bytes_max),
+            batch_reads: Cell::new(0),
             metrics: Metrics::default(),
             hedge: Hedge::default(),
             peers: Peers::default(),

@@ -14,6 +14,7 @@ pub mod detector;
 #[cfg(test)]
 mod fuzz;
 pub mod gossip;
+pub mod held;
 mod hint;
 pub mod hlc;
 pub mod keyspace;

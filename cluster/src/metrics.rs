@@ -169,6 +169,8 @@ pub struct Gauges {
     pub clock_ahead_us: u64,
     /// Damaged parts that wait for somebody to accept that they are lost.
     pub damage_waiting: u64,
+    /// Bytes of requests and answers that are held for clients.
+    pub client_bytes: u64,
 }
 
 #[cfg(test)]

@@ -32,6 +32,7 @@ use crate::clock_mark;
 use crate::coordinator::put::{WriteOperation, write_named};
 use crate::coordinator::{batch, delete, get, scan};
 use crate::core::{Core, deadline_passed, tree};
+use crate::held::Held;
 use crate::hint;
 pub use crate::hint::HintOptions;
 use crate::hlc::SKEW_MAX_DEFAULT;
@@ -49,6 +50,9 @@ use crate::version::{BootIdentity, Context, RETENTION_DEFAULT_MS};
 /// what conflicts make, and a client that never reads is told before it has filled a record.
 pub const SIBLINGS_MAX_DEFAULT: usize = 100;
 
+/// What a shard holds for its clients at most when the configuration does not say, in bytes.
+pub const CLIENT_BYTES_MAX_DEFAULT: usize = 128 << 20;
+
 /// Settings of a node's cluster half; the same on all its shards.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -62,6 +66,8 @@ pub struct NodeConfig {
     pub idempotency_window_ms: u64,
     /// Bounds of what is in flight.
     pub admission: AdmissionLimits,
+    /// The most bytes of requests and answers that a shard holds for its clients; see [`crate::held`].
+    pub client_bytes_max: usize,
     /// Bounds of hints.
     pub hints: HintOptions,
     /// How ranges are repaired.
@@ -85,6 +91,7 @@ impl NodeConfig {
             siblings_max: SIBLINGS_MAX_DEFAULT,
             idempotency_window_ms: RETENTION_DEFAULT_MS,
             admission: AdmissionLimits::default(),
+            client_bytes_max: CLIENT_BYTES_MAX_DEFAULT,
             amnesia: false,
             snapshot_since_ms: None,
             hints: HintOptions::default(),
@@ -356,6 +363,11 @@ impl<E: Env> Node<E> {
         batch::batch(self, request).await
     }
 
+    /// What this shard holds for its clients.
+    pub fn held(&self) -> &Rc<Held> {
+        &self.0.held
+    }
+
     /// What this shard has counted since it started.
     pub fn counts(&self) -> Vec<(&'static str, u64)> {
         self.0.metrics.counts()
@@ -381,6 +393,7 @@ impl<E: Env> Node<E> {
             hedge_delay_us: micros(core.hedge.delay()),
             clock_ahead_us: micros(core.clock.ahead(core.env.wall())),
             damage_waiting: loss::waiting(core),
+            client_bytes: u64::try_from(core.held.bytes()).unwrap_or(u64::MAX),
         }
     }
 

@@ -19,10 +19,11 @@ use torc_client::wire::message::{self, KIND_REQUEST};
 use torc_cluster::api::{
     BatchRequest, Failure, FailureCode, Operation, Outcome, ScanAnswer, ScanRequest,
 };
+use torc_cluster::held::Charge;
 use torc_env::Env;
 
 use crate::binary::translate::Route;
-use crate::connection::{After, Parsed, Protocol, Touches};
+use crate::connection::{After, LastWord, Parsed, Protocol, Touches};
 use crate::metrics::{Action, Wire};
 use crate::output::Output;
 use crate::service::{Service, touches_key};
@@ -53,6 +54,8 @@ enum Work {
 pub struct Answer {
     id: u64,
     result: Done,
+    /// What it takes of the shard's memory.
+    charge: Charge,
 }
 
 enum Done {
@@ -64,6 +67,18 @@ enum Done {
     Failure(Failure),
     /// The end of the connection.
     Broken,
+}
+
+impl Done {
+    /// Bytes of the values in it.
+    fn value_bytes(&self) -> usize {
+        match self {
+            Done::One(outcome) => outcome.value_bytes(),
+            Done::Batch(outcomes) => outcomes.iter().map(Outcome::value_bytes).sum(),
+            Done::Page(page) => page.value_bytes(),
+            Done::Pong | Done::Route(_) | Done::Failure(_) | Done::Broken => 0,
+        }
+    }
 }
 
 impl Binary {
@@ -112,6 +127,7 @@ impl Protocol for Binary {
                     FailureCode::Unsupported,
                     "a frame of an unknown kind",
                 )),
+                charge: self.service.node.held().charge(),
             }),
             Ok(Some(frame)) => {
                 let request = self.read(frame);
@@ -124,6 +140,7 @@ impl Protocol for Binary {
                 Parsed::Answer(Answer {
                     id: 0,
                     result: Done::Broken,
+                    charge: self.service.node.held().charge(),
                 })
             }
         }
@@ -138,7 +155,14 @@ impl Protocol for Binary {
         async move {
             let began = service.env.now();
             let action = action(&request.work);
-            let result = carry_out(&service, request.work).await;
+            let is_write = is_write(&request.work);
+            let mut result = carry_out(&service, request.work).await;
+            let mut charge = service.node.held().charge();
+            if let Err(mut failure) = charge.grow(result.value_bytes()) {
+                // Of a batch, whose writes are done.
+                failure.in_doubt = is_write;
+                result = Done::Failure(failure);
+            }
             if let Some(action) = action {
                 let failed = matches!(
                     result,
@@ -150,6 +174,7 @@ impl Protocol for Binary {
             Answer {
                 id: request.id,
                 result,
+                charge,
             }
         }
         .boxed_local()
@@ -167,10 +192,12 @@ impl Protocol for Binary {
             Done::Failure(failure) => translate::write_failure(buffer, id, &failure),
             Done::Broken => return After::Linger,
         }
+        // The connection counts what it has not sent.
+        drop(answer.charge);
         After::Next
     }
 
-    fn too_slow(&mut self, _out: &mut Output) {}
+    fn last_word(&mut self, _word: LastWord, _out: &mut Output) {}
 }
 
 async fn carry_out(service: &Service, work: Work) -> Done {
@@ -205,13 +232,20 @@ fn touches(work: &Work) -> Touches {
         Work::One(Operation::Get(get)) => touches_key(&get.keyspace, &get.key, false),
         Work::One(Operation::Put(put)) => touches_key(&put.keyspace, &put.key, true),
         Work::One(Operation::Delete(delete)) => touches_key(&delete.keyspace, &delete.key, true),
-        Work::Batch(operations) => Touches::Everything {
-            write: operations
-                .iter()
-                .any(|operation| !matches!(operation, Operation::Get(_))),
+        Work::Batch(_) => Touches::Everything {
+            write: is_write(work),
         },
         Work::Scan(_) => Touches::Everything { write: false },
         Work::Ping | Work::Route(_) | Work::Refused(_) => Touches::Nothing,
+    }
+}
+
+fn is_write(work: &Work) -> bool {
+    let writes = |operation: &Operation| !matches!(operation, Operation::Get(_));
+    match work {
+        Work::One(operation) => writes(operation),
+        Work::Batch(operations) => operations.iter().any(writes),
+        Work::Ping | Work::Route(_) | Work::Scan(_) | Work::Refused(_) => false,
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use torc_cluster::node::CLIENT_BYTES_MAX_DEFAULT;
 use torc_engine::{Fsync, Keys};
 use torc_runtime::{Background, DiskRates};
 
@@ -115,6 +116,8 @@ pub struct MemoryConfig {
     pub memtable_bytes: usize,
     /// Memory of the record cache.
     pub cache_bytes: usize,
+    /// Requests and answers held for clients; large ones beyond it are refused.
+    pub client_bytes: usize,
 }
 
 /// `[storage]`
@@ -163,6 +166,7 @@ impl ServerConfig {
             memory: MemoryConfig {
                 memtable_bytes: 64 << 20,
                 cache_bytes: 64 << 20,
+                client_bytes: CLIENT_BYTES_MAX_DEFAULT,
             },
             storage: StorageConfig {
                 separate_from: Some(8 << 10),

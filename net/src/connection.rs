@@ -9,7 +9,8 @@
 //!   client that pipelines sees its operations happen in the order in which it sent them;
 //! - answers of an ordered protocol leave in the order of their requests;
 //! - what a client can make this end hold is bounded: requests under way, bytes of answers (nothing
-//!   is received while they wait), bytes of a request, and the time for each.
+//!   is received while they wait), bytes of a request, and the time for each; and what all clients of the
+//!   shard can together ([`Held`]).
 //!
 //! It deliberately knows neither protocols nor keys.
 
@@ -25,12 +26,15 @@ use bytes::BytesMut;
 use futures_util::FutureExt;
 use futures_util::future::{Fuse, LocalBoxFuture};
 use futures_util::stream::{FuturesOrdered, FuturesUnordered, StreamExt};
+use torc_cluster::api::VALUE_BYTES_MAX;
+use torc_cluster::held::{Charge, Held};
 use torc_env::{Env, Instant};
 use torc_runtime::{RealEnv, TcpStream};
 
 use crate::limits::{
-    IDLE_TIMEOUT, OUTPUT_BYTES_MAX, PIPELINE_OPERATIONS_MAX, RECEIVE_BYTES, REQUEST_TIMEOUT,
-    SEND_TIMEOUT, SLOW_BYTES_PER_SECOND, TICK_BYTES_MAX, TICK_OPERATIONS_MAX,
+    IDLE_TIMEOUT, OUTPUT_BYTES_MAX, PIPELINE_ANSWER_BYTES_MAX, PIPELINE_OPERATIONS_MAX,
+    RECEIVE_BYTES, REQUEST_TIMEOUT, SEND_TIMEOUT, SLOW_BYTES_PER_SECOND, TICK_BYTES_MAX,
+    TICK_OPERATIONS_MAX,
 };
 use crate::output::Output;
 use crate::signal::Flag;
@@ -40,6 +44,11 @@ use crate::signal::Flag;
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// How long a refused client may go on sending before it is cut off, so that it gets to read why.
 const LINGER: Duration = Duration::from_secs(2);
+/// Requests up to this size are received to their end even when the shard holds too much for its clients.
+const LARGE_REQUEST_BYTES: usize = 64 << 10;
+/// How long a client may still send requests once the server stops. An answer says that the connection ends, where
+/// its protocol can.
+const STOP_GRACE: Duration = Duration::from_millis(300);
 /// A connection that was silent this long gives its receive buffer back while it waits.
 const SILENT: Duration = Duration::from_secs(1);
 
@@ -104,6 +113,15 @@ pub enum After {
     Linger,
 }
 
+/// What a client is told that is sent away in the middle of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastWord {
+    /// It took too long to send it.
+    TooSlow,
+    /// It is large, and the shard holds too much for its clients.
+    Overloaded,
+}
+
 /// A client protocol on one connection.
 pub trait Protocol: 'static {
     /// A request as parsed.
@@ -121,8 +139,8 @@ pub trait Protocol: 'static {
     fn start(&mut self, request: Self::Request) -> LocalBoxFuture<'static, Self::Answer>;
     /// Appends an answer's bytes.
     fn write(&mut self, answer: Self::Answer, out: &mut Output) -> After;
-    /// The last word to a client that took too long to send its request.
-    fn too_slow(&mut self, out: &mut Output);
+    /// The last word to a client.
+    fn last_word(&mut self, word: LastWord, out: &mut Output);
 }
 
 /// Requests under way and their answers.
@@ -141,18 +159,28 @@ enum Many<A> {
 /// A request under way.
 struct Request<A> {
     touches: Touches,
+    /// What was received of it.
+    bytes: usize,
     answer: LocalBoxFuture<'static, A>,
 }
 
-impl<A> Future for Request<A> {
-    type Output = (Touches, A);
+/// A request that has its answer.
+struct Answered<A> {
+    touches: Touches,
+    bytes: usize,
+    answer: A,
+}
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<(Touches, A)> {
-        let touches = self.touches;
-        self.answer
-            .as_mut()
-            .poll(cx)
-            .map(|answer| (touches, answer))
+impl<A> Future for Request<A> {
+    type Output = Answered<A>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answered<A>> {
+        let (touches, bytes) = (self.touches, self.bytes);
+        self.answer.as_mut().poll(cx).map(|answer| Answered {
+            touches,
+            bytes,
+            answer,
+        })
     }
 }
 
@@ -166,8 +194,7 @@ impl<A: 'static> Running<A> {
         Self { single: None, many }
     }
 
-    fn push(&mut self, touches: Touches, answer: LocalBoxFuture<'static, A>) {
-        let request = Request { touches, answer };
+    fn push(&mut self, request: Request<A>) {
         if self.len() == 0 {
             self.single = Some(request);
             return;
@@ -183,7 +210,7 @@ impl<A: 'static> Running<A> {
     }
 
     /// The next answer that is ready; `None` when there is none now.
-    fn next(&mut self, cx: &mut Context<'_>) -> Option<(Touches, A)> {
+    fn next(&mut self, cx: &mut Context<'_>) -> Option<Answered<A>> {
         let Some(single) = &mut self.single else {
             return self.many.next(cx);
         };
@@ -213,7 +240,7 @@ impl<A: 'static> Many<A> {
     }
 
     /// See [`Running::next`].
-    fn next(&mut self, cx: &mut Context<'_>) -> Option<(Touches, A)> {
+    fn next(&mut self, cx: &mut Context<'_>) -> Option<Answered<A>> {
         let next = match self {
             Many::Ordered(running) => running.poll_next_unpin(cx),
             Many::Unordered(running) => running.poll_next_unpin(cx),
@@ -252,12 +279,23 @@ struct Connection<P: Protocol> {
     env: RealEnv,
     /// `None` while a receive has it.
     input: Option<BytesMut>,
+    /// What it held when it was last here.
+    input_bytes: usize,
     out: Rc<RefCell<Output>>,
     running: Running<P::Answer>,
     /// What the running requests touch.
     touched: Vec<Touches>,
-    /// A request that must wait for others.
-    blocked: Option<(P::Request, Touches)>,
+    /// Bytes of the running requests.
+    running_bytes: usize,
+    /// How large answers are, about: the last one, or half of what it was before. The largest value, at first.
+    answer_bytes: usize,
+    held: Rc<Held>,
+    /// What this connection holds.
+    charge: Charge,
+    /// A request that must wait for others, and its bytes.
+    blocked: Option<(P::Request, Touches, usize)>,
+    /// What is received may not start yet, so nothing more is received.
+    is_held_up: bool,
     /// Nothing more is started after this.
     end: Option<End>,
     /// The client sends nothing more; what it has sent is still answered.
@@ -277,16 +315,23 @@ pub async fn serve<P: Protocol>(
     input: BytesMut,
     protocol: P,
     stop: Rc<Flag>,
+    held: Rc<Held>,
 ) {
     let now = env.now();
     let mut connection = Connection {
         protocol,
         env: env.clone(),
         input: None,
+        input_bytes: 0,
         out: Rc::default(),
         running: Running::new(P::ORDERED),
         touched: Vec::new(),
+        running_bytes: 0,
+        answer_bytes: VALUE_BYTES_MAX,
+        held: Rc::clone(&held),
+        charge: held.charge(),
         blocked: None,
+        is_held_up: false,
         end: None,
         is_at_end_of_stream: false,
         request_since: None,
@@ -301,9 +346,11 @@ pub async fn serve<P: Protocol>(
     // Bytes that came with the handshake count as received; without any, the buffer is not needed
     // before something comes.
     let mut silent = input.is_empty();
+    let mut is_stopping = false;
     connection.input = Some(input);
     loop {
         let more = connection.start_requests();
+        connection.account();
         let idle_input = connection.take_input_to_receive();
         if let Some(buffer) = idle_input {
             receiving.set(receive(&stream, buffer, silent).fuse());
@@ -350,15 +397,27 @@ pub async fn serve<P: Protocol>(
                 let now = env.now();
                 silent = now.since(connection.active_at) > SILENT;
                 connection.received(received, buffer, now);
+                if held.is_full() {
+                    connection.give_way();
+                }
             }
             Event::Sent(sent) => connection.sent(sent),
-            Event::Stop => connection.stop(),
+            Event::Stop => {
+                // A client that sends a request at this moment still has it answered.
+                is_stopping = true;
+                checking.set(env.sleep(STOP_GRACE).fuse());
+            }
             Event::Check => {
+                if is_stopping {
+                    connection.stop();
+                }
                 connection.check();
                 checking.set(env.sleep(CHECK_INTERVAL).fuse());
             }
         }
     }
+    // A refusal that waited for the answers before it has left a receive behind.
+    receiving.set(Fuse::terminated());
     if matches!(connection.end, Some(End::Flushed(After::Linger))) {
         linger(&env, &stream).await;
     }
@@ -376,18 +435,23 @@ impl<P: Protocol> Connection<P> {
         };
         let mut operations = 0;
         let before = input.len();
+        let mut parsed_to = before;
         let more = loop {
-            if self.running.len() >= PIPELINE_OPERATIONS_MAX
-                || self.out.borrow().len() >= OUTPUT_BYTES_MAX
-            {
+            self.is_held_up = !self.may_start();
+            if self.is_held_up {
                 break false;
             }
             if operations >= TICK_OPERATIONS_MAX || before - input.len() >= TICK_BYTES_MAX {
                 break !input.is_empty();
             }
-            let parsed = match self.blocked.take() {
-                Some((request, touches)) => Parsed::Request(request, touches),
-                None => self.protocol.parse(&mut input),
+            let (parsed, bytes) = match self.blocked.take() {
+                Some((request, touches, bytes)) => (Parsed::Request(request, touches), bytes),
+                None => {
+                    let parsed = self.protocol.parse(&mut input);
+                    let bytes = parsed_to - input.len();
+                    parsed_to = input.len();
+                    (parsed, bytes)
+                }
             };
             match parsed {
                 Parsed::More => break false,
@@ -400,25 +464,65 @@ impl<P: Protocol> Connection<P> {
                         }
                     } else {
                         let answer = std::future::ready(answer).boxed_local();
-                        self.running.push(Touches::Nothing, answer);
-                        self.touched.push(Touches::Nothing);
+                        self.run(Touches::Nothing, 0, answer);
                     }
                 }
                 Parsed::Request(request, touches) => {
                     if self.touched.iter().any(|other| touches.conflicts(*other)) {
-                        self.blocked = Some((request, touches));
+                        self.blocked = Some((request, touches, bytes));
                         break false;
                     }
                     operations += 1;
                     let answer = self.protocol.start(request);
-                    self.running.push(touches, answer);
-                    self.touched.push(touches);
+                    self.run(touches, bytes, answer);
                 }
             }
         };
         self.input = Some(input);
         self.note_partial_request();
         more
+    }
+
+    /// Whether one more request may run. A pipeline of large answers goes on as they are sent; where nothing is
+    /// under way, one always may.
+    fn may_start(&self) -> bool {
+        let running = self.running.len();
+        if running >= PIPELINE_OPERATIONS_MAX || self.out.borrow().len() >= OUTPUT_BYTES_MAX {
+            return false;
+        }
+        let is_large = running * self.answer_bytes >= PIPELINE_ANSWER_BYTES_MAX;
+        running == 0 || !(is_large || self.held.is_full())
+    }
+
+    fn run(&mut self, touches: Touches, bytes: usize, answer: LocalBoxFuture<'static, P::Answer>) {
+        self.running.push(Request {
+            touches,
+            bytes,
+            answer,
+        });
+        self.touched.push(touches);
+        self.running_bytes += bytes;
+    }
+
+    /// Says what this connection holds: requests, as far as they were received, and answers that are not sent.
+    fn account(&mut self) {
+        // A receive that has the buffer adds to what was there before it.
+        if let Some(input) = &self.input {
+            self.input_bytes = input.len();
+        }
+        let blocked = self.blocked.as_ref().map_or(0, |(.., bytes)| *bytes);
+        let out = self.out.borrow().held_bytes();
+        self.charge
+            .set(self.partial_bytes() + blocked + self.running_bytes + out);
+    }
+
+    /// What is there of requests that have not begun. A parser may have taken it out of the buffer already.
+    fn partial_bytes(&self) -> usize {
+        let of_request = match self.request_since {
+            Some(_) => usize::try_from(self.request_bytes).unwrap_or(usize::MAX),
+            None => 0,
+        };
+        self.input_bytes.max(of_request)
     }
 
     /// Keeps the clock of a request that is partly received.
@@ -439,20 +543,21 @@ impl<P: Protocol> Connection<P> {
         let may_receive = self.end.is_none()
             && !self.is_at_end_of_stream
             && self.blocked.is_none()
-            && self.running.len() < PIPELINE_OPERATIONS_MAX
-            && self.out.borrow().len() < OUTPUT_BYTES_MAX;
+            && !self.is_held_up;
         if may_receive { self.input.take() } else { None }
     }
 
     /// Writes the answers that are ready. Returns whether there was one.
     fn collect(&mut self, cx: &mut Context<'_>) -> bool {
         let mut progress = false;
-        while let Some((touches, answer)) = self.running.next(cx) {
+        while let Some(answered) = self.running.next(cx) {
             progress = true;
+            let touches = answered.touches;
             if let Some(at) = self.touched.iter().position(|other| *other == touches) {
                 self.touched.swap_remove(at);
             }
-            self.write(answer);
+            self.running_bytes -= answered.bytes;
+            self.write(answered.answer);
         }
         progress
     }
@@ -462,7 +567,11 @@ impl<P: Protocol> Connection<P> {
             // Nothing follows the answer that closes.
             return;
         }
-        let after = self.protocol.write(answer, &mut self.out.borrow_mut());
+        let mut out = self.out.borrow_mut();
+        let before = out.len();
+        let after = self.protocol.write(answer, &mut out);
+        self.answer_bytes = (self.answer_bytes / 2).max(out.len() - before);
+        drop(out);
         if after != After::Next {
             self.end = Some(End::Flushed(after));
         }
@@ -478,8 +587,25 @@ impl<P: Protocol> Connection<P> {
         }
     }
 
+    /// Ends the connection if it is in the middle of sending a large request: the shard holds too much.
+    fn give_way(&mut self) {
+        // Behind requests under way a refusal would be taken for their answer.
+        if self.partial_bytes() > LARGE_REQUEST_BYTES && self.running.len() == 0 {
+            self.send_away(LastWord::Overloaded);
+        }
+    }
+
+    fn send_away(&mut self, word: LastWord) {
+        if self.end.is_none() {
+            self.protocol.last_word(word, &mut self.out.borrow_mut());
+            self.end = Some(End::Flushed(After::Linger));
+            self.input = None;
+        }
+    }
+
     fn sent(&mut self, sent: std::io::Result<Option<BytesMut>>) {
         self.send_since = None;
+        self.out.borrow_mut().sent();
         self.active_at = self.env.now();
         match sent {
             Ok(Some(buffer)) => self.out.borrow_mut().recycle(buffer),
@@ -505,9 +631,9 @@ impl<P: Protocol> Connection<P> {
         }
         if let Some(since) = self.request_since {
             let paced = Duration::from_secs(self.request_bytes / SLOW_BYTES_PER_SECOND);
-            if now.since(since) > REQUEST_TIMEOUT + paced {
-                self.protocol.too_slow(&mut self.out.borrow_mut());
-                self.end.get_or_insert(End::Flushed(After::Close));
+            // Behind requests under way a refusal would be taken for their answer.
+            if now.since(since) > REQUEST_TIMEOUT + paced && self.running.len() == 0 {
+                self.send_away(LastWord::TooSlow);
             }
             return;
         }

@@ -21,9 +21,10 @@ use std::rc::Rc;
 use bytes::{BufMut, BytesMut};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
+use torc_cluster::held::Charge;
 use torc_env::Env;
 
-use crate::connection::{After, Parsed, Protocol, Touches};
+use crate::connection::{After, LastWord, Parsed, Protocol, Touches};
 use crate::http::request::{Method, Parser, Request, Step};
 use crate::http::response::{Problem, Response};
 use crate::http::route::Route;
@@ -62,6 +63,8 @@ pub enum Answer {
         close: bool,
         /// Whether the body is left out (HEAD).
         head_only: bool,
+        /// What it takes of the shard's memory.
+        charge: Charge,
     },
     /// The answer to something that is no request; the connection ends with it.
     Refused(Problem),
@@ -104,6 +107,7 @@ impl Protocol for Http {
                 .as_ref()
                 .ok()
                 .and_then(|route| action(&request, route));
+            let is_write = !matches!(request.method, Method::Get | Method::Head);
             let outcome = match route {
                 Ok(route) => carry_out(Rc::clone(&service), *request, route).await,
                 Err(problem) => Err(problem),
@@ -113,10 +117,18 @@ impl Protocol for Http {
                 let took = service.env.now() - began;
                 service.metrics.answered(Wire::Http, action, took, failed);
             }
+            let mut response = outcome.unwrap_or_else(Response::from);
+            let mut charge = service.node.held().charge();
+            if let Err(mut failure) = charge.grow(response.body.len()) {
+                // Of a batch, whose writes are done.
+                failure.in_doubt = is_write;
+                response = Response::from(Problem::from(failure));
+            }
             Answer::Response {
-                response: Box::new(outcome.unwrap_or_else(Response::from)),
+                response: Box::new(response),
                 close,
                 head_only,
+                charge,
             }
         }
         .boxed_local()
@@ -132,8 +144,11 @@ impl Protocol for Http {
                 response,
                 close,
                 head_only,
+                charge,
             } => {
                 response.write(out, close, head_only);
+                // The connection counts what it has not sent.
+                drop(charge);
                 if close { After::Close } else { After::Next }
             }
             Answer::Refused(problem) => {
@@ -143,8 +158,14 @@ impl Protocol for Http {
         }
     }
 
-    fn too_slow(&mut self, out: &mut Output) {
-        Response::from(Problem::too_slow()).write(out, true, false);
+    fn last_word(&mut self, word: LastWord, out: &mut Output) {
+        let problem = match word {
+            LastWord::TooSlow => Problem::too_slow(),
+            LastWord::Overloaded => Problem::overloaded(
+                "this shard holds as much for its clients as it may (memory.clients_mb)",
+            ),
+        };
+        Response::from(problem).write(out, true, false);
     }
 }
 
@@ -178,6 +199,15 @@ async fn carry_out(
     request: Request,
     route: Route,
 ) -> Result<Response, Problem> {
+    // A page that somebody else serves must not make an operator's browser write.
+    if !matches!(request.method, Method::Get | Method::Head) && request.headers.is_of_another_site()
+    {
+        return Err(Problem::new(
+            403,
+            "other_origin",
+            "a page of another host may not change anything here (Origin and Host differ)",
+        ));
+    }
     match route {
         Route::Key { keyspace, key } => keys::handle(service, request, keyspace, key).await,
         Route::Keys { keyspace } => scan::handle(service, request, keyspace).await,

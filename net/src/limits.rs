@@ -40,6 +40,8 @@ pub const TICK_OPERATIONS_MAX: usize = 64;
 pub const TICK_BYTES_MAX: usize = 256 << 10;
 /// Requests of one connection that may be under way.
 pub const PIPELINE_OPERATIONS_MAX: usize = 256;
+/// Bytes that the answers of one connection's requests under way may come to, going by those before them.
+pub const PIPELINE_ANSWER_BYTES_MAX: usize = 8 << 20;
 /// Answer bytes of one connection above which nothing more is received from it.
 pub const OUTPUT_BYTES_MAX: usize = 1 << 20;
 /// Answers up to this size are copied together into one send; larger ones are sent from where they

@@ -43,6 +43,8 @@ pub struct Output {
     tail: BytesMut,
     /// Bytes in `pieces`.
     piece_bytes: usize,
+    /// Bytes that [`Output::take`] took out and that are not sent yet.
+    taken_bytes: usize,
 }
 
 impl Output {
@@ -67,6 +69,16 @@ impl Output {
         self.piece_bytes + self.tail.len()
     }
 
+    /// Bytes that wait, or that are being sent.
+    pub fn held_bytes(&self) -> usize {
+        self.len() + self.taken_bytes
+    }
+
+    /// What was taken is sent.
+    pub fn sent(&mut self) {
+        self.taken_bytes = 0;
+    }
+
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -74,6 +86,7 @@ impl Output {
 
     /// Takes out everything that waits, for one send.
     pub fn take(&mut self) -> Sending {
+        self.taken_bytes = self.len();
         if self.pieces.is_empty() {
             return Sending::Buffer(std::mem::take(&mut self.tail));
         }
@@ -126,6 +139,9 @@ mod tests {
         assert_eq!(runs, [&b"ab"[..], &large, b"c"]);
         assert_eq!(runs[1].as_ptr(), large.as_ptr(), "not copied");
         assert!(out.is_empty());
+        assert_eq!(out.held_bytes(), large.len() + 3);
+        out.sent();
+        assert_eq!(out.held_bytes(), 0);
         out.append(Bytes::from_static(b"d"));
         assert!(matches!(out.take(), Sending::Buffer(buffer) if &buffer[..] == b"d"));
     }

@@ -13,9 +13,10 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
+use torc_cluster::held::Charge;
 use torc_env::Env;
 
-use crate::connection::{After, Parsed, Protocol, Touches};
+use crate::connection::{After, LastWord, Parsed, Protocol, Touches};
 use crate::metrics::{Action, Wire};
 use crate::output::Output;
 use crate::resp::command::{Command, Local};
@@ -117,6 +118,8 @@ pub struct Answer {
     /// The version that the connection spoke when the command came.
     version: Version,
     after: After,
+    /// What it takes of the shard's memory.
+    charge: Charge,
 }
 
 impl Protocol for Resp {
@@ -138,6 +141,13 @@ impl Protocol for Resp {
             if arguments.is_empty() {
                 continue;
             }
+            if arguments[0].eq_ignore_ascii_case(b"POST")
+                || arguments[0].eq_ignore_ascii_case(b"HOST:")
+            {
+                // A browser that was led here must not get further.
+                let reply = Reply::error("this is the Redis protocol, HTTP has a port of its own");
+                break (reply, After::Linger);
+            }
             match command::read(&arguments) {
                 Ok(Command::Local(local)) => {
                     let after = match local {
@@ -158,6 +168,7 @@ impl Protocol for Resp {
             reply,
             version: self.version,
             after,
+            charge: self.service.node.held().charge(),
         })
     }
 
@@ -171,7 +182,12 @@ impl Protocol for Resp {
         async move {
             let began = service.env.now();
             let action = action(&command);
-            let reply = execute::execute(Rc::clone(&service), command).await;
+            let mut reply = execute::execute(Rc::clone(&service), command).await;
+            let mut charge = service.node.held().charge();
+            // Only the answers of reads are large.
+            if let Err(failure) = charge.grow(reply.bytes()) {
+                reply = execute::error(&failure);
+            }
             let failed = matches!(reply, Reply::Error(_));
             let took = service.env.now() - began;
             service.metrics.answered(Wire::Resp, action, took, failed);
@@ -179,6 +195,7 @@ impl Protocol for Resp {
                 reply,
                 version,
                 after: After::Next,
+                charge,
             }
         }
         .boxed_local()
@@ -186,11 +203,20 @@ impl Protocol for Resp {
 
     fn write(&mut self, answer: Answer, out: &mut Output) -> After {
         answer.reply.write(out, answer.version);
+        // The connection counts what it has not sent.
+        drop(answer.charge);
         answer.after
     }
 
-    fn too_slow(&mut self, out: &mut Output) {
-        Reply::error("the command took too long to arrive").write(out, self.version);
+    fn last_word(&mut self, word: LastWord, out: &mut Output) {
+        let reply = match word {
+            LastWord::TooSlow => Reply::error("the command took too long to arrive"),
+            LastWord::Overloaded => Reply::Error(
+                "TRYAGAIN overloaded: this shard holds as much for its clients as it may (memory.clients_mb)"
+                    .into(),
+            ),
+        };
+        reply.write(out, self.version);
     }
 }
 

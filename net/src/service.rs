@@ -106,6 +106,7 @@ impl Service {
             ("hint_bytes".into(), gauges.hint_bytes),
             ("ranges".into(), gauges.ranges),
             ("damage_waiting".into(), gauges.damage_waiting),
+            ("client_bytes".into(), gauges.client_bytes),
         ]);
         let arrivals = self.handle.arrivals().into_iter();
         let shard = self.env.shard().0;

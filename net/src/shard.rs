@@ -173,6 +173,7 @@ pub async fn assemble(handle: ShardHandle, plan: &Plan) -> Result<Running, Shard
     node_config.amnesia = recovery.amnesia;
     node_config.snapshot_since_ms = plan.snapshot_since_ms;
     node_config.repair.target = config.cluster.repair_interval;
+    node_config.client_bytes_max = config.memory.client_bytes;
     if !config.cluster.hints {
         node_config.hints.bytes_max = 0;
     }
@@ -254,7 +255,8 @@ async fn serve_http(service: Rc<Service>, stream: TcpStream) {
     };
     let stop = Rc::clone(&service.stop);
     let env = service.env.clone();
-    connection::serve(env, stream, BytesMut::new(), Http::new(service), stop).await;
+    let held = Rc::clone(service.node.held());
+    connection::serve(env, stream, BytesMut::new(), Http::new(service), stop, held).await;
 }
 
 async fn serve_resp(service: Rc<Service>, stream: TcpStream) {
@@ -268,7 +270,16 @@ async fn serve_resp(service: Rc<Service>, stream: TcpStream) {
     let id = service.connections_ever.get() * shards + u64::from(service.env.shard().0);
     let stop = Rc::clone(&service.stop);
     let env = service.env.clone();
-    connection::serve(env, stream, BytesMut::new(), Resp::new(service, id), stop).await;
+    let held = Rc::clone(service.node.held());
+    connection::serve(
+        env,
+        stream,
+        BytesMut::new(),
+        Resp::new(service, id),
+        stop,
+        held,
+    )
+    .await;
 }
 
 async fn greet_client(service: Rc<Service>, stream: TcpStream) {
@@ -302,7 +313,8 @@ async fn serve_client(service: Rc<Service>, stream: TcpStream, hello: Hello, inp
     }
     let stop = Rc::clone(&service.stop);
     let env = service.env.clone();
-    connection::serve(env, stream, input, Binary::new(service), stop).await;
+    let held = Rc::clone(service.node.held());
+    connection::serve(env, stream, input, Binary::new(service), stop, held).await;
     drop(seat);
 }
 

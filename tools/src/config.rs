@@ -268,6 +268,8 @@ pub struct MemorySection {
     pub memtable_mb: u64,
     /// Record cache, in MiB.
     pub cache_mb: u64,
+    /// Requests and answers held for clients, in MiB. Large ones beyond it are refused as `overloaded`.
+    pub clients_mb: u64,
 }
 
 impl Default for MemorySection {
@@ -275,6 +277,7 @@ impl Default for MemorySection {
         Self {
             memtable_mb: 64,
             cache_mb: 128,
+            clients_mb: 128,
         }
     }
 }
@@ -530,6 +533,13 @@ fn check(config: &Config) -> Result<(), ConfigError> {
             "memory.memtable_mb",
             &config.memory.memtable_mb,
             "between 1 and 65536",
+        );
+    }
+    if !(16..=65_536).contains(&config.memory.clients_mb) {
+        return fail(
+            "memory.clients_mb",
+            &config.memory.clients_mb,
+            "between 16 and 65536",
         );
     }
     if config.storage.blob_from_kb > 1 << 20 {

@@ -3,7 +3,7 @@
 //! `{"operations": [{"op": "get"|"put"|"delete", "key": "k" | {"key": …, "encoding": "base64"}, …}]}`
 //! → `{"results": [{"status": 200, …}, …]}` in the same order. A put takes `value`, `encoding`,
 //! `context` and `ttl_seconds`, a delete `context`; a result holds what the single operation would
-//! have answered, and its status.
+//! have answered, and its status. A session's token counts for each operation.
 
 use std::rc::Rc;
 
@@ -15,11 +15,12 @@ use torc_cluster::api::{
 use torc_env::Instant;
 
 use crate::http::json::{self, Encoding, JsonError, Node, Text};
-use crate::http::keys::{Fields, write_got, write_written};
+use crate::http::keys::{Fields, session, write_got, write_written};
 use crate::http::query::Query;
 use crate::http::request::{Method, Request};
 use crate::http::response::{Problem, Response};
 use crate::http::route::check_key;
+use crate::http::session::Session;
 use crate::service::Service;
 
 /// Answers a batch.
@@ -34,6 +35,12 @@ pub async fn handle(
     if request.method != Method::Post {
         return Err(Problem::method_not_allowed("POST"));
     }
+    if let Some(name) = request.headers.of_one_key() {
+        return Err(Problem::bad_request(format!(
+            "{name} is for a single key: a batch's operations have contexts of their own, and no conditions"
+        )));
+    }
+    let mut session = session(&request)?;
     let query = Query::parse(&request.query)?;
     let common = Common {
         keyspace,
@@ -50,15 +57,32 @@ pub async fn handle(
         .enumerate()
         .map(|(index, parsed)| {
             parsed
-                .into_operation(&common, &body)
+                .into_operation(&common, session.as_ref(), &body)
                 .map_err(|mut problem| {
                     problem.message = format!("operation {index}: {}", problem.message);
                     problem
                 })
         })
         .collect::<Result<Vec<_>, Problem>>()?;
+    let keys: Vec<Bytes> = match &session {
+        Some(_) => operations.iter().map(|of| of.key().clone()).collect(),
+        None => Vec::new(),
+    };
     let outcomes = service.node.batch(BatchRequest { operations }).await?;
-    Ok(Response::json(200, results(&outcomes)))
+    let mut response = Response::json(200, results(&outcomes));
+    response.session = session.as_mut().map(|session| {
+        for (key, outcome) in keys.iter().zip(&outcomes) {
+            match outcome {
+                Outcome::Got(Ok(got)) => session.note(&common.keyspace, key, &got.context),
+                Outcome::Written(Ok(written)) => {
+                    session.note(&common.keyspace, key, &written.context);
+                }
+                Outcome::Got(Err(_)) | Outcome::Written(Err(_)) => {}
+            }
+        }
+        session.to_token()
+    });
+    Ok(response)
 }
 
 /// What holds for every operation of a batch.
@@ -151,7 +175,12 @@ fn read_key(node: Node<'_, '_>) -> Result<Text, JsonError> {
 }
 
 impl ParsedOperation {
-    fn into_operation(self, common: &Common, body: &Bytes) -> Result<Operation, Problem> {
+    fn into_operation(
+        self,
+        common: &Common,
+        session: Option<&Session>,
+        body: &Bytes,
+    ) -> Result<Operation, Problem> {
         let keyspace = common.keyspace.clone();
         let key = self.key.into_bytes(body);
         check_key(&key)?;
@@ -162,13 +191,19 @@ impl ParsedOperation {
             ..WriteOptions::until(common.deadline)
         };
         Ok(match self.kind {
-            Kind::Get => Operation::Get(GetRequest {
-                keyspace,
-                key,
-                r: common.r,
-                at_least: None,
-                deadline: common.deadline,
-            }),
+            Kind::Get => {
+                let (r, at_least) = match session {
+                    Some(session) => session.read(&keyspace, &key, common.r),
+                    None => (common.r, None),
+                };
+                Operation::Get(GetRequest {
+                    keyspace,
+                    key,
+                    r,
+                    at_least,
+                    deadline: common.deadline,
+                })
+            }
             Kind::Put => {
                 let value = self.fields.value;
                 let value = value.ok_or_else(|| Problem::bad_request("a put has no value"))?;
@@ -256,7 +291,11 @@ mod tests {
         let (parsed, body) = json::parse(body, read_operations).map_err(|_| 400u16)?;
         parsed
             .into_iter()
-            .map(|parsed| parsed.into_operation(&common, &body).map_err(|p| p.status))
+            .map(|parsed| {
+                parsed
+                    .into_operation(&common, None, &body)
+                    .map_err(|p| p.status)
+            })
             .collect()
     }
 

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
 use torc_cluster::api::{
-    Condition, Context, DeleteRequest, GetAnswer, GetRequest, Level, PutRequest, TTL_SECONDS_MAX,
+    Condition, Context, DeleteRequest, GetAnswer, GetRequest, PutRequest, TTL_SECONDS_MAX,
     VALUE_BYTES_MAX, WriteOptions, Written,
 };
 
@@ -15,7 +15,7 @@ use crate::http::json::{self, Encoding, JsonError, Node, Text};
 use crate::http::query::Query;
 use crate::http::request::{Method, Request, is_octet_stream};
 use crate::http::response::{ContentType, Problem, Response};
-use crate::http::session::{Asks, Session};
+use crate::http::session::Session;
 use crate::service::{Service, idempotency};
 
 /// The longest `Idempotency-Key`, in bytes.
@@ -51,24 +51,15 @@ async fn get(
     key: Bytes,
 ) -> Result<Response, Problem> {
     let query = Query::parse(&request.query)?;
-    let mut r = query.level("r")?;
+    let r = query.level("r")?;
     // Checked although a read does not use it: what is given counts or is refused.
     query.level("w")?;
     query.boolean("sloppy")?;
     let deadline = service.deadline(query.timeout_ms()?);
     let mut session = session(request)?;
-    let asks = session
-        .as_ref()
-        .map(|session| session.asks(&keyspace, &key));
-    let at_least = match asks {
-        Some(Asks::AtLeast(context)) => Some(context),
-        Some(Asks::Quorum) => {
-            if matches!(r, Level::One | Level::Count(_)) {
-                r = Level::Quorum;
-            }
-            None
-        }
-        Some(Asks::Nothing) | None => None,
+    let (r, at_least) = match &session {
+        Some(session) => session.read(&keyspace, &key, r),
+        None => (r, None),
     };
     let answer = service
         .node
@@ -183,7 +174,13 @@ async fn put(
             ttl_seconds: query.ttl_seconds()?,
         }
     } else {
-        read_put_body(body)?
+        let body = read_put_body(body)?;
+        if query.ttl_seconds()?.is_some() {
+            return Err(Problem::bad_request(
+                "the query's ttl_seconds is for raw values; a JSON body has a field ttl_seconds",
+            ));
+        }
+        body
     };
     if body.value.len() > VALUE_BYTES_MAX {
         return Err(Problem::new(
@@ -234,6 +231,11 @@ async fn delete(
     key: Bytes,
 ) -> Result<Response, Problem> {
     let query = Query::parse(&request.query)?;
+    if !request.body.is_empty() {
+        return Err(Problem::bad_request(
+            "a DELETE has no body: it takes the context from X-Torc-Context",
+        ));
+    }
     let write = write_options(service, request, &query, None, &[b"DELETE"])?;
     let mut session = session(request)?;
     let written = service
@@ -329,7 +331,7 @@ fn unquoted(value: &[u8]) -> &[u8] {
     }
 }
 
-fn session(request: &Request) -> Result<Option<Session>, Problem> {
+pub(super) fn session(request: &Request) -> Result<Option<Session>, Problem> {
     let Some(token) = request.headers.session.as_deref() else {
         return Ok(None);
     };
@@ -389,7 +391,8 @@ fn read_put_body(body: BytesMut) -> Result<PutBody, Problem> {
     })
 }
 
-/// The fields that say what to write, of a PUT's body or of a batch's operation. Others are ignored.
+/// The fields that say what to write, of a PUT's body or of a batch's operation. Others are refused: one that was
+/// meant to change what is written would be missed in silence.
 #[derive(Debug, Default)]
 pub(super) struct Fields {
     pub(super) value: Option<Text>,
@@ -438,7 +441,10 @@ impl Fields {
                 };
                 self.context = Some(opaque.string("context")?.to_owned());
             }
-            _ => {}
+            "ttl_seconds" | "context" => {}
+            other => {
+                return Err(JsonError(format!("the field {other:?} is not known here")));
+            }
         }
         Ok(())
     }
@@ -465,8 +471,7 @@ mod tests {
     fn no_bytes_make_a_body_or_a_header_panic() {
         let context = Context::default().to_opaque();
         let valid = [
-            r#"{"value":"a \u00e9 \ud83d\ude00","ttl_seconds":60,"other":[1,{"a":null}]}"#
-                .to_owned(),
+            r#"{"value":"a \u00e9 \ud83d\ude00","ttl_seconds":60,"context":null}"#.to_owned(),
             r#"{"value":"/wA=","encoding":"base64","context":null}"#.to_owned(),
             format!(r#"{{"value":"v","context":{{"context":"{context}","clock":{{"a":1e9}}}}}}"#),
             "application/json; q=0.5, application/octet-stream".to_owned(),
@@ -492,7 +497,7 @@ mod tests {
 
     #[test]
     fn a_body_says_what_to_write() {
-        let put = body(r#"{"ttl_seconds":60,"other":[1],"encoding":"base64","value":"/wA="}"#);
+        let put = body(r#"{"ttl_seconds":60,"encoding":"base64","value":"/wA="}"#);
         let put = put.expect("good");
         assert_eq!(
             (&put.value[..], put.ttl_seconds),
@@ -514,6 +519,7 @@ mod tests {
             r#"{"value":1}"#,
             r#"{"value":"x","encoding":"hex"}"#,
             r#"{"value":"x","encoding":"base64"}"#,
+            r#"{"value":"x","other":1}"#,
             r#"{"value":"x","ttl_seconds":0}"#,
             r#"{"value":"x","ttl_seconds":-1}"#,
             r#"{"value":"x","ttl_seconds":1.5}"#,

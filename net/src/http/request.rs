@@ -53,6 +53,10 @@ pub struct Headers {
     pub context: Option<Bytes>,
     /// `X-Torc-Session`.
     pub session: Option<Bytes>,
+    /// `Host`.
+    pub host: Option<Bytes>,
+    /// `Origin`: a browser sends it, and says with it whose page asks.
+    pub origin: Option<Bytes>,
     /// A header that may stand only once and stood twice.
     pub repeated: Option<&'static str>,
 }
@@ -327,8 +331,31 @@ fn parse_head(bytes: Bytes) -> Result<ParsedHead, Problem> {
 }
 
 impl Headers {
+    /// Whether a browser sends this for a page of another host.
+    pub fn is_of_another_site(&self) -> bool {
+        let Some(origin) = &self.origin else {
+            return false;
+        };
+        let authority = memchr::memmem::find(origin, b"://").map(|at| &origin[at + 3..]);
+        authority.is_none() || authority != self.host.as_deref()
+    }
+
+    /// The first of those that were given and mean something only to a request for one key.
+    pub fn of_one_key(&self) -> Option<&'static str> {
+        let given = [
+            (&self.if_match, "If-Match"),
+            (&self.if_none_match, "If-None-Match"),
+            (&self.idempotency_key, "Idempotency-Key"),
+            (&self.context, "X-Torc-Context"),
+        ];
+        let mut given = given.iter().filter(|(value, _)| value.is_some());
+        given.next().map(|(_, name)| *name)
+    }
+
     fn note(&mut self, name: &str, value: Bytes) {
         let (slot, name) = match name.len() {
+            4 if name.eq_ignore_ascii_case("host") => (&mut self.host, "Host"),
+            6 if name.eq_ignore_ascii_case("origin") => (&mut self.origin, "Origin"),
             6 if name.eq_ignore_ascii_case("accept") => (&mut self.accept, "Accept"),
             6 if name.eq_ignore_ascii_case("prefer") => (&mut self.prefer, "Prefer"),
             8 if name.eq_ignore_ascii_case("if-match") => (&mut self.if_match, "If-Match"),

@@ -149,6 +149,7 @@ fn reason(status: u16) -> &'static str {
         204 => "No Content",
         300 => "Multiple Choices",
         400 => "Bad Request",
+        403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",

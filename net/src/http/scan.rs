@@ -26,6 +26,13 @@ pub async fn handle(
     if !matches!(request.method, Method::Get | Method::Head) {
         return Err(Problem::method_not_allowed("GET, HEAD"));
     }
+    let headers = &request.headers;
+    let of_one_key = headers.of_one_key();
+    if let Some(name) = of_one_key.or(headers.session.as_ref().map(|_| "X-Torc-Session")) {
+        return Err(Problem::bad_request(format!(
+            "{name} is for requests that name their keys, a scan does not"
+        )));
+    }
     let query = Query::parse(&request.query)?;
     let limit = query.number("limit", 1, u64::from(SCAN_LIMIT_MAX))?;
     let limit = limit.and_then(|limit| u32::try_from(limit).ok());

@@ -9,7 +9,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::{Buf, BufMut};
-use torc_cluster::api::Context;
+use torc_cluster::api::{Context, Level};
 use torc_env::{Token, TreeId};
 
 /// First byte of the token's content.
@@ -96,6 +96,15 @@ impl Session {
             Some((_, context)) => Asks::AtLeast(context.clone()),
             None if self.overflowed => Asks::Quorum,
             None => Asks::Nothing,
+        }
+    }
+
+    /// How a read of this key at level `r` is carried out: at which level, and what it must cover.
+    pub fn read(&self, keyspace: &[u8], key: &[u8], r: Level) -> (Level, Option<Context>) {
+        match self.asks(keyspace, key) {
+            Asks::AtLeast(context) => (r, Some(context)),
+            Asks::Quorum if matches!(r, Level::One | Level::Count(_)) => (Level::Quorum, None),
+            Asks::Quorum | Asks::Nothing => (r, None),
         }
     }
 

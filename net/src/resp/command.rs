@@ -329,8 +329,18 @@ fn client(rest: &[Bytes]) -> Result<Local, Reply> {
         (b"GETNAME", []) => Local::GetName,
         (b"ID", []) => Local::Id,
         // What client libraries announce about themselves; nothing depends on it.
-        (b"SETINFO" | b"NO-EVICT" | b"NO-TOUCH" | b"REPLY" | b"TRACKING", [..]) => {
-            Local::Say(Reply::OK)
+        (b"SETINFO" | b"NO-EVICT" | b"NO-TOUCH", [..]) => Local::Say(Reply::OK),
+        (b"REPLY", [mode]) if mode.eq_ignore_ascii_case(b"ON") => Local::Say(Reply::OK),
+        (b"TRACKING", [mode]) if mode.eq_ignore_ascii_case(b"OFF") => Local::Say(Reply::OK),
+        (b"REPLY", [..]) => {
+            return Err(Reply::error(
+                "CLIENT REPLY OFF and SKIP are not supported: every command is answered",
+            ));
+        }
+        (b"TRACKING", [..]) => {
+            return Err(Reply::error(
+                "CLIENT TRACKING is not supported: nobody is told when a key changes",
+            ));
         }
         _ => return Err(Reply::error("unknown CLIENT subcommand")),
     })

@@ -35,7 +35,7 @@ pub async fn execute(service: Rc<Service>, command: Command) -> Reply {
 }
 
 /// A failure as a reply. Clients that know Redis retry on the kinds that say so.
-fn error(failure: &Failure) -> Reply {
+pub fn error(failure: &Failure) -> Reply {
     let kind = match failure.code {
         FailureCode::NotReady => "LOADING",
         FailureCode::DiskFull => "OOM",
@@ -138,7 +138,8 @@ impl Run {
     }
 
     async fn get_all(&self, keys: Vec<Bytes>) -> Result<Vec<GetAnswer>, Failure> {
-        let mut reads = Vec::with_capacity(keys.len());
+        let mut reads: Vec<GetAnswer> = Vec::with_capacity(keys.len());
+        let mut charge = self.service.node.held().charge();
         for part in keys.chunks(BATCH_OPERATIONS_MAX) {
             let operations = part
                 .iter()
@@ -146,7 +147,11 @@ impl Run {
             let operations = operations.collect();
             for outcome in self.service.node.batch(BatchRequest { operations }).await? {
                 match outcome {
-                    Outcome::Got(read) => reads.push(read?),
+                    Outcome::Got(read) => {
+                        let read = read?;
+                        charge.grow(read.value_bytes())?;
+                        reads.push(read);
+                    }
                     Outcome::Written(written) => drop(written?),
                 }
             }
@@ -229,7 +234,8 @@ impl Run {
                     });
                 }
                 Err(failure) if failure.code == FailureCode::ConditionFailed => {
-                    if set.only == Only::Absent {
+                    // What the old value is, only another look can tell.
+                    if set.only == Only::Absent && !set.get {
                         return Ok(refusal);
                     }
                     if attempts == 0 {

@@ -47,6 +47,17 @@ impl Reply {
         Reply::Error(format!("ERR {message}"))
     }
 
+    /// Bytes of what it carries.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Reply::Status(_) | Reply::Integer(_) | Reply::Null => 0,
+            Reply::Error(text) => text.len(),
+            Reply::Bulk(bytes) => bytes.len(),
+            Reply::Array(replies) => replies.iter().map(Reply::bytes).sum(),
+            Reply::Map(pairs) => pairs.iter().map(|(a, b)| a.bytes() + b.bytes()).sum(),
+        }
+    }
+
     /// Appends the reply's bytes.
     pub fn write(&self, out: &mut Output, version: Version) {
         match self {

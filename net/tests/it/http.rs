@@ -508,6 +508,133 @@ fn what_is_no_http_is_told_so_and_the_connection_ends() {
 }
 
 #[test]
+fn what_is_no_http_behind_a_request_under_way_ends_only_its_connection() {
+    let node = Node::start();
+    for _ in 0..20 {
+        let mut connection = Http::connect(node.addresses.http);
+        connection.send(b"GET /v1/keys/a HTTP/1.1\r\n\r\nnonsense\r\n\r\n");
+        assert_eq!(connection.answer(false).status, 404);
+        let refused = connection.answer(false);
+        assert_eq!(
+            (refused.status, refused.header("Connection")),
+            (400, Some("close"))
+        );
+        assert!(connection.is_closed());
+    }
+    assert_eq!(node.http("GET", "/health", &[], b"").status, 200);
+}
+
+#[test]
+fn what_would_be_missed_in_silence_is_refused() {
+    let node = Node::start();
+    let status = |method, path, headers: &[(&str, &str)], body: &[u8]| {
+        let answer = node.http(method, path, headers, body);
+        (answer.status, String::from_utf8(answer.body).unwrap())
+    };
+    let refused = [
+        status("PUT", "/v1/keys/a", &[JSON], br#"{"value":"x","ttl":1}"#),
+        status(
+            "PUT",
+            "/v1/keys/a?ttl_seconds=1",
+            &[JSON],
+            br#"{"value":"x"}"#,
+        ),
+        status("DELETE", "/v1/keys/a", &[JSON], br#"{"context":"x"}"#),
+        status(
+            "POST",
+            "/v1/batch",
+            &[JSON],
+            br#"{"operations":[{"op":"put","key":"a","value":"x","if_match":"z"}]}"#,
+        ),
+        status(
+            "POST",
+            "/v1/batch",
+            &[JSON, ("Idempotency-Key", "z")],
+            br#"{"operations":[]}"#,
+        ),
+        status(
+            "POST",
+            "/v1/batch",
+            &[JSON, ("X-Torc-Session", "junk")],
+            br#"{"operations":[]}"#,
+        ),
+        status("GET", "/v1/keys", &[("X-Torc-Session", "")], b""),
+        status("GET", "/v1/keys", &[("If-Match", "x")], b""),
+    ];
+    for (index, (status, body)) in refused.iter().enumerate() {
+        assert_eq!(*status, 400, "{index}: {body}");
+    }
+    assert_eq!(node.http("GET", "/v1/keys/a", &[], b"").status, 404);
+}
+
+#[test]
+fn a_batch_reads_what_its_session_has_written() {
+    let node = Node::start();
+    let start = [JSON, ("X-Torc-Session", "")];
+    let put = br#"{"operations":[{"op":"put","key":"a","value":"1"},{"op":"put","key":"b","value":"2"}]}"#;
+    let written = node.http("POST", "/v1/batch", &start, put);
+    let token = written.header("X-Torc-Session").unwrap().to_owned();
+    let session = [JSON, ("X-Torc-Session", &*token)];
+    let read = node.http("GET", "/v1/keys/b?r=1", &session[1..], b"");
+    assert_eq!(read.json()["value"], "2");
+    let get = br#"{"operations":[{"op":"get","key":"a"}]}"#;
+    let read = node.http("POST", "/v1/batch?r=1", &session, get);
+    assert_eq!(read.json()["results"][0]["value"], "1");
+    assert!(read.header("X-Torc-Session").is_some());
+}
+
+#[test]
+fn the_values_of_a_batch_are_bounded_together() {
+    let node = Node::start();
+    let raw = [("Content-Type", "application/octet-stream")];
+    node.http("PUT", "/v1/keys/large", &raw, &vec![b'x'; 1 << 20]);
+    let operations: Vec<Value> = (0..40)
+        .map(|_| json!({"op": "get", "key": "large"}))
+        .collect();
+    let batch = json!({ "operations": operations }).to_string();
+    let answer = node.http("POST", "/v1/batch", &[JSON], batch.as_bytes());
+    let results = answer.json()["results"].as_array().unwrap().clone();
+    let count = |status: u64| results.iter().filter(|of| of["status"] == status).count();
+    assert_eq!((count(200), count(413)), (16, 24));
+}
+
+#[test]
+fn a_page_of_another_host_changes_nothing() {
+    let node = Node::start();
+    let put = |origin: &str| {
+        let headers = [JSON, ("Origin", origin)];
+        let answer = node.http("PUT", "/v1/keys/o", &headers, br#"{"value":"x"}"#);
+        answer.status
+    };
+    assert_eq!(put("http://elsewhere.example"), 403);
+    assert_eq!(put("null"), 403);
+    assert_eq!(node.http("GET", "/v1/keys/o", &[], b"").status, 404);
+    // What this client calls the host.
+    assert_eq!(put("http://torc"), 200);
+}
+
+#[test]
+fn a_connection_that_is_open_when_the_node_stops_is_told_to_close() {
+    let node = Node::start();
+    let mut connection = Http::connect(node.addresses.http);
+    connection.send(b"GET /health HTTP/1.1\r\n\r\n");
+    assert_eq!(connection.answer(false).header("Connection"), None);
+    std::thread::scope(|scope| {
+        let stopping = scope.spawn(|| node.stop());
+        loop {
+            connection.send(b"GET /ready HTTP/1.1\r\n\r\n");
+            let answer = connection.answer(false);
+            if answer.header("Connection") == Some("close") {
+                assert_eq!(answer.status, 503);
+                break;
+            }
+        }
+        assert!(connection.is_closed());
+        stopping.join().unwrap();
+    });
+}
+
+#[test]
 fn operators_see_status_ring_metrics_and_keyspaces() {
     let node = Node::start();
     put(&node, "/v1/keys/m", &json!({"value": "v"}));

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 
-use crate::support::{Node, PATIENCE};
+use crate::support::{Node, PATIENCE, config};
 
 struct Redis(BufReader<TcpStream>);
 
@@ -188,4 +188,124 @@ fn inline_commands_and_errors_of_the_protocol_are_answered() {
     let mut rest = Vec::new();
     redis.0.read_to_end(&mut rest).unwrap();
     assert!(rest.is_empty());
+}
+
+#[test]
+fn an_error_of_the_protocol_behind_a_command_under_way_ends_only_its_connection() {
+    let node = Node::start();
+    let mut other = Redis::connect(&node);
+    for _ in 0..20 {
+        let mut redis = Redis::connect(&node);
+        redis
+            .0
+            .get_mut()
+            .write_all(b"SET k v\r\n*1\r\nX\r\n")
+            .unwrap();
+        assert_eq!(redis.reply(), "+OK");
+        assert!(redis.reply().starts_with("-ERR Protocol error"));
+        assert_eq!(redis.0.read_to_end(&mut Vec::new()).unwrap(), 0);
+    }
+    assert_eq!(other.run("GET k"), "$v");
+}
+
+#[test]
+fn of_many_who_set_if_absent_and_ask_for_the_old_value_one_is_told_that_there_was_none() {
+    let node = Node::start();
+    let mut clients: Vec<Redis> = (0..16).map(|_| Redis::connect(&node)).collect();
+    for round in 0..50 {
+        for (index, client) in clients.iter_mut().enumerate() {
+            client.send(&[
+                b"SET",
+                format!("lock{round}").as_bytes(),
+                index.to_string().as_bytes(),
+                b"NX",
+                b"GET",
+            ]);
+        }
+        let replies: Vec<String> = clients.iter_mut().map(Redis::reply).collect();
+        let winners: Vec<usize> = (0..16).filter(|index| replies[*index] == "nil").collect();
+        let held = clients[0].run(&format!("GET lock{round}"));
+        assert_eq!(winners.len(), 1, "{replies:?}");
+        assert_eq!(held, format!("${}", winners[0]));
+        for (index, reply) in replies.iter().enumerate() {
+            assert!(index == winners[0] || *reply == held, "{replies:?}");
+        }
+    }
+}
+
+#[test]
+fn a_browser_that_was_led_here_gets_no_further_than_its_first_line() {
+    let node = Node::start();
+    let mut redis = Redis::connect(&node);
+    let request = b"POST / HTTP/1.1\r\nHost: x\r\n\r\nSET attacked yes\r\n";
+    redis.0.get_mut().write_all(request).unwrap();
+    assert!(redis.reply().starts_with("-ERR this is the Redis protocol"));
+    assert_eq!(redis.0.read_to_end(&mut Vec::new()).unwrap(), 0);
+    assert_eq!(Redis::connect(&node).run("GET attacked"), "nil");
+}
+
+#[test]
+fn what_is_not_done_is_not_said_to_be() {
+    let node = Node::start();
+    let mut redis = Redis::connect(&node);
+    assert_eq!(redis.run("CLIENT REPLY ON"), "+OK");
+    assert!(redis.run("CLIENT REPLY OFF").starts_with("-ERR"));
+    assert!(redis.run("CLIENT TRACKING on").starts_with("-ERR"));
+}
+
+#[test]
+fn clients_that_read_nothing_cost_a_bounded_amount() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = config(&dir);
+    settings.shards.count = 1;
+    settings.memory.client_bytes = 24 << 20;
+    let node = Node::start_with(dir, settings);
+    let raw = [("Content-Type", "application/octet-stream")];
+    assert_eq!(
+        node.http("PUT", "/v1/keys/large", &raw, &vec![7; 1 << 20])
+            .status,
+        200
+    );
+    let held = || -> u64 {
+        let metrics = node.http("GET", "/metrics", &[], b"").body;
+        let metrics = String::from_utf8(metrics).unwrap();
+        let line = metrics
+            .lines()
+            .find(|line| line.starts_with("torc_client_bytes"));
+        line.unwrap().split(' ').nth(1).unwrap().parse().unwrap()
+    };
+    let mut clients: Vec<Redis> = (0..40).map(|_| Redis::connect(&node)).collect();
+    for client in &mut clients {
+        for _ in 0..50 {
+            client.send(&[b"GET", b"large"]);
+        }
+        client.send(&[b"PING"]);
+    }
+    // Whoever reads slowly is answered all the same: with what fits, and with an error beyond it.
+    let (mut good, mut refused) = (0, 0);
+    for client in &mut clients {
+        for _ in 0..50 {
+            assert!(held() <= (24 << 20) + (4 << 20));
+            match client.reply() {
+                reply if reply.starts_with("-TRYAGAIN overloaded") => refused += 1,
+                reply => {
+                    assert_eq!(reply.len(), (1 << 20) + 1);
+                    good += 1;
+                }
+            }
+        }
+        assert_eq!(client.reply(), "+PONG");
+    }
+    assert!(good > 0 && refused > 0, "{good} good, {refused} refused");
+    drop(clients);
+    let until = std::time::Instant::now() + PATIENCE;
+    while held() > 1 << 20 {
+        assert!(std::time::Instant::now() < until, "{} bytes stay", held());
+    }
+    let many: Vec<&str> = std::iter::repeat_n("large", 40).collect();
+    let mut redis = Redis::connect(&node);
+    let reply = redis.run(&format!("MGET {}", many.join(" ")));
+    assert!(reply.starts_with("-ERR too_large"), "{}", reply.len());
+    let reply = redis.run(&format!("MGET {}", many[..8].join(" ")));
+    assert!(reply.len() > 8 << 20);
 }

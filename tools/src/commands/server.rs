@@ -227,6 +227,7 @@ fn server_config(config: &Config, disk_rates: Option<DiskRates>) -> Result<Serve
         memory: MemoryConfig {
             memtable_bytes: mebibytes(config.memory.memtable_mb),
             cache_bytes: mebibytes(config.memory.cache_mb),
+            client_bytes: mebibytes(config.memory.clients_mb),
         },
         storage: StorageConfig {
             separate_from: match config.storage.blob_from_kb {
