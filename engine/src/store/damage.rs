@@ -33,6 +33,9 @@ pub struct Damage {
     pub range: TokenRange,
 }
 
+/// Ranges of one table. With more of them, those that are the closest to each other are made one.
+const RANGES_MAX: usize = 256;
+
 /// What was noted and is still in use.
 #[derive(Default)]
 pub(super) struct Damages(RefCell<Vec<Damage>>);
@@ -50,14 +53,38 @@ impl Damages {
         self.0.borrow().is_empty()
     }
 
-    /// Returns whether it was not known.
-    fn note(&self, damage: Damage) -> bool {
+    /// Returns whether it was not known. Of one table are kept a bounded number of ranges: each of them is work for everybody
+    /// who looks for what is damaged, and a blob that rots is damage at every token that has a value in it.
+    fn note(&self, mut damage: Damage) -> bool {
         let mut noted = self.0.borrow_mut();
-        let is_new = !noted.contains(&damage);
-        if is_new {
-            noted.push(damage);
+        let is_of_table =
+            |known: &Damage| (known.tree, known.file_id) == (damage.tree, damage.file_id);
+        let (mut of_table, mut kept): (Vec<Damage>, Vec<Damage>) =
+            noted.iter().copied().partition(is_of_table);
+        let covers = |known: &Damage| {
+            known.range.first <= damage.range.first && damage.range.last <= known.range.last
+        };
+        if of_table.iter().any(covers) {
+            return false;
         }
-        is_new
+        of_table.retain(|known| {
+            let is_apart = known.range.intersection(&damage.range).is_none();
+            if !is_apart {
+                damage.range = hull(known.range, damage.range);
+            }
+            is_apart
+        });
+        let at = of_table.partition_point(|known| known.range.first < damage.range.first);
+        of_table.insert(at, damage);
+        if of_table.len() > RANGES_MAX {
+            let gap = |at: &usize| of_table[at + 1].range.first.0 - of_table[*at].range.last.0;
+            let narrowest = (0..RANGES_MAX).min_by_key(gap).unwrap_or(0);
+            let next = of_table.remove(narrowest + 1);
+            of_table[narrowest].range = hull(of_table[narrowest].range, next.range);
+        }
+        kept.extend(of_table);
+        *noted = kept;
+        true
     }
 
     pub(super) fn keep(&self, is_kept: impl FnMut(&Damage) -> bool) {
@@ -170,6 +197,13 @@ impl<E: Env> Inner<E> {
     }
 }
 
+fn hull(one: TokenRange, other: TokenRange) -> TokenRange {
+    TokenRange {
+        first: one.first.min(other.first),
+        last: one.last.max(other.last),
+    }
+}
+
 /// What cutting the damage of `tree` out of `levels` costs.
 fn losses(levels: &Levels, tree: TreeId, damages: &[Damage]) -> impl Iterator<Item = Loss> {
     let of_tree = damages.iter().filter(move |damage| damage.tree == tree);
@@ -193,4 +227,58 @@ pub(super) fn without(levels: &Levels, tree: TreeId, damages: &[Damage]) -> Leve
         left.cut(damage.file_id, damage.range);
     }
     left
+}
+
+#[cfg(test)]
+mod tests {
+    use torc_env::Token;
+
+    use super::*;
+
+    fn damage(file_id: u64, first: u128, last: u128) -> Damage {
+        Damage {
+            tree: TreeId(1),
+            file_id,
+            range: TokenRange {
+                first: Token(first),
+                last: Token(last),
+            },
+        }
+    }
+
+    #[test]
+    fn damage_that_meets_is_one_and_what_is_known_is_not_noted_again() {
+        let damages = Damages::default();
+        for one in [damage(1, 10, 19), damage(1, 30, 39), damage(2, 15, 35)] {
+            assert!(damages.note(one));
+            assert!(!damages.note(one));
+        }
+        assert!(!damages.note(damage(1, 12, 13)));
+        assert_eq!(damages.all().len(), 3);
+        assert!(damages.note(damage(1, 19, 30)));
+        assert_eq!(damages.all(), [damage(2, 15, 35), damage(1, 10, 39)]);
+    }
+
+    #[test]
+    fn of_one_table_a_bounded_number_of_ranges_is_kept_that_covers_all_that_was_noted() {
+        let damages = Damages::default();
+        let tokens: Vec<u128> = (0..2_000u128)
+            .map(|at| at * at * 7_919 % 1_000_003)
+            .collect();
+        for token in &tokens {
+            damages.note(damage(1, *token, *token));
+        }
+        let all = damages.all();
+        assert_eq!(all.len(), RANGES_MAX);
+        for token in tokens {
+            assert!(all.iter().any(|one| one.range.contains(Token(token))));
+            assert!(!damages.note(damage(1, token, token)));
+        }
+        // What lies apart stays so.
+        let widest = all
+            .iter()
+            .map(|one| one.range.last.0 - one.range.first.0)
+            .max();
+        assert!(widest < Some(100_000), "{widest:?}");
+    }
 }
