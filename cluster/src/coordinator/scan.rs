@@ -179,10 +179,8 @@ impl<E: Env> Scan<'_, E> {
             let run = Run::at(&self.view, self.tree, self.n, from.token());
             let next = match self.pages(&run, &from).await {
                 Ok(pages) => self.merge(pages, &run)?,
-                // What was found so far is an answer; the rest has a cursor.
-                Err(failure) if !self.entries.is_empty() && failure.retryable => {
-                    return Ok(Some(from));
-                }
+                // What was found so far is an answer; the rest has a cursor, and fails when it is asked for.
+                Err(_) if !self.entries.is_empty() => return Ok(Some(from)),
                 Err(failure) => return Err(failure),
             };
             from = match next {
@@ -507,11 +505,31 @@ pub(crate) async fn serve<E: Env>(
     page_here(core, &ask).await.map(Some)
 }
 
-/// A page of this shard's keys, if it lacks none.
+/// A page of this shard's keys, as far as it lacks none.
 async fn page_here<E: Env>(core: &Core<E>, ask: &PageRequest) -> Result<Page, Failure> {
     let range = TokenRange {
         first: ask.from.token(),
         last: ask.last,
+    };
+    if !core.lacking.is_catching_up() {
+        let lost = core.lacking.lost_in(&core.store.damages(), ask.tree, range);
+        let first = lost.iter().map(|range| range.first).min();
+        if let Some(first) = first.filter(|first| *first > range.first) {
+            let page = page_to(core, ask, Token(first.0 - 1)).await?;
+            // Without a key there is nowhere to go on from.
+            if page.looked.is_some() {
+                return Ok(page);
+            }
+        }
+    }
+    page_to(core, ask, ask.last).await
+}
+
+/// A page up to `last`, if this shard lacks no key up to there.
+async fn page_to<E: Env>(core: &Core<E>, ask: &PageRequest, last: Token) -> Result<Page, Failure> {
+    let range = TokenRange {
+        first: ask.from.token(),
+        last,
     };
     core.lacking.check_in(ask.tree, range)?;
     let limits = ScanLimits {
@@ -520,14 +538,12 @@ async fn page_here<E: Env>(core: &Core<E>, ask: &PageRequest) -> Result<Page, Fa
     };
     let page = core
         .store
-        .scan(ask.tree, ask.from.clone(), ask.last, limits)
+        .scan(ask.tree, ask.from.clone(), last, limits)
         .await
         .map_err(|error| read_failure(&error))?;
     // Damage may have been cut out meanwhile.
     core.lacking.check_in(ask.tree, range)?;
-    let looked = page
-        .next
-        .is_some()
+    let looked = (page.next.is_some() || last < ask.last)
         .then(|| page.entries.last())
         .flatten()
         .map(|entry| (entry.token, entry.key.clone()));

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use torc_engine::{Fsync, Loss};
 use torc_env::{Token, TokenRange, TreeId};
 
@@ -10,7 +11,7 @@ use super::world::World;
 use crate::anti_entropy::catch_up::Pulls;
 use crate::anti_entropy::compare::Compared;
 use crate::anti_entropy::loss;
-use crate::api::{DamagedPart, FailureCode, Level, Outlook};
+use crate::api::{DamagedPart, FailureCode, Level, Outlook, ScanRequest};
 use crate::conflict::Conflict;
 use crate::core::tree;
 use crate::node::NodeConfig;
@@ -688,4 +689,51 @@ fn what_was_lost_where_something_is_damaged_stays_lost_when_the_rest_is_found() 
     assert_eq!(left[0].range, damaged[0].range);
     world.wait("it is fetched", || is_healed(&world, 0));
     assert_eq!(count(&world, 0, "default", &keys(), Level::One), 60);
+}
+
+#[test]
+fn a_scan_goes_as_far_as_a_replica_has_all() {
+    let (world, lost) = with_one_copy(117);
+    world.flush(0);
+    let mut tokens: Vec<Token> = lost
+        .iter()
+        .map(|key| Token::of(ONE, key.as_bytes()))
+        .collect();
+    tokens.sort_unstable();
+    let at = tokens[tokens.len() / 2];
+    let page = |limit: u32, cursor| {
+        world.on(0, |node, deadline| async move {
+            let request = ScanRequest {
+                keyspace: Bytes::from_static(b"one"),
+                cursor,
+                limit,
+                prefix: Bytes::new(),
+                values: false,
+                r: Level::One,
+                deadline,
+            };
+            node.scan(request).await
+        })
+    };
+    world.node(0).0.lacking.know(vec![Loss {
+        tree: Some(ONE),
+        range: TokenRange {
+            first: at,
+            last: at,
+        },
+        is_accepted: false,
+    }]);
+    let mut listed = Vec::new();
+    let mut cursor = None;
+    let failure = loop {
+        match page(5, cursor) {
+            Ok(answer) => {
+                listed.extend(answer.entries.into_iter().map(|entry| entry.key));
+                cursor = Some(answer.cursor.expect("the scan cannot end"));
+            }
+            Err(failure) => break failure,
+        }
+    };
+    assert_eq!(failure.code, FailureCode::Unreadable);
+    assert_eq!(listed.len(), tokens.len() / 2);
 }
