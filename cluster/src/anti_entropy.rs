@@ -235,7 +235,7 @@ pub(crate) async fn schedule<E: Env>(core: Rc<Core<E>>) {
                 tracing::debug!(%error, "a range is not repaired with all its owners yet");
             }
         }
-        raise_floors(&core, &view).await;
+        raise_floors(&core).await;
     }
 }
 
@@ -350,7 +350,7 @@ pub(crate) async fn repair_all<E: Env>(core: &Rc<Core<E>>) -> Result<RepairRepor
         report.records_received += after.records_received - before.records_received;
         report.records_sent += after.records_sent - before.records_sent;
     }
-    raise_floors(core, &view).await;
+    raise_floors(core).await;
     Ok(report)
 }
 
@@ -434,7 +434,9 @@ async fn repair_run<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>, run: &Run) -> R
 }
 
 /// Raises the purge floors as far as the repairs done and the hints still waiting anywhere allow.
-async fn raise_floors<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>) {
+async fn raise_floors<E: Env>(core: &Rc<Core<E>>) {
+    // The newest members: one that came while ranges were repaired is asked too.
+    let Ok(view) = core.view() else { return };
     let now_ms = core.now_ms();
     if now_ms < core.repairs.floors_due_ms.get() {
         return;
@@ -453,15 +455,15 @@ async fn raise_floors<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>) {
     core.repairs
         .floors_due_ms
         .set(now_ms + millis(FLOORS_INTERVAL));
-    let reports = hint_reports(core, view).await;
+    let reports = hint_reports(core, &view).await;
     let mut pieces: BTreeMap<TreeId, Vec<(TokenRange, u64)>> = BTreeMap::new();
     for (run, confirmed) in settled {
-        let Some(floor) = floors::floor(&confirmed, &reports, !core.lacking.is_whole()) else {
+        let Some(floor) = floors::floor(&confirmed, &reports) else {
             continue;
         };
         core.repairs
             .edit(&run, |of| of.floor_hour = of.floor_hour.max(floor.hour()));
-        let Some(keyspace) = keyspace_index(view, run.tree) else {
+        let Some(keyspace) = keyspace_index(&view, run.tree) else {
             continue;
         };
         let grace_seconds = view.topology.keyspaces[keyspace].tombstone_grace_seconds;

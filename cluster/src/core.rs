@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::{Either, select};
 use torc_engine::Store;
-use torc_env::{Address, Class, Env, Instant, ShardId, TokenRange, TreeId};
+use torc_env::{Address, Class, Env, Instant, ShardId, TokenRange, TreeId, mutation};
 
 use crate::admission::Admission;
 use crate::anti_entropy::{Repairs, loss};
@@ -276,8 +276,13 @@ impl<E: Env> Core<E> {
         }
     }
 
-    /// Since when something outside the keyspaces' trees may hold an old value: a hint, or a snapshot.
+    /// Since when something of this shard that no repair covers may hold an old value: a hint, or a snapshot. 0 for one
+    /// that lacks data: what it has fetched, or has kept where newer things were lost, may have been deleted since, and
+    /// it only learns so while the others still know.
     pub(crate) fn old_values_since_ms(&self) -> Option<u64> {
+        if !self.lacking.is_whole() && !mutation::on("joiner_does_not_block_purging") {
+            return Some(0);
+        }
         let since = [self.hints.oldest_ms(), self.snapshot_since_ms.get()];
         since.into_iter().flatten().min()
     }

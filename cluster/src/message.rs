@@ -252,7 +252,8 @@ pub enum Answer<'a> {
         /// Token and key up to which was looked, when the run goes on behind them.
         looked: Option<(u128, Vec<u8>)>,
     },
-    /// Creation time of the oldest hint in milliseconds since 1970; `None` = no hints.
+    /// Creation time of the oldest hint or snapshot in milliseconds since 1970; `None` = there is none. 0 while the
+    /// shard lacks data.
     OldestHint {
         /// See above.
         oldest_ms: Option<u64>,

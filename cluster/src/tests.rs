@@ -6,6 +6,7 @@ mod hints;
 mod hostile;
 #[cfg(mutations)]
 mod planted;
+mod purge;
 mod topology;
 mod world;
 

@@ -5,10 +5,11 @@
 //!
 //! 1. One repair of the range *started* after it was stamped, by a margin for writes still in flight,
 //!    and was completed with all owners, so each of them holds it.
-//! 2. No hint anywhere was created before that repair was over: hints are the only other place where
-//!    an older value of the key may wait. A member that does not answer may hold one.
-//!    A snapshot counts as a hint of its time: restored, it brings old values back.
-//! 3. This node is in the ring: what a joining one lacks is not yet known.
+//! 2. No hint anywhere was created before that repair was over: an older value of the key may wait in it. A member that
+//!    does not answer may hold one. A snapshot counts as a hint of its time: restored, it brings old values back.
+//! 3. No shard of any member lacks data. One that joins is no owner yet that a repair would ask, and has fetched values
+//!    that were deleted since; it compares them with the owners before it is whole, and only learns of deletions
+//!    that these still know. It counts as one with a hint of any age.
 //!
 //! There is no grace time that could be too short.
 
@@ -32,7 +33,7 @@ pub(crate) struct Confirmed {
     pub(crate) completed_ms: u64,
 }
 
-/// What a shard of a member says about its hints.
+/// What a shard of a member says about its hints, and what counts as such.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Report {
     /// Nothing: it does not answer.
@@ -63,7 +64,7 @@ impl Floor {
 ///
 /// `reports` are those of every shard of every member, asked for after `repair` was over by
 /// [`MARGIN`].
-pub(crate) fn floor(repair: &Confirmed, reports: &[Report], is_joining: bool) -> Option<Floor> {
+pub(crate) fn floor(repair: &Confirmed, reports: &[Report]) -> Option<Floor> {
     let margin = u64::try_from(MARGIN.as_millis()).unwrap_or(u64::MAX);
     let over_ms = repair.completed_ms.saturating_add(margin);
     let is_clear = |report: &Report| match report {
@@ -71,7 +72,7 @@ pub(crate) fn floor(repair: &Confirmed, reports: &[Report], is_joining: bool) ->
         Report::Oldest(None) => true,
         Report::Oldest(Some(created_ms)) => *created_ms > over_ms,
     };
-    if is_joining || !reports.iter().all(is_clear) {
+    if !reports.iter().all(is_clear) {
         return None;
     }
     let millis = repair.started_ms.checked_sub(margin)? / MILLIS_PER_HOUR * MILLIS_PER_HOUR;
@@ -94,7 +95,7 @@ mod tests {
 
     #[test]
     fn without_hints_the_floor_is_the_hour_in_which_the_repair_started() {
-        let floor = floor(&repair(), &[Report::Oldest(None); 3], false).unwrap();
+        let floor = floor(&repair(), &[Report::Oldest(None); 3]).unwrap();
         assert_eq!(floor.hour(), 100);
         assert_eq!(floor.stamp(), 100 * HOUR * 1000);
     }
@@ -105,30 +106,25 @@ mod tests {
             started_ms: 100 * HOUR + MARGIN_MS - 1,
             ..repair()
         };
-        assert_eq!(floor(&early, &[], false).unwrap().hour(), 99);
+        assert_eq!(floor(&early, &[]).unwrap().hour(), 99);
     }
 
     #[test]
     fn a_silent_member_blocks() {
         let reports = [Report::Oldest(None), Report::Silent];
-        assert_eq!(floor(&repair(), &reports, false), None);
+        assert_eq!(floor(&repair(), &reports), None);
     }
 
     #[test]
     fn a_hint_from_before_the_end_of_the_repair_blocks_and_a_later_one_does_not() {
         let over = repair().completed_ms + MARGIN_MS;
-        assert_eq!(floor(&repair(), &[Report::Oldest(Some(over))], false), None);
-        assert!(floor(&repair(), &[Report::Oldest(Some(over + 1))], false).is_some());
+        assert_eq!(floor(&repair(), &[Report::Oldest(Some(over))]), None);
+        assert!(floor(&repair(), &[Report::Oldest(Some(over + 1))]).is_some());
         assert_eq!(
-            floor(&repair(), &[Report::Oldest(Some(0))], false),
+            floor(&repair(), &[Report::Oldest(Some(0))]),
             None,
-            "hints that were not counted yet may be of any age"
+            "hints that were not counted yet may be of any age, and so may what a joining node has"
         );
-    }
-
-    #[test]
-    fn a_joining_node_purges_nothing() {
-        assert_eq!(floor(&repair(), &[], true), None);
     }
 
     #[test]
@@ -137,6 +133,6 @@ mod tests {
             started_ms: 1,
             completed_ms: 2,
         };
-        assert_eq!(floor(&first, &[], false), None);
+        assert_eq!(floor(&first, &[]), None);
     }
 }

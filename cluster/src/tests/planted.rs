@@ -62,6 +62,14 @@ fn a_purge_in_spite_of_a_silent_member_is_found() {
 }
 
 #[test]
+fn a_purge_in_spite_of_a_node_that_joins_is_found() {
+    is_found(
+        "joiner_does_not_block_purging",
+        super::purge::a_deletion_while_a_node_joins_is_kept_until_the_newcomer_has_it,
+    );
+}
+
+#[test]
 fn a_last_write_that_ignores_what_its_client_has_seen_is_found() {
     is_found(
         "lww_ignores_context",
