@@ -34,6 +34,11 @@ const IO_MEMORY_BYTES: usize = 256 << 10;
 /// How long jobs of one executor run before they let each other in.
 const PREEMPT_INTERVAL: Duration = Duration::from_millis(5);
 
+/// How often an executor with jobs looks around, woken or not. glommio goes to sleep with tasks that could run when its
+/// preemption timer, or a wake-up of another thread that it has served already, fires just before it would run them. Whoever
+/// waits for the job waits as long as the executor sleeps, and when a flush stands, all updates soon do.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+
 /// Nice value of compaction: gives way to shards and flushes, and still gets through when every
 /// core is busy (nice 19 gets almost nothing).
 const COMPACTION_NICE: libc::c_int = 10;
@@ -118,7 +123,11 @@ async fn serve(settings: &Settings, inbox: &Inbox) -> io::Result<()> {
         while let Some(job) = inbox.jobs.pop() {
             running.push(job(disk.clone()));
         }
-        let mut net = Timer::new(NET_INTERVAL);
+        let mut net = Timer::new(if running.is_empty() {
+            NET_INTERVAL
+        } else {
+            LOOK_INTERVAL
+        });
         poll_fn(|cx| {
             inbox.waker.register(cx.waker());
             if inbox.has_news() {
@@ -161,11 +170,45 @@ async fn warm(disk: &GlommioDisk, data_dir: &Path, name: &str) -> io::Result<()>
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
+    use std::time::Instant;
 
     use super::*;
 
     /// Longer than a start takes on any host.
     const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn an_executor_looks_around_all_the_time_while_it_has_a_job() {
+        const TURNS: u64 = 30;
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings {
+            name: "test".into(),
+            class: JobClass::Flush,
+            data_dir: dir.path().into(),
+            cpus: None,
+            pace: None,
+        };
+        let inbox = Arc::new(Inbox::default());
+        inbox
+            .jobs
+            .push(Box::new(|_| Box::pin(std::future::pending())));
+        let thread = start(settings, Arc::clone(&inbox)).unwrap();
+        let turns = || inbox.turns.load(Ordering::Relaxed);
+        let wait_for = |count: u64| {
+            let begun = Instant::now();
+            while turns() < count {
+                assert!(begun.elapsed() < PATIENCE, "it does not turn");
+                std::thread::sleep(LOOK_INTERVAL);
+            }
+            begun.elapsed()
+        };
+        wait_for(1);
+        let took = wait_for(1 + TURNS);
+        let seldom = NET_INTERVAL * u32::try_from(TURNS).unwrap();
+        assert!(took < seldom / 2, "{took:?}");
+        inbox.stopping.store(true, Ordering::Release);
+        thread.join().unwrap();
+    }
 
     #[test]
     fn a_start_goes_on_though_the_wake_up_that_it_waits_for_got_lost() {
