@@ -16,6 +16,7 @@ use crate::compaction::{
 use crate::error::{JobError, WriteError};
 use crate::jobs::{CompactJob, CompactOutput, Pace};
 use crate::le::len64;
+use crate::pacing::mul_div;
 use crate::purge::PurgeRule;
 
 /// How long compaction rests after a failure or for want of space.
@@ -23,6 +24,8 @@ const REST: Duration = Duration::from_secs(1);
 /// What a compaction moves out of blobs for each byte of its tables, where that is more than two memtables hold. Writing
 /// tables again in order to empty blobs then costs at most a quarter of what is moved.
 const MOVED_PER_BYTE: u64 = 4;
+/// What it moves at most at once, in memory of memtables, when too much of the blobs is dead.
+const EXCESS_MEMTABLES: u64 = 2;
 /// Difference between civil and monotonic time beyond which the civil clock is not believed.
 const JUMP_MAX: Duration = Duration::from_secs(3600);
 
@@ -325,9 +328,14 @@ impl<E: Env> Inner<E> {
         let worn = tables.worn(&self.options, tree, key);
         let memtables = len64(self.options.memtable_bytes);
         let by_tables = plan.bytes.saturating_mul(MOVED_PER_BYTE);
+        let in_excess = tables.dead_in_excess(&self.options, tree);
         let wanted = memtables
             .max(by_tables)
-            .max(tables.dead_in_excess(&self.options, tree));
+            .max(in_excess.min(memtables.saturating_mul(EXCESS_MEMTABLES)));
+        let wanted = match self.health.disk_full.get() {
+            true => wanted,
+            false => self.beside_level0(wanted, tables.level0_runs()),
+        };
         // What is taken out needs room until its blob goes.
         let free = self.health.free_bytes.get();
         let room = free.saturating_sub(self.options.reserve_bytes) / 2;
@@ -336,6 +344,13 @@ impl<E: Env> Inner<E> {
             &worn,
             wanted.min(self.options.compaction_bytes_max).min(room),
         )
+    }
+
+    /// The part of `bytes` that may be moved while level 0 has so many runs: nothing from half of the most on, for until a
+    /// compaction ends none of them goes, flushes add more, and with the most of them all updates stand.
+    fn beside_level0(&self, bytes: u64, runs: usize) -> u64 {
+        let half = len64(self.options.level0_runs_max / 2).max(1);
+        mul_div(bytes, half.saturating_sub(len64(runs)), half)
     }
 
     fn merge_job(&self, tree: TreeId, plan: &Plan, emptied: Emptied) -> CompactJob {
@@ -377,5 +392,26 @@ impl<E: Env> Inner<E> {
         };
         let outputs = plan.bytes.saturating_add(emptied.bytes);
         space.free_bytes >= outputs.saturating_add(self.options.reserve_bytes / 2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use torc_sim::SimEnv;
+
+    use crate::options::Options;
+    use crate::store::Store;
+
+    #[test]
+    fn the_more_runs_level_0_has_the_less_is_moved_out_of_blobs() {
+        torc_sim::run(1, |env: SimEnv| async move {
+            let options = Options::new("shard-00");
+            let (store, _) = Store::open(env, options.clone()).await.unwrap();
+            let moved = |runs| store.0.beside_level0(1000, runs);
+            let half = options.level0_runs_max / 2;
+            assert_eq!((moved(0), moved(half / 2)), (1000, 500));
+            assert!((0..half).all(|runs| moved(runs) > moved(runs + 1)));
+            assert_eq!((moved(half), moved(usize::MAX)), (0, 0));
+        });
     }
 }
