@@ -282,7 +282,7 @@ async fn blocks<D: Disk>(
 ) -> Result<(u64, u64), InspectError> {
     let (mut records, mut damaged) = (0, 0);
     let from = ScanFrom::Token(Token(0));
-    let mut iter = table.iter(&from, TokenRange::ALL, ReadAhead::Background);
+    let mut iter = table.iter(&from, TokenRange::ALL, ReadAhead::background(1));
     loop {
         match iter.next().await {
             Ok(None) => break,

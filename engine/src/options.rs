@@ -79,8 +79,9 @@ pub struct Options {
     pub cache_bytes: usize,
     /// Percent of it that blocks may take, 0 to 100; records have what blocks do not take. Default 50.
     pub cache_blocks_percent: u8,
-    /// Memory of what scans read, all of them together, records of their pages aside: those that would need more wait.
-    /// Default 16 MiB: as much as four of them read of 32 runs at full width, or 32 of them block by block.
+    /// Memory of what scans read, all of them together, with the records of their pages until these are returned: those that would
+    /// need more wait, and pages end early. Default 16 MiB: as much as four of them read of 32 runs at full width, or 32 of them
+    /// block by block.
     pub scan_bytes_max: usize,
     /// Size of a WAL segment. Default 64 MiB.
     pub wal_segment_bytes: u64,

@@ -187,7 +187,7 @@ async fn open<D: Disk>(
         runs.push(Source::Run(RunIter::new(
             tables,
             from,
-            ReadAhead::Background,
+            ReadAhead::background(sources.len()),
         )));
     }
     Ok((Merge::new(runs), blobs))

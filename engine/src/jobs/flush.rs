@@ -161,7 +161,7 @@ mod tests {
                 .await
                 .unwrap();
             let from = ScanFrom::Token(Token(0));
-            let mut iter = table.iter(&from, TokenRange::ALL, ReadAhead::Background);
+            let mut iter = table.iter(&from, TokenRange::ALL, ReadAhead::background(1));
             while let Some(stored) = iter.next().await.unwrap() {
                 let entry = stored.entry;
                 assert_eq!(entry.record.value.len(), 320);

@@ -3,12 +3,13 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use torc_env::{Env, Token, TokenRange, TreeId};
+use torc_env::{Env, SECTOR_BYTES, Token, TokenRange, TreeId};
 
 use super::Inner;
 use super::tables::Tree;
+use crate::ahead::Held;
 use crate::cache::Lookup;
 use crate::compaction::Scanned;
 use crate::error::ReadError;
@@ -137,11 +138,22 @@ impl<E: Env> Inner<E> {
             .await
     }
 
-    /// What a scan of a tree holds at least: a block of each run as read, and one decoded.
-    fn scan_bytes(&self, tree: TreeId) -> usize {
+    /// What a scan of a tree holds while it looks into the runs: a block of each as read, which is whole sectors, and one
+    /// decoded.
+    fn blocks_bytes(&self, runs: usize) -> usize {
+        runs * (2 * self.options.block_bytes + SECTOR_BYTES)
+    }
+
+    /// Memory for a scan to begin with: for blocks, and for a page as is expected.
+    async fn hold_scan(&self, tree: TreeId, range: TokenRange, limits: ScanLimits) -> Held {
         let tables = self.tables.borrow().tree(tree);
-        let runs = tables.map_or(0, |tree| tree.levels.runs().len());
-        runs * 2 * self.options.block_bytes
+        let runs = tables.as_ref().map_or(&[][..], |tree| tree.levels.runs());
+        let densities: Vec<Density> = runs.iter().map(|run| Density::of(run, range)).collect();
+        let page = expected_page_bytes(&densities, limits);
+        let bytes = self.blocks_bytes(runs.len()).saturating_add(page);
+        // What is waited for may be merged away meanwhile.
+        drop(tables);
+        self.scans.hold(bytes).await
     }
 
     /// What memory has of a page of so many records: the records, and the last of them if there may be more, for then the page
@@ -178,16 +190,16 @@ impl<E: Env> Inner<E> {
         last: Token,
         limits: ScanLimits,
     ) -> Result<ScanPage, ReadError> {
-        // Before anything is looked at: memory and tables must be of one moment.
-        let held = self.scans.hold(self.scan_bytes(tree)).await;
-        let mut page: Vec<Stored> = Vec::new();
-        let mut next = None;
-        let records = limits.records.max(1);
-        let tables = self.tables.borrow().tree(tree);
         let range = TokenRange {
             first: from.token(),
             last: last.max(from.token()),
         };
+        // Before anything is looked at: memory and tables must be of one moment.
+        let mut held = self.hold_scan(tree, range, limits).await;
+        let mut page: Vec<Stored> = Vec::new();
+        let mut next = None;
+        let records = limits.records.max(1);
+        let tables = self.tables.borrow().tree(tree);
         let runs = tables.as_ref().map_or(&[][..], |tree| tree.levels.runs());
         let densities: Vec<Density> = runs.iter().map(|run| Density::of(run, range)).collect();
         let (in_memory, known) = self.in_memory(tree, &from, range, records, &densities);
@@ -206,6 +218,7 @@ impl<E: Env> Inner<E> {
                 ReadAhead::Foreground(Ahead {
                     budget: Rc::clone(&self.scans),
                     blocks: self.blocks.clone(),
+                    block_bytes: self.options.block_bytes,
                     expected,
                     level: run.level,
                     scanned: Rc::clone(&scanned),
@@ -213,7 +226,10 @@ impl<E: Env> Inner<E> {
             )));
         }
         let mut merge = Merge::new(sources);
+        let blocks_bytes = self.blocks_bytes(runs.len());
         let mut bytes = 0;
+        let mut memory = PageMemory::default();
+        let mut apart = Apart::default();
         while let Some(stored) = self.count_corrupt(merge.next().await)? {
             let entry = &stored.entry;
             if entry.token > last {
@@ -223,23 +239,33 @@ impl<E: Env> Inner<E> {
             let is_beyond = known
                 .as_ref()
                 .is_some_and(|(token, key)| (entry.token, &entry.key) > (*token, key));
+            let with_entry = memory.with(&stored);
+            let mut has_room = || held.grow(blocks_bytes.saturating_add(with_entry.bytes()));
             let is_full = page.len() == records
                 || is_beyond
-                || !page.is_empty() && bytes + entry_bytes > limits.bytes;
+                || !page.is_empty() && (bytes + entry_bytes > limits.bytes || !has_room());
             if is_full {
                 next = page.last().map(|stored| after(&stored.entry));
                 break;
             }
             bytes += entry_bytes;
-            page.push(stored);
+            memory = with_entry;
+            page.push(apart.take(stored));
         }
         // Tables may end before what was taken from memory does.
         if next.is_none() && known.is_some() {
             next = page.last().map(|stored| after(&stored.entry));
         }
-        drop((merge, held));
+        drop(merge);
         self.note_scanned(tree, *scanned.borrow());
+        held.shrink(memory.bytes());
+        if !held.covers(memory.bytes()) {
+            // A single record: it holds nothing while it waits.
+            held.shrink(0);
+            held = self.scans.hold(memory.bytes()).await;
+        }
         let entries = self.with_values(tables.as_deref(), page).await?;
+        drop(held);
         self.count(|counts| {
             counts.scanned += u64::try_from(entries.len()).expect("a count in memory fits 64 bits")
         });
@@ -282,11 +308,97 @@ fn expected_bytes(densities: &[Density], limits: ScanLimits) -> Vec<u64> {
     densities.iter().map(expected).collect()
 }
 
+/// What a page is expected to take, from the records that the runs have where it begins.
+fn expected_page_bytes(densities: &[Density], limits: ScanLimits) -> usize {
+    let sum = |of: fn(&Density) -> u128| densities.iter().map(of).fold(0, u128::saturating_add);
+    let (entries, records, stored) = (
+        sum(|run| run.entries).max(1),
+        sum(|run| run.record_bytes),
+        sum(|run| run.blob_bytes),
+    );
+    // Of what stands in blobs only the compressed size is known; half of it is what most values become.
+    let of_record = (records.saturating_add(stored.saturating_mul(2)) / entries).max(1);
+    let of_value = stored / entries;
+    let limit = |limit: usize| u128::try_from(limit).unwrap_or(u128::MAX);
+    let kept = of_record
+        .saturating_mul(limit(limits.records))
+        .min(limit(limits.bytes));
+    let at_once = limit(VALUES_AT_ONCE).min(kept / of_record + 1);
+    let read = of_value.saturating_mul(at_once);
+    usize::try_from(kept.saturating_add(read)).unwrap_or(usize::MAX)
+}
+
+/// Small records in memory of their own. Where they come from, each shares it with a block, a whole window of the run, or a chunk
+/// of a memtable; a page would keep all of these for as long as somebody has it.
+#[derive(Default)]
+struct Apart(BytesMut);
+
+/// From so many bytes on a record is most of what it would keep.
+const APART_BYTES: usize = 8 << 10;
+/// Memory for small records, as much at a time.
+const CHUNK_BYTES: usize = 16 << 10;
+
+impl Apart {
+    /// The record, in memory of its own if it is small. One copy then, and an allocation every [`CHUNK_BYTES`].
+    fn take(&mut self, mut stored: Stored) -> Stored {
+        let Entry { key, record, .. } = &mut stored.entry;
+        let bytes = key.len() + record.value.len();
+        if bytes < APART_BYTES {
+            if self.0.capacity() < bytes {
+                self.0 = BytesMut::with_capacity(CHUNK_BYTES);
+            }
+            self.0.extend_from_slice(key);
+            self.0.extend_from_slice(&record.value);
+            let mut copied = self.0.split().freeze();
+            record.value = copied.split_off(key.len());
+            *key = copied;
+        }
+        stored
+    }
+}
+
+/// What a page takes in memory: its records, and the values of blobs as they are read.
+#[derive(Clone, Copy, Default)]
+struct PageMemory {
+    kept: usize,
+    /// Values that stand in blobs, and what is read of the largest.
+    values: usize,
+    read_max: usize,
+}
+
+impl PageMemory {
+    /// With one more record.
+    fn with(self, stored: &Stored) -> PageMemory {
+        let kept = self.kept + stored.entry.key.len() + stored.value_len();
+        let Some(separate) = &stored.separate else {
+            return PageMemory { kept, ..self };
+        };
+        // From the sector where it begins to the one where it ends.
+        let read = usize::try_from(separate.reference.stored_len).unwrap_or(usize::MAX);
+        PageMemory {
+            kept,
+            values: self.values + 1,
+            read_max: self.read_max.max(read.saturating_add(2 * SECTOR_BYTES)),
+        }
+    }
+
+    fn bytes(self) -> usize {
+        let at_once = self.values.min(VALUES_AT_ONCE);
+        self.kept
+            .saturating_add(self.read_max.saturating_mul(at_once))
+    }
+}
+
 /// What a whole ring of records like those of a run at one place would hold.
 #[derive(Clone, Copy, Default)]
 struct Density {
     entries: u128,
+    /// Of tables.
     bytes: u128,
+    /// Of records, without values that stand in blobs.
+    record_bytes: u128,
+    /// Of values in blobs, as they stand there.
+    blob_bytes: u128,
 }
 
 impl Density {
@@ -298,9 +410,12 @@ impl Density {
         let info = &table.info;
         let width = ((info.last_token.0 - info.first_token.0) >> 64) + 1;
         let of_ring = |part: u64| (u128::from(part) << 64) / width;
+        let blob_bytes = info.blobs.iter().map(|used| used.bytes).sum();
         Density {
             entries: of_ring(info.entries),
             bytes: of_ring(info.bytes),
+            record_bytes: of_ring(info.key_bytes + info.value_bytes),
+            blob_bytes: of_ring(blob_bytes),
         }
     }
 }
@@ -504,7 +619,8 @@ mod tests {
     #[test]
     fn scans_that_would_need_more_memory_than_there_is_wait_and_all_are_answered() {
         torc_sim::run(1, |env| async move {
-            let each = usize::try_from(RUNS).unwrap() * 2 * (8 << 10);
+            let blocks = usize::try_from(RUNS).unwrap() * (2 * (8 << 10) + SECTOR_BYTES);
+            let each = blocks + LIMITS.records * (8 + 1000);
             let budgets = [(0, 1), (each, 1), (3 * each + 1000, 3), (1 << 30, 32)];
             for (scan_bytes_max, at_once) in budgets {
                 let store = with_runs(&env, scan_bytes_max).await;

@@ -111,7 +111,7 @@ impl<E: Env> Inner<E> {
             }
             let from = ScanFrom::Token(table.extent.first);
             let opened = tables.table(table);
-            let mut records = opened.iter(&from, table.extent, ReadAhead::Background);
+            let mut records = opened.iter(&from, table.extent, ReadAhead::background(1));
             loop {
                 let stored = match records.next().await {
                     Ok(Some(stored)) => stored,
@@ -195,7 +195,7 @@ impl<E: Env> Inner<E> {
         report: &mut ScrubReport,
     ) -> Result<(), ReadError> {
         let from = ScanFrom::Token(extent.first);
-        let mut records = table.iter(&from, extent, ReadAhead::Background);
+        let mut records = table.iter(&from, extent, ReadAhead::background(1));
         let mut unpaid = 0;
         loop {
             match records.next().await {

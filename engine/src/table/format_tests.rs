@@ -93,7 +93,7 @@ async fn read_with(env: &SimEnv, keys: &Keys) {
         assert_eq!((found.seqno, found.record), (entry.seqno, entry.record));
     }
     let from = ScanFrom::Token(Token(0));
-    let mut iter = table.iter(&from, TokenRange::ALL, ReadAhead::Background);
+    let mut iter = table.iter(&from, TokenRange::ALL, ReadAhead::background(1));
     for entry in entries() {
         assert_eq!(iter.next().await.unwrap(), Some(Stored::whole(entry)));
     }

@@ -25,8 +25,8 @@ const BLOCK_BYTES: u64 = 8 << 10;
 pub enum ReadAhead {
     /// For a client's scan.
     Foreground(Ahead),
-    /// For compaction and streaming: 1 MiB.
-    Background,
+    /// For compaction and streaming: so many bytes.
+    Background(u64),
 }
 
 /// A client's scan of a run reads at first what it is expected to need, then a block, then twice as much each time up to 128 KiB, as
@@ -38,6 +38,8 @@ pub struct Ahead {
     pub budget: Rc<AheadBudget>,
     /// What is here is not read; blocks that the scan comes to get here.
     pub blocks: BlockCache,
+    /// Bytes of a block that the scan holds already, as read and once more decoded.
+    pub block_bytes: usize,
     /// Bytes of the run that the scan is expected to need.
     pub expected: u64,
     /// The level of the run.
@@ -46,7 +48,19 @@ pub struct Ahead {
     pub scanned: Rc<RefCell<Scanned>>,
 }
 
+/// What a background job reads at once, at most. More gains nothing on any device that we know.
+const BACKGROUND_BYTES: u64 = 1 << 20;
+/// What all sources of a job read at once, and no less of each than a scan.
+const JOB_BYTES: u64 = 8 << 20;
+const JOB_BYTES_EACH_MIN: u64 = 128 << 10;
+
 impl ReadAhead {
+    /// That of each of so many sources that a background job reads at the same time.
+    pub fn background(sources: usize) -> ReadAhead {
+        let each = JOB_BYTES / le::len64(sources.max(1));
+        ReadAhead::Background(each.clamp(JOB_BYTES_EACH_MIN, BACKGROUND_BYTES))
+    }
+
     fn bytes_first(&self) -> u64 {
         match self {
             // What is wanted rarely begins where a block does.
@@ -54,7 +68,7 @@ impl ReadAhead {
                 let more = ahead.expected.min(BLOCK_BYTES);
                 ahead.expected.saturating_add(more).min(self.bytes_max())
             }
-            ReadAhead::Background => self.bytes_max(),
+            ReadAhead::Background(bytes) => *bytes,
         }
     }
 
@@ -66,14 +80,14 @@ impl ReadAhead {
                 let rest = ahead.expected.saturating_sub(self.bytes_first());
                 rest.clamp(BLOCK_BYTES, self.bytes_max())
             }
-            ReadAhead::Background => self.bytes_max(),
+            ReadAhead::Background(bytes) => *bytes,
         }
     }
 
     fn bytes_max(&self) -> u64 {
         match self {
             ReadAhead::Foreground(..) => 128 << 10,
-            ReadAhead::Background => 1 << 20,
+            ReadAhead::Background(bytes) => *bytes,
         }
     }
 
@@ -89,6 +103,15 @@ impl ReadAhead {
         )
     }
 
+    /// Memory for what a block of so many bytes has beyond the usual; `None` when there is no bound.
+    fn owe_beyond(&self, bytes: usize) -> Option<Held> {
+        let ReadAhead::Foreground(ahead) = self else {
+            return None;
+        };
+        let beyond = bytes.saturating_sub(ahead.block_bytes);
+        (beyond > 0).then(|| ahead.budget.owe(beyond))
+    }
+
     fn note_read(&self, bytes: u64) {
         if let ReadAhead::Foreground(ahead) = self {
             ahead.scanned.borrow_mut().add(ahead.level, bytes);
@@ -98,7 +121,7 @@ impl ReadAhead {
     fn blocks(&self) -> Option<&BlockCache> {
         match self {
             ReadAhead::Foreground(ahead) => Some(&ahead.blocks),
-            ReadAhead::Background => None,
+            ReadAhead::Background(_) => None,
         }
     }
 }
@@ -129,14 +152,16 @@ struct Window {
     start: u64,
     /// The first block that is not in it.
     end_block: usize,
-    /// Memory of the blocks behind its first one.
-    _held: Option<Held>,
+    /// Memory of the blocks behind its first one, and of what that one has beyond the usual.
+    _held: [Option<Held>; 2],
 }
 
 struct Current {
     block: Block,
     index: usize,
     at: usize,
+    /// Memory of what it has beyond the usual.
+    _owed: Option<Held>,
 }
 
 impl<D: Disk> TableIter<D> {
@@ -212,9 +237,13 @@ impl<D: Disk> TableIter<D> {
         let index = self.next_block;
         let id = self.table.block_id(index);
         let cached = self.ahead.blocks().and_then(|blocks| blocks.get(id));
-        let block = match cached {
-            Some(block) => block,
-            None => self.read_block(index).await?,
+        let (block, owed) = match cached {
+            Some(block) => (block, None),
+            None => {
+                let block = self.read_block(index).await?;
+                let owed = self.ahead.owe_beyond(block.body_bytes());
+                (block, owed)
+            }
         };
         let at = match self.from.take() {
             Some(from) => block
@@ -223,7 +252,12 @@ impl<D: Disk> TableIter<D> {
             None => 0,
         };
         self.next_block = index + 1;
-        self.current = Some(Current { block, index, at });
+        self.current = Some(Current {
+            block,
+            index,
+            at,
+            _owed: owed,
+        });
         Ok(())
     }
 
@@ -244,6 +278,9 @@ impl<D: Disk> TableIter<D> {
         // The one before is not held together with its successor.
         self.window = Window::default();
         let Extent { offset: start, len } = self.table.extent(first);
+        let owed = self
+            .ahead
+            .owe_beyond(usize::try_from(len).unwrap_or(usize::MAX));
         let mut held = self.ahead.hold_up_to(self.ahead_bytes.saturating_sub(len));
         let ahead_bytes = match &held {
             Some(held) => len + le::len64(held.bytes()),
@@ -273,7 +310,7 @@ impl<D: Disk> TableIter<D> {
             bytes: self.table.read_span(span, first).await?,
             start: span.offset,
             end_block: end,
-            _held: held,
+            _held: [held, owed],
         };
         Ok(())
     }
@@ -341,6 +378,7 @@ mod tests {
         ReadAhead::Foreground(Ahead {
             budget,
             blocks: BlockCache::none(),
+            block_bytes: 8 << 10,
             expected,
             level: 0,
             scanned: Rc::default(),
@@ -388,6 +426,7 @@ mod tests {
                 let ahead = ReadAhead::Foreground(Ahead {
                     budget: AheadBudget::new(1 << 20),
                     blocks: blocks.clone(),
+                    block_bytes: 8 << 10,
                     expected: 8 << 10,
                     level: 0,
                     scanned: Rc::default(),

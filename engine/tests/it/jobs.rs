@@ -59,7 +59,7 @@ async fn read(env: &SimEnv, output: &CompactOutput) -> Vec<Entry> {
             .unwrap();
         assert_eq!(table.info(), info);
         let from = ScanFrom::Token(Token(0));
-        let mut iter = table.iter(&from, TokenRange::ALL, ReadAhead::Background);
+        let mut iter = table.iter(&from, TokenRange::ALL, ReadAhead::background(1));
         while let Some(stored) = iter.next().await.unwrap() {
             found.push(stored.entry);
         }

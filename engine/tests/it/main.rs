@@ -19,6 +19,7 @@ mod newer;
 mod pacing;
 mod power;
 mod redistribute;
+mod scan_memory;
 mod snapshot;
 mod store;
 mod support;

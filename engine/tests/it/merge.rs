@@ -92,6 +92,7 @@ async fn check(shapes: Vec<Shape>, tokens: Tokens, picks: Vec<u8>, tables: usize
                 ReadAhead::Foreground(Ahead {
                     budget: AheadBudget::new(1 << 20),
                     blocks: BlockCache::none(),
+                    block_bytes: 8 << 10,
                     expected: 16 << 10,
                     level: 1,
                     scanned: std::rc::Rc::default(),

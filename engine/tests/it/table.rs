@@ -20,6 +20,7 @@ async fn collect<D: Disk>(table: &Table<D>, from: ScanFrom, range: TokenRange) -
         ReadAhead::Foreground(Ahead {
             budget: AheadBudget::new(1 << 20),
             blocks: BlockCache::none(),
+            block_bytes: 8 << 10,
             expected: 16 << 10,
             level: 1,
             scanned: std::rc::Rc::default(),

@@ -72,7 +72,7 @@ async fn read_all(disk: &MemoryDisk, keys: &Keys, expected: &[Entry]) -> Result<
         }
     }
     let from = ScanFrom::Token(Token(0));
-    let mut iter = table.iter(&from, TokenRange::ALL, ReadAhead::Background);
+    let mut iter = table.iter(&from, TokenRange::ALL, ReadAhead::background(1));
     for entry in expected {
         let found = iter.next().await?;
         assert_eq!(found.map(|stored| stored.entry).as_ref(), Some(entry));
