@@ -113,8 +113,10 @@ impl Chain {
                 discarded: self.held.len(),
             };
         };
-        let mut resume: Vec<Seen> = Vec::new();
-        let mut reached = self.last.sequence;
+        let mut resume = self.behind_the_gap(proof);
+        let mut reached = resume
+            .last()
+            .map_or(self.last.sequence, |seen| seen.sequence);
         for seen in &self.held[proof..] {
             if seen.sequence > reached {
                 reached = seen.sequence;
@@ -134,6 +136,24 @@ impl Chain {
                 resume,
             }),
         }
+    }
+
+    /// What the held frame at `proof` goes on from. A frame that flew beside the missing one could not call it
+    /// durable; it is part of the log all the same.
+    fn behind_the_gap(&self, proof: usize) -> Vec<Seen> {
+        let mut found = Vec::new();
+        let mut next = self.held[proof];
+        let is_before = |seen: &Seen, next: &Seen| {
+            seen.sequence > self.last.sequence
+                && seen.sequence + 1 == next.sequence
+                && seen.hash == next.previous
+        };
+        while let Some(before) = self.held.iter().find(|seen| is_before(seen, &next)) {
+            found.push(*before);
+            next = *before;
+        }
+        found.reverse();
+        found
     }
 }
 
@@ -189,6 +209,27 @@ mod tests {
         assert_eq!(gap.missing_from, 2);
         assert_eq!(gap.resume, [frame(3, 2), frame(4, 3)]);
         assert_eq!(end.last.sequence, 4);
+    }
+
+    #[test]
+    fn a_frame_that_flew_beside_a_damaged_one_is_kept() {
+        let (applied, end) = run(0, &[frame(1, 0), frame(3, 1), frame(4, 3), frame(5, 4)]);
+        assert_eq!(applied, [1]);
+        let gap = end.gap.unwrap();
+        assert_eq!(gap.missing_from, 2);
+        assert_eq!(gap.resume, [frame(3, 1), frame(4, 3), frame(5, 4)]);
+        assert_eq!(end.discarded, 0);
+    }
+
+    #[test]
+    fn a_frame_of_another_past_is_not_kept_behind_a_gap() {
+        let foreign = Seen {
+            hash: 77,
+            ..frame(3, 1)
+        };
+        let (_, end) = run(0, &[frame(1, 0), foreign, frame(4, 3)]);
+        assert_eq!(end.gap.unwrap().resume, [frame(4, 3)]);
+        assert_eq!(end.discarded, 1);
     }
 
     #[test]
