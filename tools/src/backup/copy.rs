@@ -156,7 +156,7 @@ fn snapshot(endpoint: &Endpoint, archive: &Archive) -> Result<(Manifest, bool), 
         path: format!("/admin/snapshots?reads={SNAPSHOT_VERSION}"),
         ..Request::default()
     };
-    let manifest = described(endpoint.expect(request, &[])?.json()?)?;
+    let manifest = described(endpoint.expect_long(request)?.json()?)?;
     replace(&unfinished, manifest.id.as_bytes()).map_err(|error| failed(&unfinished, &error))?;
     Ok((manifest, false))
 }
@@ -335,8 +335,7 @@ impl Copy<'_> {
         if copied {
             self.report.copied_bytes += bytes;
             if let Some(rate) = self.rate {
-                let micros =
-                    u128::from(self.report.copied_bytes) * 1_000_000 / u128::from(rate.max(1));
+                let micros = u128::from(self.report.copied_bytes) * 1_000_000 / u128::from(rate);
                 let due = Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX));
                 std::thread::sleep(due.saturating_sub(self.began.elapsed()));
             }

@@ -44,7 +44,7 @@ pub fn run(command: &Encryption) -> Result<(), Failure> {
                 path: "/admin/encryption/reload".into(),
                 ..Request::default()
             };
-            let answer = Endpoint::new(&common.endpoint)?.expect(request, &[])?;
+            let answer = Endpoint::new(&common.endpoint)?.expect_long(request)?;
             print(common, &answer.json()?);
         }
         Encryption::NewKey => new_key()?,
