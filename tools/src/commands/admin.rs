@@ -1,5 +1,8 @@
 //! `torc status|ring|keyspace|node|repair|compact|scrub|damage`: what an operator asks and orders.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
@@ -48,7 +51,7 @@ pub fn status(args: &Common) -> Result<(), Failure> {
 pub struct Ring {
     /// Only the range and the replicas of this key
     #[arg(long)]
-    pub key: Option<String>,
+    pub key: Option<OsString>,
     /// Keyspace [default: default]
     #[arg(long, value_name = "NAME")]
     pub keyspace: Option<String>,
@@ -59,10 +62,11 @@ pub struct Ring {
 /// Prints who owns what share of the ring, or who holds one key.
 pub fn ring(args: &Ring) -> Result<(), Failure> {
     let mut query = String::new();
-    for (name, value) in [("key", &args.key), ("keyspace", &args.keyspace)] {
-        if let Some(value) = value {
-            add_query(&mut query, name, value);
-        }
+    if let Some(key) = &args.key {
+        add_query(&mut query, "key", key.as_bytes());
+    }
+    if let Some(keyspace) = &args.keyspace {
+        add_query(&mut query, "keyspace", keyspace);
     }
     let ring = Endpoint::new(&args.common.endpoint)?.get_json(&format!("/admin/ring{query}"))?;
     if args.common.json {
@@ -182,15 +186,12 @@ pub fn keyspace(command: &Keyspace) -> Result<(), Failure> {
                 .into_iter()
                 .filter_map(|(name, value)| Some((name, value?)));
             let body = Value::from_iter(given);
-            order(
-                common,
-                "PUT",
-                &format!("/admin/keyspaces/{name}"),
-                Some(body),
-            )
+            let path = format!("/admin/keyspaces/{name}");
+            order(common, "PUT", &path, Some(body)).map(drop)
         }
         Keyspace::Drop { name, common } => {
-            order(common, "DELETE", &format!("/admin/keyspaces/{name}"), None)
+            let path = format!("/admin/keyspaces/{name}");
+            order(common, "DELETE", &path, None).map(drop)
         }
     }
 }
@@ -210,12 +211,8 @@ pub enum Node {
 /// Orders about the membership of nodes.
 pub fn node(command: &Node) -> Result<(), Failure> {
     let Node::Decommission { name, common } = command;
-    order(
-        common,
-        "POST",
-        &format!("/admin/nodes/{name}/decommission"),
-        None,
-    )
+    let path = format!("/admin/nodes/{name}/decommission");
+    order(common, "POST", &path, None).map(drop)
 }
 
 /// `torc repair|compact|scrub`
@@ -228,15 +225,36 @@ pub struct Maintenance {
     common: Common,
 }
 
-/// Orders `action` (`repair`, `compact` or `scrub`) on the endpoint's node.
+/// Orders `action` (`repair`, `compact` or `scrub`) on the endpoint's node. Fails when it was not done
+/// everywhere, and when it found damage.
 pub fn maintenance(action: &str, args: &Maintenance) -> Result<(), Failure> {
     let detach = if args.detach { "?detach=true" } else { "" };
-    order(
-        &args.common,
-        "POST",
-        &format!("/admin/{action}{detach}"),
-        None,
-    )
+    let path = format!("/admin/{action}{detach}");
+    match order(&args.common, "POST", &path, None)? {
+        Some(done) => verdict(&done),
+        None => Ok(()),
+    }
+}
+
+/// Whether all that an order came to is good.
+fn verdict(done: &Value) -> Result<(), Failure> {
+    let count = |name| done.get(name).and_then(Value::as_u64).unwrap_or(0);
+    if count("ranges_failed") > 0 {
+        return Err(Failure::new(format!(
+            "{} of {} ranges are not repaired: a replica is down or did not answer in time (`torc status`); \
+             repair again once it is up",
+            count("ranges_failed"),
+            count("ranges_failed") + count("ranges_repaired")
+        )));
+    }
+    if count("damaged") > 0 {
+        return Err(Failure::new(format!(
+            "{} parts are damaged; what other replicas have is being fetched, `torc damage` lists what is not \
+             made good yet",
+            count("damaged")
+        )));
+    }
+    Ok(())
 }
 
 /// `torc damage`
@@ -258,7 +276,7 @@ pub fn damage(args: &Damage) -> Result<(), Failure> {
             path: "/admin/damage".into(),
             ..Request::default()
         };
-        endpoint.expect(request, &[])?.json()?
+        endpoint.expect_long(request)?.json()?
     } else {
         endpoint.get_json("/admin/damage")?
     };
@@ -291,12 +309,13 @@ fn name_missing(mut row: Value) -> Value {
     row
 }
 
+/// Orders something, however long it takes, and prints what it came to.
 pub(crate) fn order(
     common: &Common,
-    method: &str,
+    method: &'static str,
     path: &str,
     body: Option<Value>,
-) -> Result<(), Failure> {
+) -> Result<Option<Value>, Failure> {
     let request = Request {
         method,
         path: path.into(),
@@ -305,9 +324,9 @@ pub(crate) fn order(
             .map(|body| body.to_string().into_bytes())
             .unwrap_or_default(),
     };
-    let answer = Endpoint::new(&common.endpoint)?.expect(request, &[])?;
+    let answer = Endpoint::new(&common.endpoint)?.expect_long(request)?;
     if answer.body.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let document = answer.json()?;
     if common.json {
@@ -317,7 +336,7 @@ pub(crate) fn order(
             println!("{name}: {}", plain(value));
         }
     }
-    Ok(())
+    Ok(Some(document))
 }
 
 fn plain(value: &Value) -> String {
@@ -361,5 +380,29 @@ pub(crate) fn print_table(columns: &[&str], rows: &[Value]) {
     print(&mut columns.iter().copied());
     for row in &cells {
         print(&mut row.iter().map(String::as_str));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_order_that_was_not_done_everywhere_has_failed() {
+        let good = [
+            json!({"ranges_repaired": 4, "ranges_failed": 0}),
+            json!({"tables": 1, "damaged": 0}),
+            json!({"started": true}),
+        ];
+        for done in good {
+            assert!(verdict(&done).is_ok(), "{done}");
+        }
+        let told = |done: Value| verdict(&done).unwrap_err().to_string();
+        let repair = told(json!({"ranges_repaired": 1, "ranges_failed": 3}));
+        assert!(repair.contains("3 of 4 ranges"), "{repair}");
+        let scrub = told(json!({"tables": 1, "damaged": 2}));
+        assert!(scrub.contains("2 parts are damaged"), "{scrub}");
     }
 }
