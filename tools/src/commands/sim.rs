@@ -3,16 +3,17 @@
 use clap::Args;
 use torc_world::Options;
 
+use crate::commands::whole;
 use crate::failure::Failure;
 
 /// `torc sim`
 #[derive(Args, Debug)]
 pub struct Sim {
     /// Seed of the (first) run
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true, value_parser = |text: &str| whole(text, 0..=u64::MAX))]
     pub seed: u64,
     /// How many seeds, counted up from the first
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 1, allow_hyphen_values = true, value_parser = |text: &str| whole(text, 1..=u64::MAX))]
     pub seeds: u64,
     /// Print each run's configuration and counts
     #[arg(long)]

@@ -5,6 +5,7 @@
 mod backup;
 mod bad_input;
 mod cluster;
+mod commands;
 mod damage;
 mod dev;
 mod durability;

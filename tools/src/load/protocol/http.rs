@@ -73,7 +73,7 @@ impl Http {
                 add_query(&mut query, "limit", &limit.to_string());
                 add_query(&mut query, "values", "true");
                 if let Some(cursor) = cursor {
-                    add_query(&mut query, "cursor", &String::from_utf8_lossy(cursor));
+                    add_query(&mut query, "cursor", cursor);
                 }
                 self.head(out, "GET", b"", &query);
                 out.extend_from_slice(b"\r\n");
