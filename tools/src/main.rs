@@ -13,6 +13,8 @@ mod failure;
 mod load;
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::{Parser, Subcommand};
 
@@ -84,7 +86,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let outcome = run(&Cli::parse().command);
+    let command = Cli::parse().command;
+    let outcome = end_with_the_reader(&command).and_then(|()| run(&command));
     match outcome {
         Ok(code) => code,
         Err(failure) => {
@@ -92,6 +95,21 @@ fn main() -> ExitCode {
             ExitCode::from(failure.exit())
         }
     }
+}
+
+/// A command whose output nobody reads any more (`torc scan | head`) ends there, quietly. Rust programs ignore
+/// the signal for that. Nodes and loads have to, for the sake of their connections; a load measures and verifies to its
+/// end, and `dev` looks after its nodes, whoever reads what they say.
+fn end_with_the_reader(command: &Command) -> Result<(), Failure> {
+    let outlives_reader = matches!(
+        command,
+        Command::Server(_) | Command::Dev(_) | Command::Load(_)
+    );
+    if !outlives_reader {
+        let always = Arc::new(AtomicBool::new(true));
+        signal_hook::flag::register_conditional_default(signal_hook::consts::SIGPIPE, always)?;
+    }
+    Ok(())
 }
 
 fn run(command: &Command) -> Result<ExitCode, Failure> {
