@@ -361,6 +361,13 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
+/// The longest interval in seconds, a century and more: added to a time, it does not overflow.
+const INTERVAL_S_MAX: u64 = u32::MAX as u64;
+/// The most that a shard's log may wait for the archive, in MiB: more than any volume has.
+const HELD_MB_MAX: u64 = 1 << 30;
+/// The largest cache of a shard, in MiB: more than any host has memory for one.
+const CACHE_MB_MAX: u64 = 1 << 22;
+
 /// `TORC_*` variables that belong to other parts of the program.
 const OTHER_VARIABLES: [&str; 2] = ["TORC_ENDPOINT", "TORC_LOG"];
 
@@ -371,10 +378,19 @@ pub fn load(
     environment: impl Iterator<Item = (String, String)>,
     sets: &[String],
 ) -> Result<Loaded, ConfigError> {
-    let mut table = match path {
+    let table = match path {
         Some(path) => read_file(path)?,
         None => toml::Table::new(),
     };
+    overridden(table, environment, sets)
+}
+
+/// As [`load`], of what a file would hold.
+pub fn overridden(
+    mut table: toml::Table,
+    environment: impl Iterator<Item = (String, String)>,
+    sets: &[String],
+) -> Result<Loaded, ConfigError> {
     let mut warnings = Vec::new();
     let mut variables: Vec<_> = environment
         .filter(|(name, _)| name.starts_with("TORC_"))
@@ -427,6 +443,29 @@ fn read_file(path: &Path) -> Result<toml::Table, ConfigError> {
     // Typed first: only this pass knows the line of an unknown key.
     toml::from_str::<Config>(&text).map_err(invalid)?;
     toml::from_str(&text).map_err(invalid)
+}
+
+/// Whether [`load`] takes an environment variable for a key of the configuration.
+pub fn is_key(variable: &str) -> bool {
+    key_of_variable(variable).is_some()
+}
+
+/// The variable or flag among those that [`load`] would get that sets `key`, a `section.key`.
+pub fn origin_of(
+    key: &str,
+    environment: impl Iterator<Item = (String, String)>,
+    sets: &[String],
+) -> Option<String> {
+    let named = |set: &&String| {
+        set.split_once('=')
+            .is_some_and(|(name, _)| name.trim() == key)
+    };
+    if let Some(set) = sets.iter().find(named) {
+        return Some(format!("--set {set}"));
+    }
+    let variable = format!("TORC_{}", key.replace('.', "_").to_ascii_uppercase());
+    let mut names = environment.map(|(name, _)| name);
+    names.find(|name| *name == variable)
 }
 
 /// `TORC_LISTEN_HTTP` → (`listen`, `http`), when such a key exists.
@@ -507,6 +546,10 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if config.node.name.trim().is_empty() {
         return fail("node.name", &config.node.name, "give the node a name");
     }
+    if config.node.data_dir.as_os_str().is_empty() {
+        let message = "give the directory of the node's data, such as /var/lib/torc";
+        return fail("node.data_dir", &"\"\"", message);
+    }
     if config.shards.count > 1024 {
         return fail("shards.count", &config.shards.count, "at most 1024 shards");
     }
@@ -521,8 +564,25 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         let value = &config.cluster.gossip_interval_ms;
         return fail("cluster.gossip_interval_ms", value, "between 10 and 60000");
     }
-    if config.cluster.repair_interval_s == 0 {
-        return fail("cluster.repair_interval_s", &0, "at least 1 second");
+    if !(1..=INTERVAL_S_MAX).contains(&config.cluster.repair_interval_s) {
+        let value = &config.cluster.repair_interval_s;
+        return fail(
+            "cluster.repair_interval_s",
+            value,
+            "between 1 and 4294967295",
+        );
+    }
+    if config.archive.interval_s > INTERVAL_S_MAX {
+        let value = &config.archive.interval_s;
+        return fail(
+            "archive.interval_s",
+            value,
+            "at most 4294967295; 0 for full segments only",
+        );
+    }
+    if config.archive.held_mb > HELD_MB_MAX {
+        let value = &config.archive.held_mb;
+        return fail("archive.held_mb", value, "at most 1073741824 (1 PiB)");
     }
     if !(1..=60_000).contains(&config.durability.interval_ms) {
         let value = &config.durability.interval_ms;
@@ -540,6 +600,14 @@ fn check(config: &Config) -> Result<(), ConfigError> {
             "memory.clients_mb",
             &config.memory.clients_mb,
             "between 16 and 65536",
+        );
+    }
+    if config.memory.cache_mb > CACHE_MB_MAX {
+        let value = &config.memory.cache_mb;
+        return fail(
+            "memory.cache_mb",
+            value,
+            "at most 4194304 (4 TiB), for each shard",
         );
     }
     if config.storage.blob_from_kb > 1 << 20 {
@@ -671,6 +739,53 @@ mod tests {
         assert!(error.to_string().contains("same address twice"), "{error}");
         let error = from_text("", &["cluster.vnodes=0"], &[]).unwrap_err();
         assert!(error.to_string().contains("between 1 and 4096"), "{error}");
+    }
+
+    #[test]
+    fn what_no_host_has_is_refused_with_the_bound() {
+        for (set, bound) in [
+            ("memory.cache_mb=9223372036854775807", "at most 4194304"),
+            ("memory.cache_mb=100000000", "at most 4194304"),
+            ("archive.held_mb=9223372036854775807", "at most 1073741824"),
+            (
+                "archive.interval_s=9223372036854775807",
+                "at most 4294967295",
+            ),
+            (
+                "cluster.repair_interval_s=9223372036854775807",
+                "4294967295",
+            ),
+            ("node.data_dir=", "give the directory"),
+        ] {
+            let error = from_text("", &[set], &[]).unwrap_err().to_string();
+            assert!(error.contains(bound), "{set}: {error}");
+        }
+        let high = ["memory.cache_mb=262144", "archive.interval_s=0"];
+        assert!(from_text("", &high, &[]).is_ok());
+    }
+
+    #[test]
+    fn who_sets_a_key_is_named() {
+        let origin = |sets: &[&str], variables: &[&str]| {
+            let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+            let pairs = variables
+                .iter()
+                .map(|name| ((*name).to_owned(), "v".into()));
+            origin_of("listen.http", pairs, &sets)
+        };
+        let variable = "TORC_LISTEN_HTTP";
+        assert_eq!(origin(&[], &[]), None);
+        assert_eq!(
+            origin(&["listen.resp=a"], &["TORC_LISTEN", "TORC_LISTEN_RESP"]),
+            None
+        );
+        assert_eq!(origin(&[], &[variable]).as_deref(), Some(variable));
+        let set = "--set listen.http=a";
+        assert_eq!(
+            origin(&["listen.http=a"], &[variable]).as_deref(),
+            Some(set)
+        );
+        assert!(is_key(variable) && !is_key("TORC_ENDPOINT") && !is_key("HOME"));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use crate::config::{Config, ListenSection};
+use crate::config::{self, Config, ListenSection};
 use crate::endpoint::{Endpoint, Request};
 use crate::failure::Failure;
 
@@ -31,6 +31,16 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 const DRAIN_WITHIN: Duration = Duration::from_secs(15);
 /// How often children and readiness are looked at.
 const POLL: Duration = Duration::from_millis(20);
+
+/// What each node has of its own.
+const OWN_KEYS: [&str; 6] = [
+    "node.name",
+    "node.data_dir",
+    "listen.client",
+    "listen.http",
+    "listen.resp",
+    "listen.internode",
+];
 
 /// `torc dev`
 #[derive(Args, Debug)]
@@ -55,6 +65,16 @@ pub struct Dev {
     pub run: Vec<String>,
 }
 
+impl Dev {
+    /// The words of `--run`, without the `--` that other programs want before them.
+    fn words(&self) -> &[String] {
+        match self.run.split_first() {
+            Some((first, rest)) if first == "--" => rest,
+            _ => &self.run,
+        }
+    }
+}
+
 struct Node {
     name: String,
     listen: ListenSection,
@@ -68,6 +88,10 @@ struct Node {
 /// command of `--run` ends). Leaves no process, and without `--dir` no file.
 pub fn dev(args: &Dev) -> Result<ExitCode, Failure> {
     let started = Instant::now();
+    if !args.run.is_empty() && args.words().is_empty() {
+        return Err(Failure::usage("--run: the command is missing"));
+    }
+    refuse_shared(args, std::env::vars())?;
     let listens = plan_ports(args)?;
     let signals = Signals::catch()?;
     let temporary = match &args.dir {
@@ -79,26 +103,51 @@ pub fn dev(args: &Dev) -> Result<ExitCode, Failure> {
         (None, Some(temporary)) => temporary.path().to_owned(),
         (None, None) => unreachable!("one of the two is always there"),
     };
+    let configs = (0..listens.len())
+        .map(|index| configure(args, &dir, index, &listens, std::env::vars()))
+        .collect::<Result<Vec<_>, Failure>>()?;
+    check_ports(&configs)?;
     let mut cluster = Cluster { nodes: Vec::new() };
-    for (index, listen) in listens.iter().enumerate() {
-        let node = start_node(args, &dir, index, listen, &listens)?;
-        cluster.nodes.push(node);
+    for config in &configs {
+        cluster.nodes.push(start_node(&dir, config)?);
     }
     if !cluster.wait_ready(&signals)? {
         return Ok(ExitCode::from(130));
     }
     report(&cluster, &dir, args.dir.is_some(), started.elapsed());
     let code = if args.run.is_empty() {
-        cluster.watch(&signals);
+        cluster.watch(&signals)?;
         ExitCode::SUCCESS
     } else {
-        run_command(&args.run, &cluster, &signals)?
+        run_command(args.words(), &cluster, &signals)?
     };
     cluster.stop();
     Ok(code)
 }
 
-/// The ports of every node, each checked to be free: a busy one is found before anything starts.
+/// Refuses what would make the nodes collide: a key that each has of its own, set for all of them.
+fn refuse_shared(
+    args: &Dev,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<(), Failure> {
+    if args.nodes == 1 {
+        return Ok(());
+    }
+    let environment: Vec<_> = environment.collect();
+    for key in OWN_KEYS {
+        let variables = environment.iter().cloned();
+        if let Some(origin) = config::origin_of(key, variables, &args.set) {
+            return Err(Failure::usage(format!(
+                "{origin}: all {} nodes would have the same {key}; do without it (--port-base and --dir say where \
+                 nodes listen and keep their data), or run --nodes 1",
+                args.nodes
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Where every node listens, unless its configuration says otherwise.
 fn plan_ports(args: &Dev) -> Result<Vec<ListenSection>, Failure> {
     let last = u32::from(args.port_base) + u32::from(PORT_STRIDE) * u32::from(args.nodes - 1) + 80;
     if args.port_base == 0 || last > u32::from(u16::MAX) {
@@ -109,10 +158,14 @@ fn plan_ports(args: &Dev) -> Result<Vec<ListenSection>, Failure> {
             u32::from(u16::MAX) - (last - u32::from(args.port_base))
         )));
     }
-    let listens: Vec<ListenSection> = (0..args.nodes)
+    Ok((0..args.nodes)
         .map(|index| ListenSection::at_base(args.port_base + PORT_STRIDE * index))
-        .collect();
-    for listen in &listens {
+        .collect())
+}
+
+/// Finds a busy port before anything starts.
+fn check_ports(configs: &[Config]) -> Result<(), Failure> {
+    for listen in configs.iter().map(|config| &config.listen) {
         for address in [listen.client, listen.internode, listen.resp, listen.http] {
             TcpListener::bind(address).map_err(|error| {
                 Failure::new(format!(
@@ -122,37 +175,49 @@ fn plan_ports(args: &Dev) -> Result<Vec<ListenSection>, Failure> {
             })?;
         }
     }
-    Ok(listens)
+    Ok(())
 }
 
-fn start_node(
+/// All that a node goes by, overrides included: its file says so too, and `torc server --config` with that file
+/// runs the same node again.
+fn configure(
     args: &Dev,
     dir: &Path,
     index: usize,
-    listen: &ListenSection,
     all: &[ListenSection],
-) -> Result<Node, Failure> {
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Config, Failure> {
     let name = format!("n{}", index + 1);
-    let home = dir.join(&name);
-    std::fs::create_dir_all(&home)
-        .map_err(|error| Failure::new(format!("cannot create {}: {error}", home.display())))?;
     let mut config = Config::default();
-    config.node.name.clone_from(&name);
-    config.node.data_dir = std::path::absolute(home.join("data"))?;
+    config.node.data_dir = std::path::absolute(dir.join(&name).join("data"))?;
+    config.node.name = name;
     config.node.rack = format!("rack{}", index + 1);
-    config.listen = listen.clone();
+    config.listen = all[index].clone();
     config.cluster.name = "dev".into();
     config.cluster.seeds = all.iter().take(3).map(|listen| listen.internode).collect();
     config.shards.count = args.shards;
     // Several nodes share the cores here: pinning would stack them on the same ones.
     config.shards.pin = false;
-    let text = toml::to_string(&config)
+    let failed = |error: &dyn std::error::Error| {
+        Failure::new(format!("cannot form the configuration: {error}"))
+    };
+    let table = toml::Table::try_from(&config).map_err(|error| failed(&error))?;
+    let loaded = config::overridden(table, environment, &args.set);
+    Ok(loaded
+        .map_err(|error| Failure::new(error.to_string()))?
+        .config)
+}
+
+fn start_node(dir: &Path, config: &Config) -> Result<Node, Failure> {
+    let name = config.node.name.clone();
+    let home = dir.join(&name);
+    std::fs::create_dir_all(&home)
+        .map_err(|error| Failure::new(format!("cannot create {}: {error}", home.display())))?;
+    let text = toml::to_string(config)
         .map_err(|error| Failure::new(format!("cannot write the configuration: {error}")))?;
     let path = home.join("torc.toml");
     std::fs::write(&path, text)
         .map_err(|error| Failure::new(format!("cannot write {}: {error}", path.display())))?;
-    crate::config::load(Some(&path), std::iter::empty(), &args.set)
-        .map_err(|error| Failure::new(error.to_string()))?;
     let log = home.join("torc.log");
     let out = File::options().create(true).append(true).open(&log)?;
     let mut command = Command::new(std::env::current_exe()?);
@@ -161,8 +226,9 @@ fn start_node(
         .arg("--config")
         .arg(&path)
         .arg("--with-parent");
-    for set in &args.set {
-        command.arg("--set").arg(set);
+    // They are in the file.
+    for (variable, _) in std::env::vars().filter(|(name, _)| config::is_key(name)) {
+        command.env_remove(variable);
     }
     let child = command
         .stdin(Stdio::null())
@@ -175,7 +241,7 @@ fn start_node(
         .map_err(|error| Failure::new(format!("cannot start a node: {error}")))?;
     Ok(Node {
         name,
-        listen: listen.clone(),
+        listen: config.listen.clone(),
         config: path,
         log,
         child,
@@ -228,17 +294,22 @@ impl Cluster {
         Ok(true)
     }
 
-    /// Stays until a signal, and says so when a node ends on its own.
-    fn watch(&mut self, signals: &Signals) {
+    /// Stays until a signal, and says so when a node ends on its own. Fails when all did.
+    fn watch(&mut self, signals: &Signals) -> Result<(), Failure> {
         while signals.count() == 0 {
             self.notice_exits();
             if self.nodes.iter().all(|node| node.exited.is_some()) {
-                eprintln!("every node has ended");
-                return;
+                let first = &self.nodes[0];
+                return Err(Failure::new(format!(
+                    "every node has ended; the end of the log of {}:\n{}",
+                    first.name,
+                    tail(&first.log)
+                )));
             }
             thread::sleep(POLL);
         }
-        eprintln!("stopping");
+        note("stopping");
+        Ok(())
     }
 
     fn notice_exits(&mut self) {
@@ -248,12 +319,12 @@ impl Cluster {
                 && let Ok(Some(status)) = node.child.try_wait()
             {
                 node.exited = Some(status);
-                eprintln!(
+                note(&format!(
                     "{} ended ({status}); to start it again: {} server --config {}",
                     node.name,
                     program.display(),
                     node.config.display()
-                );
+                ));
             }
         }
     }
@@ -262,7 +333,7 @@ impl Cluster {
     fn stop(&mut self) {
         for node in self.nodes.iter().filter(|node| node.exited.is_none()) {
             if let Err(error) = terminate(&node.child) {
-                eprintln!("{}: {error}", node.name);
+                note(&format!("{}: {error}", node.name));
             }
         }
         let begun = Instant::now();
@@ -271,13 +342,13 @@ impl Cluster {
                 thread::sleep(POLL);
             }
             if matches!(node.child.try_wait(), Ok(None)) {
-                eprintln!(
+                note(&format!(
                     "{} does not stop within {} s: killed",
                     node.name,
                     DRAIN_WITHIN.as_secs()
-                );
+                ));
                 if let Err(error) = node.child.kill() {
-                    eprintln!("{}: {error}", node.name);
+                    note(&format!("{}: {error}", node.name));
                 }
             }
             node.exited = node.child.wait().ok();
@@ -314,34 +385,42 @@ fn tail(path: &Path) -> String {
     lines[lines.len().saturating_sub(10)..].join("\n")
 }
 
+/// Says something on standard error, if anybody listens: the nodes are looked after all the same.
+fn note(text: &str) {
+    writeln!(std::io::stderr(), "{text}").ok();
+}
+
+/// Says what runs where. Nobody has to read it to the end.
 fn report(cluster: &Cluster, dir: &Path, kept: bool, took: Duration) {
-    println!(
-        "{} nodes are ready after {:.1} s",
-        cluster.nodes.len(),
-        took.as_secs_f64()
-    );
+    let count = match cluster.nodes.len() {
+        1 => "1 node is".to_owned(),
+        count => format!("{count} nodes are"),
+    };
+    let mut text = format!("{count} ready after {:.1} s\n", took.as_secs_f64());
     for node in &cluster.nodes {
         let listen = &node.listen;
-        println!(
-            "{}  pid {}  http http://{}  binary {}  resp {}  internode {}",
+        text.push_str(&format!(
+            "{}  pid {}  http http://{}  binary {}  resp {}  internode {}\n    log {}  config {}\n",
             node.name,
             node.child.id(),
             listen.http,
             listen.client,
             listen.resp,
-            listen.internode
-        );
-        println!(
-            "    log {}  config {}",
+            listen.internode,
             node.log.display(),
             node.config.display()
-        );
+        ));
     }
     let fate = if kept { "kept" } else { "removed at the end" };
-    println!("data {} ({fate})", dir.display());
-    println!("try: torc put greeting hello; torc get greeting; torc status    (Ctrl-C stops)");
+    text.push_str(&format!("data {} ({fate})\n", dir.display()));
+    text.push_str(
+        "try: torc put greeting hello; torc get greeting; torc status    (Ctrl-C stops)\n",
+    );
+    let mut out = std::io::stdout();
     // A pipe may be waiting for this.
-    std::io::stdout().flush().ok();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .ok();
 }
 
 fn run_command(
@@ -401,5 +480,71 @@ impl Signals {
 
     fn count(&self) -> usize {
         self.count.load(Ordering::SeqCst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        dev: Dev,
+    }
+
+    fn parsed(words: &[&str]) -> Dev {
+        Line::parse_from([&["dev"], words].concat()).dev
+    }
+
+    fn variables(names: &[(&str, &str)]) -> impl Iterator<Item = (String, String)> {
+        let pairs = names
+            .iter()
+            .map(|(name, value)| ((*name).into(), (*value).into()));
+        pairs.collect::<Vec<_>>().into_iter()
+    }
+
+    #[test]
+    fn a_nodes_file_has_all_that_it_goes_by() {
+        let args = parsed(&["--set", "durability.fsync=always"]);
+        let listens = plan_ports(&args).unwrap();
+        let environment = variables(&[("TORC_MEMORY_CACHE_MB", "7")]);
+        let config = configure(&args, Path::new("/d"), 1, &listens, environment).unwrap();
+        assert_eq!(config.node.name, "n2");
+        assert_eq!(config.listen.http.port(), 7580);
+        assert_eq!(config.durability.fsync, config::Fsync::Always);
+        assert_eq!(config.memory.cache_mb, 7);
+        let text = toml::to_string(&config).unwrap();
+        let again = config::overridden(text.parse().unwrap(), std::iter::empty(), &[]);
+        assert_eq!(again.unwrap().config, config);
+    }
+
+    #[test]
+    fn what_each_node_has_of_its_own_is_not_set_for_all() {
+        let refused = |words: &[&str], environment: &[(&str, &str)]| {
+            let refused = refuse_shared(&parsed(words), variables(environment));
+            refused.err().map(|failure| failure.to_string())
+        };
+        let variable = [("TORC_LISTEN_HTTP", "127.0.0.1:1")];
+        let message = refused(&[], &variable).unwrap();
+        assert!(message.contains("TORC_LISTEN_HTTP"), "{message}");
+        let message = refused(&["--set", "node.name=x"], &[]).unwrap();
+        assert!(message.contains("--set node.name=x"), "{message}");
+        assert_eq!(refused(&["--nodes", "1"], &variable), None);
+        assert_eq!(refused(&["--set", "durability.fsync=always"], &[]), None);
+    }
+
+    #[test]
+    fn the_command_may_come_after_two_hyphens() {
+        assert_eq!(
+            parsed(&["--run", "sh", "-c", "x"]).words(),
+            ["sh", "-c", "x"]
+        );
+        assert_eq!(
+            parsed(&["--run", "--", "sh", "--", "x"]).words(),
+            ["sh", "--", "x"]
+        );
     }
 }

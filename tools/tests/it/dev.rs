@@ -1,5 +1,6 @@
 //! `torc dev`.
 
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 
 use crate::cluster::{TORC, port_base, scratch, text};
@@ -75,5 +76,42 @@ fn a_cluster_with_a_directory_keeps_its_data() {
             .unwrap();
         assert!(output.status.success(), "{}", text(&output.stderr));
         assert!(text(&output.stdout).contains(expected));
+    }
+}
+
+#[test]
+fn a_cluster_whose_last_node_ends_has_failed_and_can_be_started_as_it_was() {
+    let dir = scratch();
+    let base = port_base(1).to_string();
+    let mut dev = Command::new(TORC)
+        .args(["dev", "--nodes", "1", "--port-base", &base])
+        .args(["--set", "durability.fsync=always"])
+        .args(["--dir", dir.path().to_str().unwrap()])
+        .env("TORC_MEMORY_CACHE_MB", "7")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let out = BufReader::new(dev.stdout.take().unwrap());
+    let mut lines = out.lines().map(Result::unwrap);
+    let first = lines.next().unwrap();
+    assert!(first.contains("1 node is ready"), "{first}");
+    let node = lines.next().unwrap();
+    let pid = node.split("pid ").nth(1).unwrap();
+    let pid = pid.split_whitespace().next().unwrap();
+    // Nobody reads the rest of the report.
+    drop(lines);
+    let killed = Command::new("kill").args(["-KILL", pid]).status().unwrap();
+    assert!(killed.success());
+    let status = dev.wait().unwrap();
+    let mut said = String::new();
+    let mut err = dev.stderr.take().unwrap();
+    err.read_to_string(&mut said).unwrap();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("every node has ended"), "{said}");
+    let file = std::fs::read_to_string(dir.path().join("n1/torc.toml")).unwrap();
+    for line in ["fsync = \"always\"", "cache_mb = 7"] {
+        assert!(file.contains(line), "{file}");
     }
 }
