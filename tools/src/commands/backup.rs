@@ -10,8 +10,12 @@ use crate::backup::copy;
 use crate::backup::log::{LogArchive, prune};
 use crate::backup::moment::Moment;
 use crate::commands::admin::{Common, order};
+use crate::commands::whole;
 use crate::endpoint::{Endpoint, Request};
 use crate::failure::Failure;
+
+/// The highest rate that can be asked for: as good as none.
+const RATE_MIB_MAX: u64 = 1 << 20;
 
 /// `torc backup`
 #[derive(Args, Debug)]
@@ -23,7 +27,7 @@ pub struct Backup {
     #[arg(long, value_name = "DIR", required = true)]
     to: Option<PathBuf>,
     /// Copy at most so many MiB a second
-    #[arg(long, value_name = "MIB")]
+    #[arg(long, value_name = "MIB", allow_hyphen_values = true, value_parser = |text: &str| whole(text, 1..=RATE_MIB_MAX))]
     rate: Option<u64>,
     /// Believe the tables that are there already without reading them again
     #[arg(long)]
@@ -126,7 +130,7 @@ pub fn backup(args: &Backup) -> Result<(), Failure> {
             Ok(())
         }
         (Some(Command::Drop { id, common }), _) => {
-            order(common, "DELETE", &format!("/admin/snapshots/{id}"), None)
+            order(common, "DELETE", &format!("/admin/snapshots/{id}"), None).map(drop)
         }
     }
 }
@@ -178,7 +182,7 @@ fn log(common: &Common, status: bool) -> Result<(), Failure> {
         ..Request::default()
     };
     let answer = Endpoint::new(&common.endpoint)?
-        .expect(request, &[])?
+        .expect_long(request)?
         .json()?;
     if common.json {
         println!("{answer}");
@@ -210,7 +214,21 @@ fn log(common: &Common, status: bool) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A directory that is not there holds no backups, and is more likely a slip or a volume that is not mounted.
+fn exists(dir: &Path) -> Result<(), Failure> {
+    match dir.is_dir() {
+        true => Ok(()),
+        false => Err(Failure::new(format!(
+            "{}: there is no such directory",
+            dir.display()
+        ))),
+    }
+}
+
 fn prune_log(dir: &Path, archive: &Path, dry_run: bool, as_json: bool) -> Result<(), Failure> {
+    for dir in [dir, archive] {
+        exists(dir)?;
+    }
     let backups = Archive::at(dir);
     let manifests = backups.ids()?.into_iter().map(|id| backups.read(&id));
     let manifests = manifests.collect::<Result<Vec<_>, _>>()?;
@@ -332,6 +350,9 @@ fn files<'a>(
 }
 
 fn list(dir: &Path, log: Option<&Path>, as_json: bool) -> Result<(), Failure> {
+    for dir in [Some(dir), log].into_iter().flatten() {
+        exists(dir)?;
+    }
     let archive = Archive::at(dir);
     let log = log.map(LogArchive::at);
     let mut all = Vec::new();

@@ -32,6 +32,31 @@ fn an_unknown_flag_or_command_is_a_usage_error() {
         2,
         &["--duration", "such as 3s"],
     );
+    for (args, range) in [
+        (["put", "k", "v", "--ttl", "-1"].as_slice(), "from 1 to"),
+        (&["scan", "--limit", "-1"], "from 1 to"),
+        (&["get", "k", "--timeout-ms", "60001"], "from 1 to 60000"),
+        (&["sim", "--seed", "-1"], "from 0 to"),
+        (&["backup", "--to", "d", "--rate", "0"], "from 1 to 1048576"),
+    ] {
+        fails_with(args, 2, &["expected a whole number", range]);
+    }
+}
+
+#[test]
+fn a_directory_that_is_not_there_holds_no_backups() {
+    let dir = scratch();
+    let here = dir.path().to_str().unwrap();
+    let gone = dir.path().join("gone");
+    let gone = gone.to_str().unwrap();
+    for args in [
+        ["backup", "list", gone].as_slice(),
+        &["backup", "list", here, "--archive", gone],
+        &["backup", "prune", here, "--archive", gone],
+        &["backup", "prune", gone, "--archive", here],
+    ] {
+        fails_with(args, 1, &[gone, "no such directory"]);
+    }
 }
 
 #[test]
