@@ -235,6 +235,14 @@ impl Boot {
         write_identity(dir, &self.identity)?;
         remove_other_layouts(dir, layout)
     }
+
+    /// Removes the stores in `dir` that are of other layouts than the one in force.
+    ///
+    /// # Errors
+    /// When one cannot be removed.
+    pub fn remove_other_layouts(&self, dir: &Path) -> Result<(), BootError> {
+        remove_other_layouts(dir, self.identity.layout())
+    }
 }
 
 /// Removes what a redistribution that broke off, before or after it took force, has left.

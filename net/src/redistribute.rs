@@ -2,11 +2,13 @@
 //!
 //! The new stores are made beside the old ones; the identity file then says, in one durable step, that
 //! they are the stores. A crash before that step leaves the old ones in force, after it the new ones,
-//! and the next start removes the others.
+//! and the next start removes the others. What fails removes what it has made: it may be the space
+//! that others on the volume need.
 
 use torc_cluster::redistribute::{carry_over, is_divided};
 use torc_engine::{Layout, Mark, Options, RedistributeError, Redistribution, redistribute};
-use torc_env::{Env, ShardId};
+use torc_env::disk::Space;
+use torc_env::{Disk, Env, ShardId};
 use torc_runtime::{Runtime, RuntimeConfig};
 
 use crate::archive::{
@@ -21,10 +23,13 @@ use crate::server::ServerError;
 /// Memory of one store's memtables meanwhile; all stores of both layouts are open at once.
 const MEMTABLE_BYTES: usize = 8 << 20;
 
+/// Segments of its log that a store keeps at least, whether it writes or not: one in use, one ready.
+const SEGMENTS_OF_A_STORE: u64 = 2;
+
 /// Brings the data to `shards` shards, if it is not there yet. Durable on return.
 ///
 /// # Errors
-/// When a store cannot be read or written; the data is as it was then.
+/// When a store cannot be read or written, or the new ones do not fit; the data is as it was then.
 pub fn settle(config: &ServerConfig, boot: &mut Boot, shards: u16) -> Result<(), ServerError> {
     let from = boot.identity.layout();
     if from.shards == shards {
@@ -69,6 +74,13 @@ pub fn settle(config: &ServerConfig, boot: &mut Boot, shards: u16) -> Result<(),
     let done = Runtime::block_on(&runtime, move |handle| {
         let (env, options, ended) = (handle.env().clone(), options.clone(), ended.clone());
         async move {
+            let space = env.disk().space().await;
+            let space = space.map_err(|error| format!("cannot measure the disk: {error}"))?;
+            let wal_segment_bytes = fitting_segment(space, from.shards, to.shards)?;
+            let options = move |layout, shard| Options {
+                wal_segment_bytes,
+                ..options(layout, shard)
+            };
             let done: Result<(), RedistributeError> = async {
                 let stores = redistribute(&env, from, to, options, is_divided).await?;
                 carry_over(&env, &stores).await?;
@@ -83,10 +95,37 @@ pub fn settle(config: &ServerConfig, boot: &mut Boot, shards: u16) -> Result<(),
             done.map_err(|error| error.to_string())
         }
     })?;
-    done.map_err(|reason| ServerError::Redistribute { reason })?;
+    if let Err(reason) = done {
+        if let Err(error) = boot.remove_other_layouts(&config.node.data_dir) {
+            tracing::warn!(
+                "what the redistribution has left is removed at the next start: {error}"
+            );
+        }
+        return Err(ServerError::Redistribute { reason });
+    }
     boot.change_layout(&config.node.data_dir, to)?;
     tracing::info!(shards, "the data is redistributed");
     Ok(())
+}
+
+/// Bytes of a log segment while the stores of both layouts are open, each on its part of the volume.
+///
+/// # Errors
+/// When their logs would take more than half of what is free.
+fn fitting_segment(space: Space, from: u16, to: u16) -> Result<u64, String> {
+    let stores = from.saturating_add(to);
+    let segment = Options::new("").clamped(space.total_bytes, stores);
+    let segment = segment.wal_segment_bytes;
+    let needed = u64::from(stores) * SEGMENTS_OF_A_STORE * segment;
+    if needed > space.free_bytes / 2 {
+        return Err(format!(
+            "the logs of {from} and {to} shards beside each other take {} MiB, more than half of the {} MiB that are \
+             free: set shards.count lower, or make room",
+            needed >> 20,
+            space.free_bytes >> 20
+        ));
+    }
+    Ok(segment)
 }
 
 /// Archives the rest of the old stores' logs, and that they end there. A node does not wait for an archive that does
@@ -110,5 +149,31 @@ async fn end<E: Env>(env: &E, identity: &Identity, stores: &Redistribution<E>, b
              restored from earlier backups: take a backup",
             stores.old.len()
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn more_shards_than_the_disk_has_room_for_are_refused() {
+        let space = |total_bytes, free_bytes| Space {
+            total_bytes,
+            free_bytes,
+        };
+        assert_eq!(
+            fitting_segment(space(1000 * GIB, 900 * GIB), 1, 2),
+            Ok(64 << 20)
+        );
+        // Each of a thousand stores takes no more than its part.
+        let many = fitting_segment(space(100 * GIB, 57 * GIB), 1, 1000).unwrap();
+        assert!(many * 2 * 1001 < 4 * GIB, "{many}");
+        assert!(fitting_segment(space(256 << 20, 200 << 20), 1, 4).is_ok());
+        let refused = fitting_segment(space(1000 * GIB, GIB), 1, 1000).unwrap_err();
+        assert!(refused.contains("set shards.count lower"), "{refused}");
+        assert!(fitting_segment(space(256 << 20, 200 << 20), 1, 1000).is_err());
     }
 }

@@ -1,6 +1,8 @@
 //! The number of shards changes between two starts.
 
-use crate::cluster::{Cluster, wait_until};
+use std::process::Command;
+
+use crate::cluster::{Cluster, TORC, text, wait_until};
 
 fn set_shards(cluster: &Cluster, node: usize, count: u16) {
     let path = cluster.home(node).join("torc.toml");
@@ -75,4 +77,28 @@ fn hints_for_a_node_that_is_down_outlive_a_change_of_the_number_of_shards() {
     cluster.spawn(0);
     cluster.wait_ready();
     wait_until(|| "hints were lost".into(), || hints(&cluster, 0) >= before);
+}
+
+#[test]
+fn a_change_of_the_number_of_shards_that_fails_leaves_nothing_behind() {
+    let mut cluster = Cluster::start(1, 1, &[]);
+    cluster.torc(&["put", "key", "value"]);
+    cluster.kill(0);
+    let config = cluster.home(0).join("torc.toml");
+    // Files run out when some of the new stores are there already.
+    let script = format!(
+        "ulimit -n 120; exec {TORC} server --config {} --set shards.count=64",
+        config.display()
+    );
+    let refused = Command::new("sh").args(["-c", &script]).output().unwrap();
+    let message = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{message}");
+    assert!(message.contains("cannot redistribute"), "{message}");
+    let entries = std::fs::read_dir(cluster.home(0).join("data")).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let stores: Vec<_> = names.filter(|name| name.starts_with("shard-")).collect();
+    assert_eq!(stores, ["shard-00"]);
+    cluster.spawn(0);
+    cluster.wait_ready();
+    assert_eq!(cluster.torc(&["get", "key"]).trim(), "value");
 }
