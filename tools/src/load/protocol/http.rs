@@ -27,7 +27,7 @@ impl Http {
             if let Some(level) = level {
                 add_query(&mut query, name, level);
             }
-            add_query(&mut query, "timeout_ms", &levels.timeout_ms.to_string());
+            add_query(&mut query, "timeout_ms", levels.timeout_ms.to_string());
             query
         };
         Self {
@@ -51,7 +51,7 @@ impl Http {
             } => {
                 let mut query = self.write_query.clone();
                 if let Some(seconds) = ttl_seconds {
-                    add_query(&mut query, "ttl_seconds", &seconds.to_string());
+                    add_query(&mut query, "ttl_seconds", seconds.to_string());
                 }
                 self.head(out, "PUT", key, &query);
                 out.extend_from_slice(
@@ -70,7 +70,7 @@ impl Http {
             }
             Request::Scan { cursor, limit } => {
                 let mut query = self.read_query.clone();
-                add_query(&mut query, "limit", &limit.to_string());
+                add_query(&mut query, "limit", limit.to_string());
                 add_query(&mut query, "values", "true");
                 if let Some(cursor) = cursor {
                     add_query(&mut query, "cursor", cursor);
