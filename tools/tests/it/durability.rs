@@ -3,7 +3,7 @@
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use crate::cluster::{Cluster, text, wait_until};
+use crate::cluster::{Cluster, text};
 
 /// Starts a load in the background whose own checks fail it when anything acknowledged is missing
 /// or any byte is wrong.
@@ -151,9 +151,7 @@ fn a_node_that_was_down_is_made_whole_by_hints_or_by_repair() {
         cluster.spawn(2);
         cluster.wait_ready();
         if !hints {
-            // The others may not know yet that the node is back.
-            let repair = || cluster.command(&["repair"]).output().unwrap();
-            wait_until(|| text(&repair().stderr), || repair().status.success());
+            cluster.torc(&["repair"]);
         }
         // Only the returned node is left to answer: what it reads is what it holds.
         let returned = cluster.endpoint(2);
