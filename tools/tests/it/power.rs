@@ -12,11 +12,15 @@ mod volume;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{RngCore, SeedableRng};
+use torc_env::{Disk, Env, OpenMode};
+use torc_runtime::{Background, Runtime, RuntimeConfig};
 
 use crate::cluster::Cluster;
 use history::{Survivors, Writer};
@@ -210,6 +214,34 @@ fn check(found: &[Survivors], is_synced: bool, what: &str) {
             sent < acked,
             "a later write outlived an earlier one: {what}"
         );
+    }
+}
+
+#[test]
+fn a_directory_of_a_file_system_that_has_shut_down_is_not_called_synced() {
+    for kind in [FileSystem::Ext4, FileSystem::Xfs] {
+        let volume = match Volume::create(kind) {
+            Ok(volume) => Arc::new(volume),
+            Err(why) => return not_available(kind, &why),
+        };
+        let config = RuntimeConfig {
+            background: Background::Shard,
+            ..RuntimeConfig::new(volume.path())
+        };
+        let power = Arc::clone(&volume);
+        let synced = Runtime::block_on(&config, move |shard| {
+            let power = Arc::clone(&power);
+            async move {
+                let disk = shard.env().disk();
+                let [root, old, new] = ["", "old", "new"].map(Path::new);
+                drop(disk.open(old, OpenMode::CreateNew).await.unwrap());
+                disk.sync_dir(root).await.unwrap();
+                disk.rename(old, new).await.unwrap();
+                power.cut(Cut::Hard);
+                disk.sync_dir(root).await.is_ok()
+            }
+        });
+        assert!(!synced.unwrap(), "{kind}");
     }
 }
 
