@@ -107,7 +107,7 @@ impl Protocol for Http {
                 .as_ref()
                 .ok()
                 .and_then(|route| action(&request, route));
-            let is_write = !matches!(request.method, Method::Get | Method::Head);
+            let is_write = request.method.is_write();
             let outcome = match route {
                 Ok(route) => carry_out(Rc::clone(&service), *request, route).await,
                 Err(problem) => Err(problem),
@@ -171,7 +171,7 @@ impl Protocol for Http {
 
 /// What a request touches, so that a pipeline behaves as if it ran in order.
 fn touches(request: &Request, route: &Result<Route, Problem>) -> Touches {
-    let write = !matches!(request.method, Method::Get | Method::Head);
+    let write = request.method.is_write();
     match route {
         Ok(Route::Key { keyspace, key }) => touches_key(keyspace, key, write),
         Ok(Route::Keys { .. }) => Touches::Everything { write: false },
@@ -200,8 +200,7 @@ async fn carry_out(
     route: Route,
 ) -> Result<Response, Problem> {
     // A page that somebody else serves must not make an operator's browser write.
-    if !matches!(request.method, Method::Get | Method::Head) && request.headers.is_of_another_site()
-    {
+    if request.method.is_write() && request.headers.is_of_another_site() {
         return Err(Problem::new(
             403,
             "other_origin",

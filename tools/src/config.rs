@@ -6,6 +6,7 @@
 //! Unknown `TORC_*` variables are only reported, since other tools share the prefix.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -550,70 +551,49 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         let message = "give the directory of the node's data, such as /var/lib/torc";
         return fail("node.data_dir", &"\"\"", message);
     }
-    if config.shards.count > 1024 {
-        return fail("shards.count", &config.shards.count, "at most 1024 shards");
-    }
-    if !(1..=4096).contains(&config.cluster.vnodes) {
-        return fail(
-            "cluster.vnodes",
-            &config.cluster.vnodes,
-            "between 1 and 4096",
-        );
-    }
-    if !(10..=60_000).contains(&config.cluster.gossip_interval_ms) {
-        let value = &config.cluster.gossip_interval_ms;
-        return fail("cluster.gossip_interval_ms", value, "between 10 and 60000");
-    }
-    if !(1..=INTERVAL_S_MAX).contains(&config.cluster.repair_interval_s) {
-        let value = &config.cluster.repair_interval_s;
-        return fail(
-            "cluster.repair_interval_s",
-            value,
-            "between 1 and 4294967295",
-        );
-    }
-    if config.archive.interval_s > INTERVAL_S_MAX {
-        let value = &config.archive.interval_s;
-        return fail(
-            "archive.interval_s",
-            value,
-            "at most 4294967295; 0 for full segments only",
-        );
-    }
-    if config.archive.held_mb > HELD_MB_MAX {
-        let value = &config.archive.held_mb;
-        return fail("archive.held_mb", value, "at most 1073741824 (1 PiB)");
-    }
-    if !(1..=60_000).contains(&config.durability.interval_ms) {
-        let value = &config.durability.interval_ms;
-        return fail("durability.interval_ms", value, "between 1 and 60000");
-    }
-    if !(1..=65_536).contains(&config.memory.memtable_mb) {
-        return fail(
-            "memory.memtable_mb",
-            &config.memory.memtable_mb,
-            "between 1 and 65536",
-        );
-    }
-    if !(16..=65_536).contains(&config.memory.clients_mb) {
-        return fail(
-            "memory.clients_mb",
-            &config.memory.clients_mb,
-            "between 16 and 65536",
-        );
-    }
-    if config.memory.cache_mb > CACHE_MB_MAX {
-        let value = &config.memory.cache_mb;
-        return fail(
-            "memory.cache_mb",
-            value,
-            "at most 4194304 (4 TiB), for each shard",
-        );
-    }
-    if config.storage.blob_from_kb > 1 << 20 {
-        let value = &config.storage.blob_from_kb;
-        return fail("storage.blob_from_kb", value, "at most 1048576; 0 for none");
-    }
+    let within = |key, value: u64, bounds: RangeInclusive<u64>, message: &str| {
+        if bounds.contains(&value) {
+            return Ok(());
+        }
+        fail(key, &value, message)
+    };
+    let Config {
+        cluster,
+        archive,
+        memory,
+        ..
+    } = config;
+    let (shards, vnodes) = (config.shards.count.into(), cluster.vnodes.into());
+    within("shards.count", shards, 0..=1024, "at most 1024 shards")?;
+    within("cluster.vnodes", vnodes, 1..=4096, "between 1 and 4096")?;
+    let (key, value) = ("cluster.gossip_interval_ms", cluster.gossip_interval_ms);
+    within(key, value, 10..=60_000, "between 10 and 60000")?;
+    let (key, value) = ("cluster.repair_interval_s", cluster.repair_interval_s);
+    within(key, value, 1..=INTERVAL_S_MAX, "between 1 and 4294967295")?;
+    let message = "at most 4294967295; 0 for full segments only";
+    within(
+        "archive.interval_s",
+        archive.interval_s,
+        0..=INTERVAL_S_MAX,
+        message,
+    )?;
+    let message = "at most 1073741824 (1 PiB)";
+    within("archive.held_mb", archive.held_mb, 0..=HELD_MB_MAX, message)?;
+    let (key, value) = ("durability.interval_ms", config.durability.interval_ms);
+    within(key, value, 1..=60_000, "between 1 and 60000")?;
+    let (key, value) = ("memory.memtable_mb", memory.memtable_mb);
+    within(key, value, 1..=65_536, "between 1 and 65536")?;
+    let (key, value) = ("memory.clients_mb", memory.clients_mb);
+    within(key, value, 16..=65_536, "between 16 and 65536")?;
+    let message = "at most 4194304 (4 TiB), for each shard";
+    within(
+        "memory.cache_mb",
+        memory.cache_mb,
+        0..=CACHE_MB_MAX,
+        message,
+    )?;
+    let (key, value) = ("storage.blob_from_kb", config.storage.blob_from_kb);
+    within(key, value, 0..=1 << 20, "at most 1048576; 0 for none")?;
     let encryption = &config.encryption;
     if !encryption.key_file.as_os_str().is_empty() && !encryption.key_command.is_empty() {
         return fail(

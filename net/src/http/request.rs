@@ -34,6 +34,13 @@ pub enum Method {
     Other,
 }
 
+impl Method {
+    /// Whether it may change something.
+    pub fn is_write(self) -> bool {
+        !matches!(self, Method::Get | Method::Head)
+    }
+}
+
 /// The headers that some route reads. Values are trimmed slices of the head.
 #[derive(Clone, Debug, Default)]
 pub struct Headers {
