@@ -300,9 +300,9 @@ struct Connection<P: Protocol> {
     end: Option<End>,
     /// The client sends nothing more; what it has sent is still answered.
     is_at_end_of_stream: bool,
-    /// When the request that is being received started to arrive, and how long it was then.
+    /// When the request that is being received was the next one to arrive, and how much of it has come since.
     request_since: Option<Instant>,
-    request_bytes: u64,
+    request_bytes: usize,
     send_since: Option<Instant>,
     active_at: Instant,
 }
@@ -435,7 +435,12 @@ impl<P: Protocol> Connection<P> {
         };
         let mut operations = 0;
         let before = input.len();
-        let mut parsed_to = before;
+        // Of the next request, with what a parser has taken of it already.
+        let mut there = match self.request_since {
+            Some(_) => self.request_bytes,
+            None => before,
+        };
+        let mut is_next = false;
         let more = loop {
             self.is_held_up = !self.may_start();
             if self.is_held_up {
@@ -448,8 +453,11 @@ impl<P: Protocol> Connection<P> {
                 Some((request, touches, bytes)) => (Parsed::Request(request, touches), bytes),
                 None => {
                     let parsed = self.protocol.parse(&mut input);
-                    let bytes = parsed_to - input.len();
-                    parsed_to = input.len();
+                    let bytes = there - input.len();
+                    if !matches!(parsed, Parsed::More) {
+                        there = input.len();
+                        is_next = true;
+                    }
                     (parsed, bytes)
                 }
             };
@@ -479,7 +487,7 @@ impl<P: Protocol> Connection<P> {
             }
         };
         self.input = Some(input);
-        self.note_partial_request();
+        self.note_partial_request(there, is_next);
         more
     }
 
@@ -519,19 +527,20 @@ impl<P: Protocol> Connection<P> {
     /// What is there of requests that have not begun. A parser may have taken it out of the buffer already.
     fn partial_bytes(&self) -> usize {
         let of_request = match self.request_since {
-            Some(_) => usize::try_from(self.request_bytes).unwrap_or(usize::MAX),
+            Some(_) => self.request_bytes,
             None => 0,
         };
         self.input_bytes.max(of_request)
     }
 
-    /// Keeps the clock of a request that is partly received.
-    fn note_partial_request(&mut self) {
+    /// Keeps the clock of a request that is partly received: of `bytes`, which is another one than before if it
+    /// `is_next`.
+    fn note_partial_request(&mut self, bytes: usize, is_next: bool) {
         let Some(input) = &self.input else { return };
         if self.end.is_none() && self.blocked.is_none() && self.protocol.in_request(input) {
-            if self.request_since.is_none() {
+            if is_next || self.request_since.is_none() {
                 self.request_since = Some(self.env.now());
-                self.request_bytes = 0;
+                self.request_bytes = bytes;
             }
         } else {
             self.request_since = None;
@@ -582,7 +591,7 @@ impl<P: Protocol> Connection<P> {
         self.input = Some(buffer);
         match received {
             Ok(0) => self.is_at_end_of_stream = true,
-            Ok(bytes) => self.request_bytes += bytes as u64,
+            Ok(bytes) => self.request_bytes += bytes,
             Err(_) => self.end = Some(End::Now),
         }
     }
@@ -630,7 +639,7 @@ impl<P: Protocol> Connection<P> {
             return;
         }
         if let Some(since) = self.request_since {
-            let paced = Duration::from_secs(self.request_bytes / SLOW_BYTES_PER_SECOND);
+            let paced = Duration::from_secs(self.request_bytes as u64 / SLOW_BYTES_PER_SECOND);
             // Behind requests under way a refusal would be taken for their answer.
             if now.since(since) > REQUEST_TIMEOUT + paced && self.running.len() == 0 {
                 self.send_away(LastWord::TooSlow);

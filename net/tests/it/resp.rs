@@ -7,6 +7,16 @@ use crate::support::{Node, PATIENCE, config};
 
 struct Redis(BufReader<TcpStream>);
 
+fn encoded(command: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = format!("*{}\r\n", command.len()).into_bytes();
+    for argument in command {
+        bytes.extend_from_slice(format!("${}\r\n", argument.len()).as_bytes());
+        bytes.extend_from_slice(argument);
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes
+}
+
 impl Redis {
     fn connect(node: &Node) -> Redis {
         let stream = TcpStream::connect(node.addresses.resp).unwrap();
@@ -15,13 +25,7 @@ impl Redis {
     }
 
     fn send(&mut self, command: &[&[u8]]) {
-        let mut bytes = format!("*{}\r\n", command.len()).into_bytes();
-        for argument in command {
-            bytes.extend_from_slice(format!("${}\r\n", argument.len()).as_bytes());
-            bytes.extend_from_slice(argument);
-            bytes.extend_from_slice(b"\r\n");
-        }
-        self.0.get_mut().write_all(&bytes).unwrap();
+        self.0.get_mut().write_all(&encoded(command)).unwrap();
     }
 
     /// One reply, flat: `+OK`, `:1`, `$text`, `nil`, `[a b]`.
@@ -253,6 +257,39 @@ fn what_is_not_done_is_not_said_to_be() {
     assert!(redis.run("CLIENT TRACKING on").starts_with("-ERR"));
 }
 
+/// What the node says that it holds for its clients.
+fn held(node: &Node) -> u64 {
+    let metrics = node.http("GET", "/metrics", &[], b"").body;
+    let metrics = String::from_utf8(metrics).unwrap();
+    let line = metrics
+        .lines()
+        .find(|line| line.starts_with("torc_client_bytes"));
+    line.unwrap().split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_pipeline_that_is_always_in_a_request_costs_what_is_there_of_that_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = config(&dir);
+    settings.shards.count = 1;
+    settings.memory.client_bytes = 4 << 20;
+    let node = Node::start_with(dir, settings);
+    let mut redis = Redis::connect(&node);
+    let request = encoded(&[b"SET", b"key", &[7; 4000]]);
+    let (first, rest) = request.split_at(request.len() / 2);
+    redis.0.get_mut().write_all(first).unwrap();
+    for _ in 0..2000 {
+        redis
+            .0
+            .get_mut()
+            .write_all(&[rest, first].concat())
+            .unwrap();
+        assert_eq!(redis.reply(), "+OK");
+    }
+    let held = held(&node);
+    assert!(held < 1 << 20, "{held} bytes");
+}
+
 #[test]
 fn clients_that_read_nothing_cost_a_bounded_amount() {
     let dir = tempfile::tempdir().unwrap();
@@ -266,14 +303,7 @@ fn clients_that_read_nothing_cost_a_bounded_amount() {
             .status,
         200
     );
-    let held = || -> u64 {
-        let metrics = node.http("GET", "/metrics", &[], b"").body;
-        let metrics = String::from_utf8(metrics).unwrap();
-        let line = metrics
-            .lines()
-            .find(|line| line.starts_with("torc_client_bytes"));
-        line.unwrap().split(' ').nth(1).unwrap().parse().unwrap()
-    };
+    let held = || held(&node);
     let mut clients: Vec<Redis> = (0..40).map(|_| Redis::connect(&node)).collect();
     for client in &mut clients {
         for _ in 0..50 {
