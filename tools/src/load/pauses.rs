@@ -7,6 +7,10 @@
 
 use hdrhistogram::Histogram;
 
+use rand_xoshiro::Xoshiro256PlusPlus;
+use rand_xoshiro::rand_core::SeedableRng;
+use torc_measure::keys::unit;
+
 use super::recorder::{add, histogram};
 use super::world::Nanos;
 
@@ -70,6 +74,31 @@ impl Pauses {
         Some(0)
     }
 
+    /// What operations of one thread would wait in this share of cases (0 to 1) that come up at random, so many a
+    /// second, and take `each_ns`, in nanoseconds: behind each other, and behind pauses like these, which come at random
+    /// too. It is what a client is late that has no other fault.
+    pub fn queue_at(&self, quantile: f64, rate_per_s: f64, each_ns: f64) -> Nanos {
+        const OPERATIONS: u32 = 500_000;
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(1);
+        let mut after = |mean: f64| -(1.0 - unit(&mut rng)).ln() * mean;
+        let mut pauses = Xoshiro256PlusPlus::seed_from_u64(2);
+        let pause_every = self.polled_ns as f64 / self.gaps.len() as f64;
+        let (mut now, mut free_at, mut pause_at) = (0.0_f64, 0.0_f64, after(pause_every));
+        let mut waits = histogram(3);
+        for _ in 0..OPERATIONS {
+            now += after(1e9 / rate_per_s);
+            while pause_at <= free_at.max(now) {
+                let gap = self.gaps.value_at_quantile(unit(&mut pauses)) as f64;
+                free_at = free_at.max(pause_at) + gap;
+                pause_at += after(pause_every);
+            }
+            let begins = free_at.max(now);
+            waits.saturating_record(nanos(begins - now));
+            free_at = begins + each_ns;
+        }
+        waits.value_at_quantile(quantile)
+    }
+
     /// Adds those of another thread or interval.
     pub fn merge(&mut self, other: &Pauses) {
         self.polled_ns += other.polled_ns;
@@ -127,6 +156,26 @@ mod tests {
         near(pauses.wait_at(0.99), 40_000_000);
         pauses.clear();
         assert_eq!((pauses.polled_ns, pauses.wait_at(0.5)), (0, None));
+    }
+
+    #[test]
+    fn operations_wait_behind_each_other_and_behind_pauses() {
+        let none = Pauses::default();
+        // M/D/1, half busy: the wait beyond which a thousandth lies is five times the service.
+        let alone = none.queue_at(0.999, 50_000.0, 10_000.0);
+        assert!((46_000..54_000).contains(&alone), "{alone}");
+        let mut ticks = Pauses::default();
+        for _ in 0..250 {
+            ticks.polled(60_000);
+        }
+        ticks.polled_ns = SECOND;
+        let both = ticks.queue_at(0.999, 50_000.0, 10_000.0);
+        assert!((alone + 20_000..alone + 60_000).contains(&both), "{both}");
+        let rare = ticks.queue_at(0.999, 10.0, 10_000.0);
+        assert!(
+            (50_000..61_000).contains(&rare),
+            "as if it were alone: {rare}"
+        );
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::options::{Model, Options, Warmup};
 use super::outcome::Outcome;
 use super::place::Place;
 use super::protocol::ProtocolName;
-use super::run::Bench;
+use super::run::{Bench, Run};
 use crate::failure::Failure;
 
 /// What was found.
@@ -20,6 +20,10 @@ pub struct Selftest {
     pub closed: Outcome,
     /// Open loop at half of that rate.
     pub half: Outcome,
+    /// The lag that a client without a fault of its own has at that rate, p99.9, in microseconds.
+    pub faultless_us: f64,
+    /// What an operation takes of a thread at that rate, in microseconds.
+    pub each_us: f64,
     /// One reading of the clock, in nanoseconds.
     pub clock_ns: f64,
     /// How much longer than asked a sleep of 100 us took, median, in microseconds.
@@ -56,9 +60,23 @@ pub fn run(options: &Options) -> Result<Selftest, Failure> {
         served.map_err(Failure::from).and(measured)
     });
     let (closed, half) = measured?;
+    let (busy, wall) = half
+        .recorder
+        .health
+        .threads
+        .values()
+        .fold((0, 0), |sum, one| {
+            (sum.0 + one.busy_ns, sum.1 + one.wall_ns)
+        });
+    let threads = half.recorder.health.threads.len().max(1);
+    let rate = half.outcome.rate_per_s / threads as f64;
+    let each_ns = busy as f64 / wall.max(1) as f64 * 1e9 / rate.max(1.0);
+    let pauses = &half.recorder.health.pauses;
     Ok(Selftest {
         closed,
-        half,
+        faultless_us: pauses.queue_at(0.999, rate.max(1.0), each_ns) as f64 / 1e3,
+        each_us: each_ns / 1e3,
+        half: half.outcome,
         clock_ns: clock_ns(),
         sleep_late_us: sleep_late_us(),
     })
@@ -73,13 +91,13 @@ fn keep_to_one_cpu(client: &Place) {
     }
 }
 
-fn measure(options: &Options) -> Result<(Outcome, Outcome), Failure> {
+fn measure(options: &Options) -> Result<(Outcome, Run), Failure> {
     let mut bench = Bench::new(options, (0, 1))?;
     bench.warm_up()?;
     let closed = bench.run()?.outcome;
     bench.set_rate((closed.rate_per_s / 2.0).max(1.0));
     bench.warm_up()?;
-    let half = bench.run()?.outcome;
+    let half = bench.run()?;
     Ok((closed, half))
 }
 
@@ -131,6 +149,8 @@ pub fn text(found: &Selftest) -> String {
          ceiling    {:.0}/s closed loop, busiest thread {:.0} %, service time p50 {:.1} us\n\
          half       {:.0}/s open loop, busiest thread {:.0} %, latency p50 {:.1} us, p99 {:.1} us\n\
          lag        p50 {:.1} us, p99 {:.1} us, p99.9 {:.1} us, max {:.1} us at that rate\n\
+         expected   p99.9 {:.1} us of a client without a fault of its own: operations that come at random and take \
+         {:.1} us each wait behind each other and behind the machine's pauses\n\
          machine    {alone}; the client was without a CPU for {}\n\
          so         rates up to {:.0}/s can be measured with these connections and threads, and \
          latencies above {:.0} us told to a tenth\n",
@@ -147,6 +167,8 @@ pub fn text(found: &Selftest) -> String {
         lag("p99"),
         lag("p99.9"),
         lag("max"),
+        found.faultless_us,
+        found.each_us,
         found.half.client.without_a_cpu(),
         found.half.rate_per_s,
         10.0 * lag("p99.9"),

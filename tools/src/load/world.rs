@@ -57,6 +57,9 @@ const STRETCH_NS: std::ops::Range<Nanos> = 20_000..500_000;
 /// the two are in balance, one sleep in a hundred ends too late.
 const STRETCH_NS_GROWS: Nanos = 9_900;
 const STRETCH_NS_SHRINKS: Nanos = 100;
+/// A sleep that would be shorter is polled through: falling asleep and waking up take as long, and at rates whose
+/// gaps are that short the hundredth of the sleeps that ends too late would be more than a thousandth of the operations.
+const SLEEP_NS_MIN: Nanos = 50_000;
 /// How often a thread that polls looks whether others wait for its CPU.
 const LOOK_EVERY_NS: Nanos = 100_000_000;
 /// One part in so many of its time that a thread waits for its CPU: from the first on it shares the CPU, below the second it
@@ -379,7 +382,10 @@ impl World for Sockets {
             let sleep = match self.polls {
                 Polls::Never => left,
                 Polls::LastStretch if self.company.is_there => left,
-                Polls::LastStretch => left.saturating_sub(self.stretch_ns),
+                Polls::LastStretch => match left.saturating_sub(self.stretch_ns) {
+                    ..SLEEP_NS_MIN => 0,
+                    sleep => sleep,
+                },
                 Polls::Always => 0,
             };
             self.poll(sleep, ready)?;
