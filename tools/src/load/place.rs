@@ -102,13 +102,17 @@ impl Place {
 /// A thread that works or polls all the time would be stopped for the last 50 ms of each second
 /// (`kernel.sched_rt_runtime_us`), whoever else there is, and every request of that time would leave
 /// late. So it gives the priority back before, for the rest of the second: then others may have the
-/// CPU, but it does not stand still.
+/// CPU, but it does not stand still. One that sleeps for twice as much of the second anyhow keeps it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RealTime {
     /// Of each period it has the priority for so long.
     share_ns: Nanos,
     period_ns: Nanos,
     ordinary: bool,
+    /// How long it has slept in the period that is under way.
+    slept_ns: Nanos,
+    /// Number of that period.
+    period: Nanos,
 }
 
 impl RealTime {
@@ -132,13 +136,27 @@ impl RealTime {
             share_ns: limit_ns.saturating_sub(period_ns / 50),
             period_ns,
             ordinary: false,
+            slept_ns: 0,
+            period: 0,
         })
+    }
+
+    /// The calling thread has slept for so long.
+    pub fn slept(&mut self, time: Nanos) {
+        self.slept_ns += time;
     }
 
     /// Makes the calling thread what it should be at this time of the machine's monotonic clock, so
     /// that threads and runs that follow each other do not add up.
     pub fn keep(&mut self, now: Nanos) {
-        let ordinary = now % self.period_ns >= self.share_ns;
+        let period = now / self.period_ns;
+        if period != self.period {
+            self.period = period;
+            self.slept_ns = 0;
+        }
+        let must_rest = self.slept_ns < 2 * (self.period_ns - self.share_ns);
+        let late = now % self.period_ns >= self.share_ns;
+        let ordinary = late && (must_rest || self.ordinary);
         if ordinary != self.ordinary {
             self.ordinary = ordinary;
             let changed = if ordinary {
@@ -196,6 +214,34 @@ mod tests {
         });
         let expected = [false, false, true, true, false, true];
         assert_eq!(seen.join().unwrap(), expected);
+        let mut realtime = RealTime::within(950_000, 1_000_000).unwrap();
+        let seen = std::thread::spawn(move || {
+            [
+                (0, 139),
+                (931, 1),
+                (1931, 100),
+                (2000, 0),
+                (2931, 141),
+                (2999, 0),
+                (3931, 0),
+            ]
+            .map(|(millis, slept)| {
+                realtime.keep(millis * 1_000_000);
+                realtime.slept(slept * 1_000_000);
+                realtime.ordinary
+            })
+        });
+        let expected = [false, true, true, false, true, true, true];
+        assert_eq!(seen.join().unwrap(), expected, "too little sleep");
+        let mut realtime = RealTime::within(950_000, 1_000_000).unwrap();
+        let seen = std::thread::spawn(move || {
+            [(0, 140), (931, 0), (1000, 0), (1500, 140), (1950, 0)].map(|(millis, slept)| {
+                realtime.keep(millis * 1_000_000);
+                realtime.slept(slept * 1_000_000);
+                realtime.ordinary
+            })
+        });
+        assert_eq!(seen.join().unwrap(), [false; 5], "enough of it");
     }
 
     #[test]

@@ -390,6 +390,9 @@ impl World for Sockets {
             };
             self.poll(sleep, ready)?;
             let now = self.now();
+            if let Some(realtime) = self.realtime.as_mut().filter(|_| sleep > 0) {
+                realtime.slept(now - before);
+            }
             if sleep == 0 {
                 pauses.polled(now - before);
             } else if ready.is_empty() {
