@@ -94,8 +94,9 @@ impl BlockBuilder {
     /// How many of the records should make a block, given that `next` comes behind them. `None`
     /// when all, and `next`, are of one token and cannot be parted.
     ///
-    /// Of the last quarter of the places, the one that needs the fewest bits to tell its two sides
-    /// apart: a few choices a block save several bits in every fence of the table.
+    /// Of the last sixteenth of the places, the one that needs the fewest bits to tell its two sides
+    /// apart: a few choices a block save bits in every fence of the table. More of them would leave
+    /// more of each page empty.
     pub(crate) fn cut(&self, next: Token) -> Option<usize> {
         let len = self.rows.len();
         let bits = |at: usize| {
@@ -103,7 +104,7 @@ impl BlockBuilder {
             let behind = self.rows.get(at).map_or(next, |row| row.token);
             (before < behind).then(|| bits_to_separate(before, behind))
         };
-        let preferred = (len - len / 4).max(1)..=len;
+        let preferred = (len - len / 16).max(1)..=len;
         preferred
             .filter_map(|at| Some((bits(at)?, len - at)))
             .min()

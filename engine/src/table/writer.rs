@@ -2,8 +2,8 @@
 //!
 //! Stands at the end of a flush and of a compaction. Blocks are filled towards one device page
 //! *after* compression, from the ratio that the blocks before reached; they lie one behind the
-//! other, and a block only begins at the next page when that loses at most 1/16 of it. Nothing of
-//! the file counts before [`TableWriter::finish`] has synced it and its name.
+//! other, and a block begins at the next page when that loses little. Nothing of the file counts
+//! before [`TableWriter::finish`] has synced it and its name.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -33,6 +33,8 @@ const RATIO_ONE: u64 = 256;
 /// A body is filled at most to this many pages: decompressing more costs a get more than the
 /// smaller table saves.
 const RATIO_MAX: u64 = 4 * RATIO_ONE;
+/// What may be left of a page so that a block lies in one page and not in two.
+const PADDING_BYTES_MAX: u64 = PAGE_BYTES / 8;
 
 /// What a table is to be like.
 #[derive(Clone, Copy, Debug)]
@@ -221,10 +223,11 @@ impl<D: Disk> TableWriter<D> {
     /// Body size at which the stored block should just fill the page that it begins in, or the next
     /// one when less than half of that is left.
     fn body_bytes_target(&self) -> usize {
-        let mut room = PAGE_BYTES - self.out.offset() % PAGE_BYTES;
-        if room < PAGE_BYTES / 2 {
-            room += PAGE_BYTES;
-        }
+        let room = match to_page(self.out.offset()) {
+            0..=PADDING_BYTES_MAX => PAGE_BYTES,
+            rest if rest < PAGE_BYTES / 2 => rest + PAGE_BYTES,
+            rest => rest,
+        };
         let body = room - le::len64(BLOCK_HEADER_BYTES + self.tag_bytes());
         // The ratio wavers; aiming a little short keeps most blocks inside their page.
         let margin = if self.ratio > RATIO_ONE { body / 32 } else { 0 };
@@ -259,8 +262,8 @@ impl<D: Disk> TableWriter<D> {
 
         let result = async {
             let len = le::len64(BLOCK_HEADER_BYTES + stored.len() + tag_bytes);
-            let to_page = PAGE_BYTES - self.out.offset() % PAGE_BYTES;
-            if to_page < len && to_page <= len / 16 {
+            let rest = to_page(self.out.offset());
+            if rest < len && rest <= PADDING_BYTES_MAX {
                 self.out.pad_to(SECTOR_BYTES).await?;
             }
             let offset = self.out.offset();
@@ -361,6 +364,11 @@ impl<D: Disk> TableWriter<D> {
             checksum: checksum(self.file_id, offset, &[&bytes]),
         })
     }
+}
+
+/// Bytes up to the next page.
+fn to_page(offset: u64) -> u64 {
+    PAGE_BYTES - offset % PAGE_BYTES
 }
 
 /// A moving average with weight 1/4.

@@ -62,7 +62,12 @@ async fn reopen(env: &SimEnv, store: Store<SimEnv>, options: &Options) -> Store<
 #[test]
 fn merges_leave_large_values_where_they_are() {
     torc_sim::run(1, |env| async move {
-        let (mut store, _) = Store::open(env.clone(), options()).await.unwrap();
+        // Enough for the blocks of references.
+        let options = Options {
+            cache_bytes: 1 << 20,
+            ..options()
+        };
+        let (mut store, _) = Store::open(env.clone(), options.clone()).await.unwrap();
         for round in 0..10 {
             write(&store, round * 20..round * 20 + 20, 1).await;
         }
@@ -75,7 +80,7 @@ fn merges_leave_large_values_where_they_are() {
         assert!(stats.counts.compactions > 0);
         assert!(stats.table_bytes < 200 * 500, "{stats:?}");
         assert!(stats.write_amplification() < 1.2, "{stats:?}");
-        store = reopen(&env, store, &options()).await;
+        store = reopen(&env, store, &options).await;
         for number in 0..200 {
             assert_eq!(get(&store, key(number)).await.unwrap(), large(number, 1));
         }
