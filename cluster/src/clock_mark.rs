@@ -104,5 +104,5 @@ async fn write<E: Env>(
         .store
         .update(tree::SYSTEM, token, key.as_bytes(), decide);
     let ((), ticket) = updated.await?;
-    ticket.wait().await
+    ticket.wait_durable().await
 }

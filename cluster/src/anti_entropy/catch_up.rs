@@ -66,7 +66,8 @@ async fn set_mark<E: Env>(core: &Core<E>, is_set: bool) -> Result<(), Failure> {
         })
         .await
         .map_err(|error| write_failure(&error))?;
-    ticket.wait().await.map_err(|error| write_failure(&error))
+    let durable = ticket.wait_durable().await;
+    durable.map_err(|error| write_failure(&error))
 }
 
 /// Pulls and catches up whenever that is needed, for as long as the shard runs.

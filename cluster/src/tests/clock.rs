@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use torc_engine::Fsync;
+
 use super::world::World;
 use crate::api::{FailureCode, Level};
 use crate::conflict::Conflict;
@@ -13,6 +15,12 @@ fn alone(seed: u64) -> World {
     world.put_in(0, "last", "k", "before").unwrap();
     world.sleep(Duration::from_secs(3));
     world
+}
+
+/// The newest stamp of any shard.
+fn newest(world: &World) -> Option<u64> {
+    let shards = (0..2).map(|shard| world.shard(0, shard));
+    shards.map(|shard| shard.newest_stamp()).max()
 }
 
 fn boot(world: &World) {
@@ -49,11 +57,6 @@ fn a_node_that_crashed_refuses_until_the_stamps_that_it_had_reserved_are_past() 
 #[test]
 fn stamps_go_on_rising_over_a_crash_at_any_moment_after_a_clean_stop() {
     let world = alone(83);
-    let newest = || {
-        (0..2)
-            .map(|shard| world.shard(0, shard).newest_stamp())
-            .max()
-    };
     let mut taken = 0;
     for milliseconds in 0..40 {
         world.stop(0);
@@ -66,13 +69,13 @@ fn stamps_go_on_rising_over_a_crash_at_any_moment_after_a_clean_stop() {
         while world.sim.now() < until {
             taken += usize::from(world.put_in(0, "last", "k", "v").is_ok());
         }
-        let before = newest();
+        let before = newest(&world);
         world.crash(0);
         // What the mark is for: the node comes back into an earlier time.
         world.set_clock(0, -3600);
         boot(&world);
         assert!(
-            newest() >= before,
+            newest(&world) >= before,
             "crashed {milliseconds} ms after the start"
         );
     }
@@ -137,4 +140,26 @@ fn a_node_alone_that_is_stopping_refuses_writes_whole() {
     assert_eq!(failure.code, FailureCode::NotReady);
     assert!(failure.retryable && !failure.in_doubt, "{failure:?}");
     assert_eq!(world.values_in(0, "last", "k"), ["before"]);
+}
+
+/// What a node has acknowledged may be lost with its power under these policies, but no stamp may come again.
+#[test]
+fn stamps_go_on_rising_over_a_power_cut_whatever_the_fsync_policy() {
+    for (seed, fsync) in [
+        (87, Fsync::Never),
+        (88, Fsync::Interval(Duration::from_secs(1))),
+    ] {
+        let world = alone(seed);
+        world.stop(0);
+        world.set_fsync(fsync);
+        boot(&world);
+        world.wait("the clock leads", || {
+            world.put_in(0, "last", "k", "v").is_ok()
+        });
+        let before = newest(&world);
+        world.crash(0);
+        world.set_clock(0, -3600);
+        boot(&world);
+        assert!(newest(&world) >= before, "{fsync:?}");
+    }
 }
