@@ -15,14 +15,14 @@ pub(crate) mod floors;
 pub(crate) mod local;
 pub(crate) mod loss;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::lock::Mutex;
 use torc_engine::{Entry, PurgeFloors, ScanFrom, ScanLimits};
-use torc_env::{Class, Env, ShardId, Token, TokenRange, TreeId};
+use torc_env::{Address, Class, Env, Instant, ShardId, Token, TokenRange, TreeId};
 
 use crate::api::{Failure, FailureCode, RepairReport};
 use crate::coordinator::spread::call_failure;
@@ -36,7 +36,7 @@ use crate::replica::read_failure;
 use crate::run::{Run, own_runs};
 use crate::target::keyspace_index;
 use compare::{Comparison, Direction};
-use floors::{Confirmed, MARGIN, Report};
+use floors::{Confirmed, Floor, Reports, Told};
 
 /// How a shard repairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,11 @@ pub struct RepairOptions {
     pub bytes_per_second: u64,
     /// Whether ranges are repaired without being asked to. Default true.
     pub automatic: bool,
+    /// How often purge floors are thought about: each time costs a question to every shard of the cluster. Default ten
+    /// minutes.
+    pub floors_interval: Duration,
+    /// Longer than any request lives, with what it causes. Default two minutes.
+    pub requests_over: Duration,
 }
 
 impl Default for RepairOptions {
@@ -62,14 +67,13 @@ impl Default for RepairOptions {
             retry: Duration::from_secs(60),
             bytes_per_second: 32 << 20,
             automatic: true,
+            floors_interval: Duration::from_secs(600),
+            requests_over: Duration::from_secs(120),
         }
     }
 }
 
-/// How often purge floors are thought about: each time costs a question to every shard of the
-/// cluster.
-const FLOORS_INTERVAL: Duration = Duration::from_secs(600);
-/// How long a member may take to tell about its hints.
+/// How long a shard may take to tell about its hints.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What is known of one run.
@@ -95,8 +99,10 @@ pub(crate) struct Repairs {
     /// Trees whose data has been deleted in this life.
     dropped: RefCell<BTreeSet<TreeId>>,
     since_ms: u64,
-    floors_due_ms: std::cell::Cell<u64>,
-    epoch: std::cell::Cell<Option<u64>>,
+    /// What was said when floors were last thought about.
+    reports: RefCell<Option<Reports>>,
+    floors_due: Cell<Instant>,
+    epoch: Cell<Option<u64>>,
 }
 
 impl Repairs {
@@ -106,8 +112,9 @@ impl Repairs {
             turn: Mutex::new(()),
             dropped: RefCell::default(),
             since_ms: now_ms,
-            floors_due_ms: std::cell::Cell::new(now_ms),
-            epoch: std::cell::Cell::new(None),
+            reports: RefCell::default(),
+            floors_due: Cell::new(Instant(0)),
+            epoch: Cell::new(None),
         }
     }
 
@@ -141,6 +148,12 @@ impl Repairs {
                 }),
             );
         }
+    }
+
+    fn confirmed(&self) -> Vec<(Run, Confirmed)> {
+        let progress = self.progress.borrow();
+        let confirmed = progress.values().map(|of| Some((of.run, of.confirmed?)));
+        confirmed.flatten().collect()
     }
 
     fn runs(&self) -> Vec<Run> {
@@ -226,7 +239,12 @@ pub(crate) async fn schedule<E: Env>(core: Rc<Core<E>>) {
             continue;
         }
         refresh(&core, &view).await;
-        if !options.automatic || core.lacking.is_catching_up() {
+        if core.lacking.is_catching_up() {
+            continue;
+        }
+        // Before repairs: one that follows no promise raises no floor.
+        raise_floors(&core).await;
+        if !options.automatic {
             continue;
         }
         if let Some(run) = core.repairs.due(core.now_ms(), &options) {
@@ -235,7 +253,6 @@ pub(crate) async fn schedule<E: Env>(core: Rc<Core<E>>) {
                 tracing::debug!(%error, "a range is not repaired with all its owners yet");
             }
         }
-        raise_floors(&core).await;
     }
 }
 
@@ -243,6 +260,11 @@ pub(crate) async fn schedule<E: Env>(core: Rc<Core<E>>) {
 async fn refresh<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>) {
     if core.repairs.epoch.get() != Some(view.topology.epoch.0) {
         core.repairs.take_up(own_runs(view, core.slice()));
+        // Who is an owner since has promised nothing to those who were. What stays as it was rises again.
+        for keyspace in &view.topology.keyspaces {
+            core.store
+                .set_purge_floors(keyspace.id, PurgeFloors::none());
+        }
         drop_trees(core, view).await;
         core.repairs.epoch.set(Some(view.topology.epoch.0));
     }
@@ -350,7 +372,6 @@ pub(crate) async fn repair_all<E: Env>(core: &Rc<Core<E>>) -> Result<RepairRepor
         report.records_received += after.records_received - before.records_received;
         report.records_sent += after.records_sent - before.records_sent;
     }
-    raise_floors(core).await;
     Ok(report)
 }
 
@@ -366,6 +387,10 @@ fn report_of<E: Env>(core: &Core<E>) -> RepairReport {
 /// makes it fail in the end, and the others are healed all the same.
 async fn repair_run<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>, run: &Run) -> Result<(), Failure> {
     let started_ms = core.now_ms();
+    let promised = core.repairs.reports.borrow().as_ref().and_then(|reports| {
+        let is_of_all = reports.epoch == view.topology.epoch;
+        reports.promised().filter(|_| is_of_all)
+    });
     core.repairs.edit(run, |of| {
         of.attempted_ms = Some(started_ms);
         // What is missed from now on is not covered by this repair.
@@ -425,7 +450,8 @@ async fn repair_run<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>, run: &Run) -> R
             core.count(Counter::RangesRepaired);
             let confirmed = Confirmed {
                 started_ms,
-                completed_ms: core.now_ms(),
+                completed: core.env.now(),
+                promised,
             };
             core.repairs.edit(run, |of| of.confirmed = Some(confirmed));
             Ok(())
@@ -433,32 +459,34 @@ async fn repair_run<E: Env>(core: &Rc<Core<E>>, view: &Rc<View>, run: &Run) -> R
     }
 }
 
-/// Raises the purge floors as far as the repairs done and the hints still waiting anywhere allow.
+/// Raises the purge floors as far as the repairs done and what still waits anywhere allow.
 async fn raise_floors<E: Env>(core: &Rc<Core<E>>) {
     // The newest members: one that came while ranges were repaired is asked too.
     let Ok(view) = core.view() else { return };
+    let (now, options) = (core.env.now(), &core.options.repair);
+    if now < core.repairs.floors_due.get() {
+        return;
+    }
+    core.repairs.floors_due.set(now + options.floors_interval);
+    let reports = ask_all(core, &view, now).await;
+    let before = core.repairs.reports.replace(Some(reports.clone()));
+    let Some(before) = before.filter(|before| reports.are_clear_since(before)) else {
+        return;
+    };
+    // What was repaired under other owners says nothing of those that there are now.
+    if core.repairs.epoch.get() != Some(core.epoch()) {
+        return;
+    }
     let now_ms = core.now_ms();
-    if now_ms < core.repairs.floors_due_ms.get() {
-        return;
-    }
-    let settled: Vec<(Run, Confirmed)> = core
-        .repairs
-        .progress
-        .borrow()
-        .values()
-        .filter_map(|of| of.confirmed.map(|confirmed| (of.run, confirmed)))
-        .filter(|(_, confirmed)| now_ms >= confirmed.completed_ms + millis(MARGIN))
-        .collect();
-    if settled.is_empty() {
-        return;
-    }
-    core.repairs
-        .floors_due_ms
-        .set(now_ms + millis(FLOORS_INTERVAL));
-    let reports = hint_reports(core, &view).await;
     let mut pieces: BTreeMap<TreeId, Vec<(TokenRange, u64)>> = BTreeMap::new();
-    for (run, confirmed) in settled {
-        let Some(floor) = floors::floor(&confirmed, &reports) else {
+    for (run, confirmed) in core.repairs.confirmed() {
+        // What was in flight during the repair has become a hint by then, or is nowhere.
+        let was_over = before.asked >= confirmed.completed + options.requests_over;
+        let Some(floor) = confirmed
+            .promised
+            .and_then(Floor::below)
+            .filter(|_| was_over)
+        else {
             continue;
         };
         core.repairs
@@ -479,30 +507,27 @@ async fn raise_floors<E: Env>(core: &Rc<Core<E>>) {
     }
 }
 
-/// What every shard of every member says about its hints.
-async fn hint_reports<E: Env>(core: &Rc<Core<E>>, view: &View) -> Vec<Report> {
-    let mut reports = Vec::new();
+/// What every shard of every member promises, and says of the old values that wait at it.
+async fn ask_all<E: Env>(core: &Rc<Core<E>>, view: &View, asked: Instant) -> Reports {
+    let mut told = BTreeMap::new();
     for (_, member) in view.topology.indexed() {
         for shard in (0..member.description.shards).map(ShardId) {
-            reports.push(match member.shard_address(shard) {
-                // Nobody has ever claimed the slot, so nobody keeps a hint there.
-                None => Report::Oldest(None),
-                Some(address) => match ask_oldest_hint(core, address).await {
-                    Ok(oldest_ms) => Report::Oldest(oldest_ms),
-                    Err(_) => Report::Silent,
-                },
-            });
+            // In a slot that nobody has ever claimed nothing waits, and nobody mints.
+            if let Some(address) = member.shard_address(shard) {
+                told.insert(address, ask(core, address).await.ok());
+            }
         }
     }
-    reports
+    Reports {
+        epoch: view.topology.epoch,
+        asked,
+        told,
+    }
 }
 
-async fn ask_oldest_hint<E: Env>(
-    core: &Core<E>,
-    address: torc_env::Address,
-) -> Result<Option<u64>, Failure> {
+async fn ask<E: Env>(core: &Core<E>, address: Address) -> Result<Told, Failure> {
     if address.node == core.env.node() && address.shard == core.env.shard() {
-        return Ok(core.old_values_since_ms());
+        return Ok(core.tell());
     }
     let deadline = core.env.now() + REPORT_TIMEOUT;
     let message = Request {
@@ -521,9 +546,15 @@ async fn ask_oldest_hint<E: Env>(
     let response = Response::access(&answer)
         .map_err(|error| Failure::refused(FailureCode::Internal, error))?;
     match &response.answer {
-        ArchivedAnswer::OldestHint { oldest_ms } => {
-            Ok(oldest_ms.as_ref().map(|oldest_ms| oldest_ms.to_native()))
-        }
+        ArchivedAnswer::OldestHint {
+            oldest_ms,
+            now_ms,
+            promised,
+        } => Ok(Told {
+            oldest_ms: oldest_ms.as_ref().map(|oldest_ms| oldest_ms.to_native()),
+            now_ms: now_ms.to_native(),
+            promised: promised.to_native(),
+        }),
         other => Err(failure_of(other)),
     }
 }
@@ -577,7 +608,8 @@ mod tests {
                 of.attempted_ms = Some(now_ms);
                 of.confirmed = Some(Confirmed {
                     started_ms: now_ms,
-                    completed_ms: now_ms,
+                    completed: Instant(0),
+                    promised: None,
                 });
             });
             seen.insert(run.range.first);

@@ -17,6 +17,7 @@ use torc_engine::Store;
 use torc_env::{Address, Class, Env, Instant, ShardId, TokenRange, TreeId, mutation};
 
 use crate::admission::Admission;
+use crate::anti_entropy::floors::Told;
 use crate::anti_entropy::{Repairs, loss};
 use crate::api::{Failure, FailureCode};
 use crate::held::Held;
@@ -276,15 +277,25 @@ impl<E: Env> Core<E> {
         }
     }
 
-    /// Since when something of this shard that no repair covers may hold an old value: a hint, or a snapshot. 0 for one
-    /// that lacks data: what it has fetched, or has kept where newer things were lost, may have been deleted since, and
-    /// it only learns so while the others still know.
-    pub(crate) fn old_values_since_ms(&self) -> Option<u64> {
-        if !self.lacking.is_whole() && !mutation::on("joiner_does_not_block_purging") {
-            return Some(0);
+    /// What those must know who forget deletions. What waits here is a hint, or a snapshot. A shard that lacks data counts as
+    /// one with a hint of any age: what it has fetched, or has kept where newer things were lost, may have been deleted
+    /// since, and it only learns so while the others still know.
+    pub(crate) fn tell(&self) -> Told {
+        let snapshot_ms = self.snapshot_since_ms.get();
+        let since = [self.hints.oldest_ms(), snapshot_ms];
+        let is_whole = self.lacking.is_whole() || mutation::on("joiner_does_not_block_purging");
+        let clock_ms = self.hints.clock_ms(self.now_ms());
+        Told {
+            oldest_ms: match is_whole {
+                true => since.into_iter().flatten().min(),
+                false => Some(0),
+            },
+            now_ms: clock_ms.max(snapshot_ms.unwrap_or(0)),
+            promised: match mutation::on("civil_time_is_promised") {
+                true => self.env.wall().0,
+                false => self.clock.promise(self.env.wall()),
+            },
         }
-        let since = [self.hints.oldest_ms(), self.snapshot_since_ms.get()];
-        since.into_iter().flatten().min()
     }
 
     pub(crate) fn count(&self, counter: Counter) {

@@ -99,6 +99,8 @@ pub(crate) struct Hints {
     loading: RefCell<Option<Walk>>,
     /// Hints may have gone from the store without a word to the books.
     are_wrong: Cell<bool>,
+    /// See [`Hints::clock_ms`].
+    newest_ms: Cell<u64>,
 }
 
 /// A hint to be stored.
@@ -118,6 +120,7 @@ impl Hints {
             bytes: Cell::new(0),
             loading: RefCell::new(Some(Walk::default())),
             are_wrong: Cell::new(false),
+            newest_ms: Cell::new(0),
         }
     }
 
@@ -131,6 +134,14 @@ impl Hints {
         self.waiting.borrow_mut().clear();
         self.bytes.set(0);
         self.loading.replace(Some(Walk::default()));
+    }
+
+    /// The time by which hints are dated, in milliseconds since 1970: civil time, but it never goes back, and no hint that
+    /// is in the books was created after it. So who has been told it knows of every later hint that it is later.
+    pub(crate) fn clock_ms(&self, civil_ms: u64) -> u64 {
+        let newest_ms = self.newest_ms.get().max(civil_ms);
+        self.newest_ms.set(newest_ms);
+        newest_ms
     }
 
     /// Hints waiting, and their bytes.
@@ -203,6 +214,7 @@ impl Hints {
             && let Some(stored) = Stored::read(&entry.key, &entry.record.value)
         {
             let len = entry.record.value.len();
+            self.clock_ms(stored.created_ms);
             self.changed(stored.target, None, len, stored.created_ms);
         }
     }
@@ -345,7 +357,7 @@ pub(crate) async fn store_counted<E: Env>(core: &Core<E>, hint: Hint<'_>) -> Res
 async fn store<E: Env>(core: &Core<E>, hint: Hint<'_>, is_counted: bool) -> Result<(), Failure> {
     let key = record_key(hint.target, hint.tree, hint.key);
     let token = Token::of(tree::HINTS, &key);
-    let now_ms = core.now_ms();
+    let now_ms = core.hints.clock_ms(core.now_ms());
     let conflict = conflict_of(core, hint.tree);
     let (result, ticket) = core
         .store
@@ -471,7 +483,7 @@ fn is_too_old<E: Env>(core: &Core<E>, created_ms: u64) -> bool {
 async fn pass<E: Env>(core: &Rc<Core<E>>, ready: &[SlotId]) {
     let mut oldest: BTreeMap<SlotId, u64> = BTreeMap::new();
     let mut failed: Vec<SlotId> = Vec::new();
-    let started_ms = core.now_ms();
+    let started_ms = core.hints.clock_ms(core.now_ms());
     let mut from = ScanFrom::Token(Token(0));
     loop {
         let page = match core.store.scan(tree::HINTS, from, Token::MAX, PAGE).await {

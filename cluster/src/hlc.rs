@@ -122,6 +122,14 @@ impl Hlc {
         Ok(())
     }
 
+    /// A stamp below which this clock gives none any more, nor one of a later life: civil time and the last stamp, as
+    /// far as the mark reaches that is written.
+    pub fn promise(&self, wall: WallTime) -> u64 {
+        let promised = wall.0.max(self.last.get()).min(self.high_water.get());
+        self.last.set(self.last.get().max(promised));
+        promised
+    }
+
     /// Whether the next stamp would be within the bound of civil time. Policies that order writes
     /// by time refuse to mint when it is not.
     ///
@@ -310,6 +318,22 @@ mod tests {
 
         let resumed = Hlc::resume(mark, BOUND);
         assert!(resumed.mint(WallTime(0), 0) > newest);
+    }
+
+    #[test]
+    fn what_is_promised_holds_after_the_clock_is_set_back_and_after_a_crash() {
+        let clock = Hlc::resume(0, BOUND);
+        let wall = WallTime(1_000_000_000);
+        assert_eq!(clock.promise(wall), 0, "no mark is written");
+        let mark = clock.high_water_due(wall).unwrap();
+        clock.high_water_written(mark);
+        assert_eq!(clock.promise(wall), wall.0);
+        assert!(clock.mint(WallTime(0), 0) > wall.0);
+        let late = WallTime(mark + 1);
+        assert_eq!(clock.promise(late), mark, "no further than the mark");
+        assert!(Hlc::resume(mark, BOUND).mint(WallTime(0), 0) > mark);
+        clock.mark_is_gone();
+        assert_eq!(clock.promise(late), 0);
     }
 
     #[test]

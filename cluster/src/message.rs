@@ -238,7 +238,8 @@ pub enum Answer<'a> {
     },
     /// Hash sums, in the order of the leaves asked for.
     Sums {
-        /// The hour before which these leave out what is dead: the lower one of both sides.
+        /// The hour before which this side may have purged what is dead. The sums leave out what is dead before the lower one
+        /// of both sides' hours.
         floor_hour: u32,
         /// The sums.
         sums: Vec<u128>,
@@ -257,6 +258,10 @@ pub enum Answer<'a> {
     OldestHint {
         /// See above.
         oldest_ms: Option<u64>,
+        /// The time by which the shard dates its hints. It never goes back.
+        now_ms: u64,
+        /// A stamp below which it mints none any more.
+        promised: u64,
     },
     /// What a repair has done.
     Repaired {

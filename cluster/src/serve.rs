@@ -200,19 +200,19 @@ async fn dispatch<E: Env>(
                 return Ok(other_owners(core));
             }
             let own_floor = core.repairs.floor_hour(tree, range);
-            let floor_hour = own_floor.min(floor_hour.to_native());
+            let agreed = own_floor.min(floor_hour.to_native());
             let intervals: Vec<(u32, u32)> = leaves
                 .iter()
                 .map(|leaves| (leaves.0.to_native(), leaves.1.to_native()))
                 .collect();
-            let sums = local::sums(core, tree, range, floor_hour, &intervals).await?;
+            let sums = local::sums(core, tree, range, agreed, &intervals).await?;
             // Where both lack the same, sums agree: that this shard cannot read what it has must be said.
             let is_whole =
                 !core.lacking.is_catching_up() && loss::lacks(core, tree, range).is_empty();
             Ok(respond(
                 core,
                 Answer::Sums {
-                    floor_hour,
+                    floor_hour: own_floor,
                     sums,
                     is_whole,
                 },
@@ -265,8 +265,13 @@ async fn dispatch<E: Env>(
             ))
         }
         ArchivedBody::OldestHint => {
-            let oldest_ms = core.old_values_since_ms();
-            Ok(respond(core, Answer::OldestHint { oldest_ms }))
+            let told = core.tell();
+            let answer = Answer::OldestHint {
+                oldest_ms: told.oldest_ms,
+                now_ms: told.now_ms,
+                promised: told.promised,
+            };
+            Ok(respond(core, answer))
         }
         ArchivedBody::Repair => {
             let report = anti_entropy::repair_all(core).await?;

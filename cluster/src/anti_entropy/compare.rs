@@ -23,8 +23,9 @@ use crate::conflict::Conflict;
 use crate::coordinator::get::unreadable;
 use crate::coordinator::spread::call_failure;
 use crate::core::Core;
+use crate::hlc::stamp_millis;
 use crate::membership::View;
-use crate::merkle::{Leaf, leaf_of};
+use crate::merkle::{Leaf, hour_of, leaf_of};
 use crate::message::{ArchivedAnswer, Body, Request, Response, failure_of, slice_of};
 use crate::metrics::Counter;
 use crate::replica;
@@ -167,11 +168,30 @@ impl<'a, E: Env> Comparison<'a, E> {
         floor_hour: &mut u32,
         intervals: &[(u32, u32)],
     ) -> Result<(Vec<u128>, Vec<u128>, bool), Failure> {
-        let (agreed, theirs, is_whole) = self.their_sums(*floor_hour, intervals).await?;
+        let (their_floor_hour, theirs, is_whole) = self.their_sums(*floor_hour, intervals).await?;
+        self.check_clock(their_floor_hour)?;
+        let agreed = their_floor_hour.min(*floor_hour);
         *floor_hour = agreed;
         let (tree, range) = (self.run.tree, self.run.range);
         let ours = local::sums(self.core, tree, range, agreed, intervals).await?;
         Ok((theirs, ours, is_whole))
+    }
+
+    /// Who is fetching its data was not asked when the others raised their floors. Before it mints beside them it must be
+    /// past these, or they would forget at once what is deleted through it.
+    ///
+    /// # Errors
+    /// While its clock is behind.
+    fn check_clock(&self, their_floor_hour: u32) -> Result<(), Failure> {
+        if self.direction == Direction::Both {
+            return Ok(());
+        }
+        let promised = self.core.clock.promise(self.core.env.wall());
+        if hour_of(stamp_millis(promised)) < their_floor_hour {
+            let why = "this node's clock is behind the deletions that others have forgotten";
+            return Err(Failure::refused(FailureCode::ClockSkew, why));
+        }
+        Ok(())
     }
 
     async fn their_sums(

@@ -78,6 +78,8 @@ fn hints_that_rot_keep_none_from_being_delivered_that_can_be_read() {
     world.wait_until_down(0, 2);
     world.put(0, &lost, "v").unwrap();
     world.wait("the hint is kept", || world.gauges(0).hints == 1);
+    // It counts from the moment when it is on its way to the disk.
+    world.sleep(Duration::from_millis(100));
     // One that stays away, so that damage in the data would wait for it.
     world.crash(3);
     world.spoil_tables_of(0, tree::HINTS);

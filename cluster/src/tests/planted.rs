@@ -70,6 +70,14 @@ fn a_purge_in_spite_of_a_node_that_joins_is_found() {
 }
 
 #[test]
+fn a_purge_up_to_a_time_that_clocks_may_go_back_behind_is_found() {
+    is_found(
+        "civil_time_is_promised",
+        super::purge::a_deletion_by_a_clock_that_was_set_back_is_kept_until_all_owners_have_it,
+    );
+}
+
+#[test]
 fn a_last_write_that_ignores_what_its_client_has_seen_is_found() {
     is_found(
         "lww_ignores_context",

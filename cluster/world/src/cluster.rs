@@ -23,10 +23,14 @@ use torc_sim::{EPOCH, HostId, Rng, SimEnv, Simulation};
 use crate::config::Config;
 use crate::history::{DotId, DotSeen, Holding, KeyId};
 use crate::key_file::KeyFile;
+use crate::run::STRAGGLERS;
 use crate::value;
 
 /// A shard's cluster half in the simulated world.
 pub(crate) type SimNode = Node<SimEnv>;
+
+/// Floors are thought about much more often than anybody would.
+pub(crate) const FLOORS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The class that requests of clients run in.
 pub(crate) const NODE_CLASS: Class = Class::Foreground;
@@ -212,6 +216,8 @@ impl Cluster {
             tick: Duration::from_millis(repair.tick_ms),
             retry: Duration::from_millis(repair.retry_ms),
             automatic: repair.automatic,
+            floors_interval: FLOORS_INTERVAL,
+            requests_over: STRAGGLERS,
             ..RepairOptions::default()
         };
         config.hints = HintOptions {

@@ -15,7 +15,7 @@ use torc_sim::{HostId, Rng, Simulation, Stalled};
 
 use crate::check::{Violation, check};
 use crate::client::Client;
-use crate::cluster::{Cluster, NODE_CLASS, civil_ns};
+use crate::cluster::{Cluster, FLOORS_INTERVAL, NODE_CLASS, civil_ns};
 use crate::config::Config;
 use crate::history::{Final, History, KeyId, Outcome, Times, Value};
 use crate::nemesis::{Fault, Nemesis, Planned, plan};
@@ -27,7 +27,7 @@ const READY_MAX: Duration = Duration::from_secs(120);
 /// How long replicas may differ after all faults: several rounds of hint replay and repair.
 const CONVERGENCE_MAX: Duration = Duration::from_secs(300);
 /// Longer than any message is late or any request lives.
-const STRAGGLERS: Duration = Duration::from_secs(15);
+pub(crate) const STRAGGLERS: Duration = Duration::from_secs(15);
 /// What the stamps of a run add up to that follow each other faster than time: a microsecond each.
 const STAMPS: Duration = Duration::from_millis(10);
 /// Civil time that a run with idle hours begins with: what is deleted in it is purged by whole hours,
@@ -37,8 +37,11 @@ const BEFORE_THE_HOUR: Duration = Duration::from_secs(50 * 60);
 const OVER_THE_HOUR: Duration = Duration::from_secs(15 * 60);
 /// Hints that count for nothing are given up: those for an absent host keep deletions from being purged.
 const HINTS_AGE: Duration = Duration::from_secs(4 * 3600);
-/// Longer than a repair has to be over, and than hints are not asked about, before floors rise.
-const FLOORS_RISE: Duration = Duration::from_secs(12 * 60);
+/// Makes each range due again, for a repair that follows a promise of the new hour.
+const DUE_AGAIN: Duration = Duration::from_secs(12 * 60);
+/// Until floors are as high as that repair allows: it must be over for as long as requests live, and then all are asked twice.
+const FLOORS_RISE: Duration =
+    Duration::from_secs(STRAGGLERS.as_secs() + 3 * FLOORS_INTERVAL.as_secs());
 /// Enough for each range to be repaired, or for each store to be compacted.
 const IDLE_WORK: Duration = Duration::from_secs(12);
 /// Longest time of faults.
@@ -387,10 +390,11 @@ impl World {
             Some(_) => HINTS_AGE,
             None => OVER_THE_HOUR,
         };
-        for passed in [first, FLOORS_RISE] {
+        for passed in [first, DUE_AGAIN] {
             self.simulation().pass_civil_time(passed);
             self.simulation().sleep(IDLE_WORK).await;
         }
+        self.simulation().sleep(FLOORS_RISE).await;
         for host in self.cluster.hosts() {
             self.cluster.compact(*host);
         }
