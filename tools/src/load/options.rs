@@ -134,7 +134,7 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = Model::Open, help_heading = "Pace")]
     pub model: Model,
     /// Operations a second, of the open loop and of sessions [default: 5000]
-    #[arg(long, value_name = "N", value_parser = parse_rate, help_heading = "Pace")]
+    #[arg(long, value_name = "N", value_parser = parse_rate, allow_negative_numbers = true, help_heading = "Pace")]
     pub rate: Option<f64>,
     /// Gaps between arrivals: poisson, uniform, burst:N
     #[arg(

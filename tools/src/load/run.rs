@@ -110,6 +110,7 @@ impl Bench {
         if options.agents.is_empty() {
             environment::local_ports_suffice(options.connections, &addresses)?;
             somebody_listens(&addresses)?;
+            keyspace_is_there(options, &addresses)?;
         }
         let levels = Levels {
             keyspace: options.keyspace.clone(),
@@ -634,6 +635,35 @@ fn somebody_listens(addresses: &[SocketAddr]) -> Result<(), Failure> {
             }
             Ok(())
         }
+    }
+}
+
+/// Fails when the keyspace is not among those that a node lists over HTTP. Without this each operation would be refused,
+/// and that only tells once the time for the fill is over. A node that lists none lets everything pass.
+fn keyspace_is_there(options: &Options, addresses: &[SocketAddr]) -> Result<(), Failure> {
+    let Some(name) = options.keyspace.as_deref() else {
+        return Ok(());
+    };
+    let url = match (addresses.first(), options.protocol) {
+        _ if options.address.is_empty() => options.endpoint.clone(),
+        (Some(address), ProtocolName::Http) => format!("http://{address}"),
+        _ => return Ok(()),
+    };
+    let listed = Endpoint::new(&url)?.get_json("/admin/keyspaces").ok();
+    let keyspaces = listed
+        .as_ref()
+        .and_then(|listed| listed["keyspaces"].as_array());
+    let Some(keyspaces) = keyspaces else {
+        return Ok(());
+    };
+    let mut names = keyspaces
+        .iter()
+        .filter_map(|keyspace| keyspace["name"].as_str());
+    match names.any(|there| there == name) {
+        true => Ok(()),
+        false => Err(Failure::new(format!(
+            "--keyspace {name}: {url} has no such keyspace; `torc keyspace list` names those that it has"
+        ))),
     }
 }
 

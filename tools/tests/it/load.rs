@@ -667,6 +667,7 @@ fn a_reader_that_leaves_early_is_no_failure() {
 fn a_rate_that_is_no_number_is_refused_in_every_mode() {
     for mode in [
         ["run", "--rate", "nan"].as_slice(),
+        &["run", "--rate", "-5"],
         &["sweep", "--from", "nan", "--to", "500"],
         &["sweep", "--from", "500", "--to", "nan"],
         &["knee", "--from", "nan"],
@@ -689,6 +690,26 @@ fn an_address_where_nobody_listens_is_named_at_once() {
     let words = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{words}");
     assert!(words.contains(&address) && words.contains("is a server running there?"));
+}
+
+#[test]
+fn a_keyspace_that_is_not_there_is_refused_before_the_load() {
+    let cluster = Cluster::start(1, 1, &[]);
+    let endpoint = cluster.endpoint(0);
+    let address = endpoint.trim_start_matches("http://");
+    for server in [
+        ["--endpoint", &endpoint, "--protocol", "binary"],
+        ["--endpoint", &endpoint, "--protocol", "http"],
+        ["--address", address, "--protocol", "http"],
+    ] {
+        let begun = Instant::now();
+        let output = run(&[["load", "--keyspace", "nope"].as_slice(), &server].concat());
+        let words = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{server:?}: {words}");
+        assert_eq!(words.lines().count(), 1, "{words}");
+        assert!(words.contains("--keyspace nope"), "{words}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "not at once");
+    }
 }
 
 #[test]

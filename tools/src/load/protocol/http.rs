@@ -253,7 +253,7 @@ fn answer_of(status: u16, version: Option<Bytes>, body: Bytes) -> Result<Answer,
             values: siblings(&body)?,
             version,
         },
-        404 => Answer::Missing { version },
+        404 if !names_another_fault(&body) => Answer::Missing { version },
         _ => {
             let error: Option<Value> = serde_json::from_slice(&body).ok();
             let field = |name: &str| error.as_ref()?.pointer(&format!("/error/{name}")).cloned();
@@ -270,6 +270,17 @@ fn answer_of(status: u16, version: Option<Bytes>, body: Bytes) -> Result<Answer,
             }
         }
     })
+}
+
+/// Whether the body of a 404 says that something else than the key is missing, such as its keyspace. Then
+/// neither was a read answered nor a write carried out.
+fn names_another_fault(body: &[u8]) -> bool {
+    let error: Option<Value> = serde_json::from_slice(body).ok();
+    let code = error
+        .as_ref()
+        .and_then(|error| error.pointer("/error/code"));
+    code.and_then(Value::as_str)
+        .is_some_and(|code| code != "not_found")
 }
 
 fn siblings(body: &[u8]) -> Result<Vec<Bytes>, ProtocolError> {
@@ -385,6 +396,14 @@ mod tests {
         let doubt = answer(504, r#"{"error":{"message":"late","in_doubt":true}}"#);
         assert!(matches!(doubt, Answer::InDoubt(_)));
         assert!(matches!(answer(500, "?"), Answer::InDoubt(_)));
+        let nowhere = answer(
+            404,
+            r#"{"error":{"code":"unknown_keyspace","message":"no keyspace \"k\"","in_doubt":false}}"#,
+        );
+        assert!(matches!(nowhere, Answer::Refused(words) if words.contains("no keyspace")));
+        for missing in ["", r#"{"error":{"code":"not_found","in_doubt":false}}"#] {
+            assert_eq!(answer(404, missing), Answer::Missing { version: None });
+        }
     }
 
     fn entry(key: &'static [u8], values: &[&'static [u8]]) -> Entry {
