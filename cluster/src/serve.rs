@@ -182,10 +182,13 @@ async fn dispatch<E: Env>(
         }
         ArchivedBody::Write { .. } => serve_write(core, bytes, request, deadline).await,
         ArchivedBody::Scan { .. } => {
-            let Some(page) = scan::serve(core, request).await? else {
-                return Ok(other_owners(core));
-            };
-            Ok(respond(core, page.answer()))
+            let serving = scan::serve(core, request);
+            match core.until(deadline, pin!(serving)).await {
+                Some(Ok(Some(page))) => Ok(respond(core, page.answer())),
+                Some(Ok(None)) => Ok(other_owners(core)),
+                Some(Err(failure)) => Err(failure),
+                None => Err(deadline_passed("the page was read")),
+            }
         }
         ArchivedBody::Sums {
             tree,

@@ -46,8 +46,12 @@ use crate::version::State;
 const PAGE_BYTES_MAX: usize = 1 << 20;
 /// Records of one replica's page.
 const PAGE_RECORDS_MAX: u32 = 1_024;
-/// Bytes of one answer: a client that asked for 10,000 values of 1 MiB gets short pages.
-const ANSWER_BYTES_MAX: usize = 8 << 20;
+/// Bytes of one answer: a client that asked for 10,000 values of 1 MiB gets short pages. One more entry fits into a frame
+/// of 8 MiB then.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// What an entry or a sibling takes in an answer beside key and values, at most but for the contexts of keys that many have
+/// written.
+const ENTRY_BYTES: usize = 256;
 /// Runs that one request goes through, so that a scan of an empty ring of many ranges, or one
 /// whose prefix fits nothing, answers in bounded time.
 const RUNS_MAX: usize = 4_096;
@@ -365,7 +369,7 @@ impl<E: Env> Scan<'_, E> {
         if !state.has_live(self.now_ms) {
             return;
         }
-        self.bytes += key.len();
+        self.bytes += ENTRY_BYTES + key.len();
         let (siblings, context) = if self.request.values {
             let siblings: Vec<Sibling> = state
                 .live(self.now_ms)
@@ -376,8 +380,10 @@ impl<E: Env> Scan<'_, E> {
                     })
                 })
                 .collect();
-            let values: usize = siblings.iter().map(|sibling| sibling.value.len()).sum();
-            self.bytes += values;
+            let values = siblings
+                .iter()
+                .map(|sibling| ENTRY_BYTES + sibling.value.len());
+            self.bytes += values.sum::<usize>();
             (siblings, state.context().clone())
         } else {
             Default::default()

@@ -235,3 +235,42 @@ fn hostile_bytes_end_the_connection_and_nothing_else() {
     }
     assert!(client(&node).put(b"k", b"v").is_ok());
 }
+
+#[test]
+fn a_batch_whose_answer_is_too_large_does_not_say_that_nothing_was_written() {
+    let node = Node::start();
+    let mut client = client(&node);
+    let large = vec![7; 1 << 20];
+    client.put(b"large", &large).unwrap();
+    let gets = || (0..9).map(|_| get(b"large"));
+    let refused = client.batch(gets().chain([put(b"a", b"1")]).collect());
+    let refused = refused.unwrap_err();
+    assert!(
+        matches!(&refused, ClientError::Failed(failure) if failure.code == "too_large" && failure.in_doubt),
+        "{refused}"
+    );
+    assert_eq!(client.get(b"a").unwrap().value().unwrap(), "1");
+    let refused = client.batch(gets().collect()).unwrap_err();
+    assert!(matches!(refused, ClientError::Failed(failure) if !failure.in_doubt));
+}
+
+#[test]
+fn a_scan_of_large_values_comes_in_short_pages() {
+    let node = Node::start();
+    let mut client = client(&node);
+    let value = vec![7; 100_000];
+    for index in 0..100 {
+        let key = format!("k{index}");
+        client.put(key.as_bytes(), &value).unwrap();
+    }
+    let (mut cursor, mut keys) = (None, 0);
+    loop {
+        let page = client.scan(b"k", cursor.as_deref(), 100, true).unwrap();
+        keys += page.entries.len();
+        cursor = page.cursor;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!(keys, 100);
+}
