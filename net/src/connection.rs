@@ -135,6 +135,10 @@ pub trait Protocol: 'static {
     fn parse(&mut self, input: &mut BytesMut) -> Parsed<Self>;
     /// Whether a request is partly received.
     fn in_request(&self, input: &BytesMut) -> bool;
+    /// Whether what comes of that request is thrown away.
+    fn throws_away(&self) -> bool {
+        false
+    }
     /// Starts a request.
     fn start(&mut self, request: Self::Request) -> LocalBoxFuture<'static, Self::Answer>;
     /// Appends an answer's bytes.
@@ -351,8 +355,7 @@ pub async fn serve<P: Protocol>(
     loop {
         let more = connection.start_requests();
         connection.account();
-        let idle_input = connection.take_input_to_receive();
-        if let Some(buffer) = idle_input {
+        if let Some(buffer) = connection.take_input_to_receive(more) {
             receiving.set(receive(&stream, buffer, silent).fuse());
         }
         if connection.send_since.is_none() && !connection.out.borrow().is_empty() {
@@ -472,7 +475,7 @@ impl<P: Protocol> Connection<P> {
                         }
                     } else {
                         let answer = std::future::ready(answer).boxed_local();
-                        self.run(Touches::Nothing, 0, answer);
+                        self.run(Touches::Nothing, bytes, answer);
                     }
                 }
                 Parsed::Request(request, touches) => {
@@ -495,11 +498,15 @@ impl<P: Protocol> Connection<P> {
     /// under way, one always may.
     fn may_start(&self) -> bool {
         let running = self.running.len();
-        if running >= PIPELINE_OPERATIONS_MAX || self.out.borrow().len() >= OUTPUT_BYTES_MAX {
+        let out = self.out.borrow();
+        if running >= PIPELINE_OPERATIONS_MAX || out.len() >= OUTPUT_BYTES_MAX {
             return false;
         }
-        let is_large = running * self.answer_bytes >= PIPELINE_ANSWER_BYTES_MAX;
-        running == 0 || !(is_large || self.held.is_full())
+        if self.held.is_full() {
+            // Small answers are never refused: whoever does not read them gets no more of them.
+            return running == 0 && out.held_bytes() < LARGE_REQUEST_BYTES;
+        }
+        running == 0 || running * self.answer_bytes < PIPELINE_ANSWER_BYTES_MAX
     }
 
     fn run(&mut self, touches: Touches, bytes: usize, answer: LocalBoxFuture<'static, P::Answer>) {
@@ -527,8 +534,8 @@ impl<P: Protocol> Connection<P> {
     /// What is there of requests that have not begun. A parser may have taken it out of the buffer already.
     fn partial_bytes(&self) -> usize {
         let of_request = match self.request_since {
-            Some(_) => self.request_bytes,
-            None => 0,
+            Some(_) if !self.protocol.throws_away() => self.request_bytes,
+            _ => 0,
         };
         self.input_bytes.max(of_request)
     }
@@ -547,9 +554,11 @@ impl<P: Protocol> Connection<P> {
         }
     }
 
-    /// The input buffer, when the next thing to do with it is to receive into it.
-    fn take_input_to_receive(&mut self) -> Option<BytesMut> {
-        let may_receive = self.end.is_none()
+    /// The input buffer, when the next thing to do with it is to receive into it: `more` requests in it could not start
+    /// while a receive has it.
+    fn take_input_to_receive(&mut self, more: bool) -> Option<BytesMut> {
+        let may_receive = !more
+            && self.end.is_none()
             && !self.is_at_end_of_stream
             && self.blocked.is_none()
             && !self.is_held_up;

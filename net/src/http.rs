@@ -97,6 +97,10 @@ impl Protocol for Http {
         self.parser.in_request(input)
     }
 
+    fn throws_away(&self) -> bool {
+        self.parser.is_discarding()
+    }
+
     fn start(&mut self, (request, route): Self::Request) -> LocalBoxFuture<'static, Self::Answer> {
         let service = Rc::clone(&self.service);
         async move {

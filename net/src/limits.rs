@@ -31,6 +31,8 @@ pub const JSON_MARKS_MAX: usize = 64 << 10;
 pub const RESP_ARGUMENTS_MAX: usize = 16 << 10;
 /// The longest inline RESP command, in bytes.
 pub const RESP_INLINE_BYTES_MAX: usize = 16 << 10;
+/// The longest name that a RESP client gives its connection, in bytes.
+pub const CLIENT_NAME_BYTES_MAX: usize = 255;
 /// The most bytes of one RESP command's arguments together.
 pub const RESP_COMMAND_BYTES_MAX: usize = 16 << 20;
 

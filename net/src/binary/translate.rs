@@ -191,7 +191,8 @@ fn context(opaque: &[u8]) -> Result<Context, Failure> {
 pub(super) fn write_outcome(out: &mut BytesMut, id: u64, outcome: &Outcome) {
     let context = outcome_context(outcome);
     let message = Answer::Single(outcome_message(outcome, &context));
-    write_checked(out, id, outcome_bytes(outcome, &context), &message);
+    let bytes = outcome_bytes(outcome, &context);
+    write_checked(out, id, bytes, &message, has_written(outcome));
 }
 
 /// Writes the answers to a batch.
@@ -199,9 +200,10 @@ pub(super) fn write_batch(out: &mut BytesMut, id: u64, outcomes: &[Outcome]) {
     let contexts: Vec<String> = outcomes.iter().map(outcome_context).collect();
     let pairs = || outcomes.iter().zip(&contexts);
     let bytes = pairs().map(|(outcome, context)| outcome_bytes(outcome, context));
+    let in_doubt = outcomes.iter().any(has_written);
     let messages = pairs().map(|(outcome, context)| outcome_message(outcome, context));
     let message = Answer::Batch(messages.collect());
-    write_checked(out, id, bytes.sum(), &message);
+    write_checked(out, id, bytes.sum(), &message, in_doubt);
 }
 
 /// Writes a page of keys.
@@ -221,7 +223,7 @@ pub(super) fn write_page(out: &mut BytesMut, id: u64, page: &ScanAnswer) {
         entries: entries.collect(),
         cursor: page.cursor.as_deref(),
     });
-    write_checked(out, id, bytes.sum(), &message);
+    write_checked(out, id, bytes.sum(), &message, false);
 }
 
 /// Writes a failure.
@@ -229,16 +231,27 @@ pub(super) fn write_failure(out: &mut BytesMut, id: u64, failure: &Failure) {
     message::encode_answer(out, id, &Answer::Failure(failure_message(failure)));
 }
 
-/// Writes a message of about `bytes`, or says that it is too large for a frame.
-fn write_checked(out: &mut BytesMut, id: u64, bytes: usize, message: &Answer<'_>) {
+/// Writes a message of about `bytes`, or says that it is too large for a frame; `in_doubt`: what it is about may have been
+/// written.
+fn write_checked(out: &mut BytesMut, id: u64, bytes: usize, message: &Answer<'_>, in_doubt: bool) {
     if bytes < FRAME_BYTES_MAX - ENTRY_BYTES {
         return message::encode_answer(out, id, message);
     }
-    let failure = Failure::refused(
+    let mut failure = Failure::refused(
         FailureCode::TooLarge,
         format!("the answer is above {FRAME_BYTES_MAX} bytes; ask for less at a time"),
     );
+    failure.in_doubt = in_doubt;
     write_failure(out, id, &failure);
+}
+
+/// Whether an operation has written something, or may have.
+fn has_written(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Written(Ok(_)) => true,
+        Outcome::Written(Err(failure)) => failure.in_doubt,
+        Outcome::Got(_) => false,
+    }
 }
 
 fn outcome_context(outcome: &Outcome) -> String {
@@ -363,7 +376,7 @@ impl Route {
             nodes: nodes.collect(),
             ranges,
         });
-        write_checked(out, id, bytes, &message);
+        write_checked(out, id, bytes, &message, false);
     }
 }
 

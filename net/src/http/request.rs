@@ -184,6 +184,11 @@ impl Parser {
             _ => true,
         }
     }
+
+    /// Whether a refused request's body is thrown away as it comes.
+    pub fn is_discarding(&self) -> bool {
+        matches!(self.state, State::Discard { .. })
+    }
 }
 
 type Next = (State, Option<Step>);
@@ -425,7 +430,9 @@ fn split_target(head: &Bytes, target: &[u8]) -> Result<(Bytes, Bytes), Problem> 
 
 /// The largest body that the request's route takes.
 fn body_bytes_max(request: &Request) -> usize {
-    if request.path.starts_with(b"/v1/batch") {
+    let is_batch = request.path.starts_with(b"/v1/batch")
+        || request.path.starts_with(b"/v1/keyspaces/") && request.path.ends_with(b"/batch");
+    if is_batch {
         limits::BATCH_BODY_BYTES_MAX
     } else if request.path.starts_with(b"/v1/") {
         // A raw value that is a little too large is still read, so that its refusal can be a plain

@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use torc_cluster::api::{KEY_BYTES_MAX, TTL_SECONDS_MAX, VALUE_BYTES_MAX};
 
+use crate::limits::CLIENT_NAME_BYTES_MAX;
 use crate::resp::reply::{Reply, Version};
 
 /// What a connection is asked.
@@ -307,7 +308,7 @@ fn hello(rest: &[Bytes]) -> Result<Local, Reply> {
     while let Some(option) = options.next() {
         match &option.to_ascii_uppercase()[..] {
             b"SETNAME" => {
-                name = Some(options.next().ok_or_else(syntax)?.clone());
+                name = Some(client_name(options.next().ok_or_else(syntax)?)?);
             }
             b"AUTH" => {
                 return Err(Reply::error(
@@ -320,12 +321,23 @@ fn hello(rest: &[Bytes]) -> Result<Local, Reply> {
     Ok(Local::Hello { version, name })
 }
 
+/// A name for the connection, apart from the request, which it would keep in memory.
+fn client_name(name: &Bytes) -> Result<Bytes, Reply> {
+    if name.len() > CLIENT_NAME_BYTES_MAX || !name.iter().all(u8::is_ascii_graphic) {
+        return Err(Reply::error(format!(
+            "Client names cannot contain spaces, newlines or special characters, and have at most \
+             {CLIENT_NAME_BYTES_MAX} bytes"
+        )));
+    }
+    Ok(Bytes::copy_from_slice(name))
+}
+
 fn client(rest: &[Bytes]) -> Result<Local, Reply> {
     let Some(sub) = rest.first() else {
         return Err(wrong_count(b"CLIENT"));
     };
     Ok(match (&sub.to_ascii_uppercase()[..], &rest[1..]) {
-        (b"SETNAME", [name]) => Local::SetName(name.clone()),
+        (b"SETNAME", [name]) => Local::SetName(client_name(name)?),
         (b"GETNAME", []) => Local::GetName,
         (b"ID", []) => Local::Id,
         // What client libraries announce about themselves; nothing depends on it.

@@ -210,6 +210,9 @@ impl Run {
                     Some(read) => read,
                     None => self.get(set.key.clone()).await?,
                 };
+                if !allows(set.only, newest(&read).is_some()) {
+                    return Ok(refusal);
+                }
                 self.delete(set.key, &read).await?;
                 return Ok(if set.get { old_value } else { Reply::OK });
             };
@@ -293,21 +296,37 @@ impl Run {
         Ok(Reply::OK)
     }
 
-    /// Carries out writes; the first failure is the answer, after all were tried.
+    /// Carries out writes; the first failure is the answer, after all were tried. It is in doubt when any of them has
+    /// left something behind.
     async fn write_all(&self, mut operations: Vec<Operation>) -> Result<(), Failure> {
         let mut outcome = Ok(());
+        let mut has_written = false;
         while !operations.is_empty() {
             let rest = operations.split_off(operations.len().min(BATCH_OPERATIONS_MAX));
-            for result in self.service.node.batch(BatchRequest { operations }).await? {
+            let results = match self.service.node.batch(BatchRequest { operations }).await {
+                Ok(results) => results,
+                Err(failure) => {
+                    outcome = outcome.and(Err(failure));
+                    break;
+                }
+            };
+            for result in results {
                 let result = match result {
                     Outcome::Written(written) => written.map(drop),
                     Outcome::Got(read) => read.map(drop),
                 };
+                has_written |= result.as_ref().err().is_none_or(|failure| failure.in_doubt);
                 outcome = outcome.and(result);
             }
             operations = rest;
         }
-        outcome
+        outcome.map_err(|failure: Failure| {
+            if has_written {
+                failure.in_doubt()
+            } else {
+                failure
+            }
+        })
     }
 
     /// Writes the value again with another expiry.

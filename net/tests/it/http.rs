@@ -829,3 +829,15 @@ fn a_snapshot_is_handed_to_those_who_understand_its_version() {
     assert!(message.contains("this node's build"), "{message}");
     assert_eq!(drop(&id).status, 204);
 }
+
+#[test]
+fn a_batch_of_any_keyspace_may_be_large() {
+    let node = Node::start();
+    let value = "x".repeat(900_000);
+    let put = |index| json!({"op": "put", "key": format!("k{index}"), "value": value});
+    let batch = json!({"operations": (0..8).map(put).collect::<Vec<_>>()}).to_string();
+    for path in ["/v1/batch", "/v1/keyspaces/default/batch"] {
+        let answer = node.http("POST", path, &[JSON], batch.as_bytes());
+        assert_eq!(answer.status, 200, "{path}");
+    }
+}

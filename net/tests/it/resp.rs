@@ -339,3 +339,69 @@ fn clients_that_read_nothing_cost_a_bounded_amount() {
     let reply = redis.run(&format!("MGET {}", many[..8].join(" ")));
     assert!(reply.len() > 8 << 20);
 }
+
+#[test]
+fn small_answers_that_nobody_reads_are_bounded_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = config(&dir);
+    settings.shards.count = 1;
+    settings.memory.client_bytes = 16 << 20;
+    let node = Node::start_with(dir, settings);
+    let mut clients: Vec<Redis> = (0..40).map(|_| Redis::connect(&node)).collect();
+    clients[0].send(&[b"SET", b"small", &[7; 60 << 10]]);
+    assert_eq!(clients[0].reply(), "+OK");
+    for client in &mut clients {
+        for _ in 0..200 {
+            client.send(&[b"GET", b"small"]);
+        }
+    }
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(2);
+    while std::time::Instant::now() < until {
+        // Each may have one more send under way than fits.
+        let held = held(&node);
+        assert!(held <= (16 << 20) + (8 << 20), "{held} bytes");
+    }
+    for client in &mut clients {
+        for _ in 0..200 {
+            assert_eq!(client.reply().len(), (60 << 10) + 1);
+        }
+    }
+}
+
+#[test]
+fn a_lock_is_not_lost_to_a_client_whose_clock_is_behind() {
+    let node = Node::start();
+    let mut redis = Redis::connect(&node);
+    assert_eq!(redis.run("SET lock a"), "+OK");
+    assert_eq!(redis.run("SET lock b NX PXAT 1000"), "nil");
+    assert_eq!(redis.run("GET lock"), "$a");
+    assert_eq!(redis.run("SET lock b PXAT 1000"), "+OK");
+    assert_eq!(redis.run("GET lock"), "nil");
+    assert_eq!(redis.run("SET lock b NX PXAT 1000"), "+OK");
+}
+
+#[test]
+fn a_name_is_short() {
+    let node = Node::start();
+    let mut redis = Redis::connect(&node);
+    assert_eq!(redis.run("CLIENT SETNAME worker-1"), "+OK");
+    for command in ["CLIENT SETNAME ", "HELLO 2 SETNAME "] {
+        let refused = redis.run(&format!("{command}{}", "x".repeat(256)));
+        assert!(refused.starts_with("-ERR Client names"), "{refused}");
+    }
+    redis.send(&[b"CLIENT", b"SETNAME", b"a b"]);
+    assert!(redis.reply().starts_with("-ERR Client names"));
+    assert_eq!(redis.run("CLIENT GETNAME"), "$worker-1");
+}
+
+#[test]
+fn a_long_pipeline_is_answered_whole() {
+    let node = Node::start();
+    let mut redis = Redis::connect(&node);
+    assert_eq!(redis.run("SET k v"), "+OK");
+    let many = encoded(&[b"GET", b"k"]).repeat(600);
+    redis.0.get_mut().write_all(&many).unwrap();
+    for _ in 0..600 {
+        assert_eq!(redis.reply(), "$v");
+    }
+}
