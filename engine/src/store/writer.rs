@@ -122,7 +122,15 @@ impl<E: Env> Inner<E> {
 
     /// Whether a frame can be begun now, under the active key.
     fn has_place(&self, log: &Log<FileOf<E>>, payload_len: usize) -> bool {
-        !self.must_switch(log) && log.has_place(payload_len)
+        !self.must_switch(log) && !self.must_sign(log) && log.has_place(payload_len)
+    }
+
+    /// Whether the segment has yet to say, durably, that this life acknowledges before it syncs. Each must: those before
+    /// it go once they are in tables, and were nothing of the last one durable when the power is cut, the next life
+    /// would take the log for whole.
+    fn must_sign(&self, log: &Log<FileOf<E>>) -> bool {
+        let is_synced = self.options.fsync.is_synced();
+        !is_synced && log.offset() == 0 && !mutation::on("early_life_is_not_said")
     }
 
     /// Whether the next frame belongs into another segment, however much room this one has: under another key, or for
@@ -162,15 +170,14 @@ impl<E: Env> Inner<E> {
         log: &mut Log<FileOf<E>>,
         payload_len: usize,
     ) -> Result<(), Rc<str>> {
-        let is_first = log.file().is_none();
         if !log.fits(payload_len) || self.must_switch(log) {
             self.switch_segment(log).await?;
         }
         let is_free = || (!log.must_wait(payload_len)).then_some(());
         self.segments.until(is_free).await;
-        if is_first && !self.options.fsync.is_synced() && !mutation::on("early_life_is_not_said") {
-            // Were nothing of this life durable when the power is cut, the next one would take the log for whole.
+        if self.must_sign(log) {
             let mark = self.write_frame_here(log, self.policy_flags()).await?;
+            log.sign();
             self.memory.borrow_mut().passed(mark);
             self.sync_log(log).await?;
         }

@@ -15,6 +15,8 @@ pub(crate) struct Log<F> {
     /// `None` before the first frame since the open.
     segment: Option<Segment<F>>,
     offset: u64,
+    /// How much of the segment says only what life it is of.
+    signed: u64,
     last: Mark,
 }
 
@@ -51,6 +53,7 @@ impl<F: File> Log<F> {
         Self {
             segment: None,
             offset: 0,
+            signed: 0,
             last,
         }
     }
@@ -79,13 +82,19 @@ impl<F: File> Log<F> {
         let end = self.end_of(payload_len);
         self.segment
             .as_ref()
-            .is_some_and(|segment| self.offset == 0 || end <= segment.len)
+            .is_some_and(|segment| self.offset == self.signed || end <= segment.len)
     }
 
     /// Goes on in another, empty segment.
     pub(crate) fn switch(&mut self, segment: Segment<F>) {
         self.segment = Some(segment);
         self.offset = 0;
+        self.signed = 0;
+    }
+
+    /// Takes the frame that begins the segment for no reason to leave it: another one may still extend it.
+    pub(crate) fn sign(&mut self) {
+        self.signed = self.offset;
     }
 
     /// The file that is written, if any was.

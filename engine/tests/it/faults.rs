@@ -309,6 +309,37 @@ pub fn a_life_that_acknowledges_early_is_known_to_have_lost_something_from_its_f
     }
 }
 
+/// The segment with its first frame, which is synced, goes once what it holds is in tables.
+#[test]
+pub fn a_life_that_acknowledges_early_is_known_to_have_lost_something_after_its_first_segment_is_gone()
+ {
+    for (seed, fsync) in [
+        (1, Fsync::Never),
+        (2, Fsync::Interval(Duration::from_secs(60))),
+    ] {
+        let (simulation, host) = world(seed, DiskOptions::default());
+        run(&simulation, host, move |env| async move {
+            let options = Options { fsync, ..options() };
+            let (store, _) = Store::open(env.clone(), options).await.unwrap();
+            for index in 0..12u8 {
+                let filling = value(vec![index; 100_000], 1);
+                put(&store, format!("{index}"), filling).await.unwrap();
+            }
+            store.flush().await.unwrap();
+            env.sleep(Duration::from_secs(1)).await;
+            put(&store, "b", value("2", 2)).await.unwrap();
+        });
+        let left = segments(&simulation, host);
+        simulation.crash(host, 0);
+        simulation.restart(host, 1);
+        run(&simulation, host, move |env| async move {
+            let (store, recovery) = Store::open(env, options()).await.unwrap();
+            let is_there = get(&store, "b").await.is_some();
+            assert!(is_there || recovery.amnesia, "{fsync:?}, of {left:?}");
+        });
+    }
+}
+
 #[test]
 fn damage_to_the_last_frame_looks_like_a_write_that_never_ended() {
     let (simulation, host) = world(6, DiskOptions::default());
