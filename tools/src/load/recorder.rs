@@ -251,8 +251,11 @@ fn printable(words: &str) -> String {
 }
 
 fn take_some(mine: &mut Vec<String>, theirs: &[String]) {
-    let room = EXAMPLES_MAX - mine.len().min(EXAMPLES_MAX);
-    mine.extend(theirs.iter().take(room).cloned());
+    for words in theirs {
+        if mine.len() < EXAMPLES_MAX && !mine.contains(words) {
+            mine.push(words.clone());
+        }
+    }
 }
 
 /// What it took that one key has one writer at a time.
@@ -333,7 +336,7 @@ pub struct Recorder {
     pub turns: Turns,
     /// Bytes of values read and written.
     pub value_bytes: u64,
-    /// The first few errors, in words.
+    /// The first few errors that differ, in words.
     pub errors: Vec<String>,
     /// Errors by their words, without numbers.
     pub error_kinds: BTreeMap<String, u64>,
@@ -433,9 +436,7 @@ impl Recorder {
         if self.error_kinds.len() < EXAMPLES_MAX || self.error_kinds.contains_key(&kind) {
             *self.error_kinds.entry(kind).or_default() += 1;
         }
-        if self.errors.len() < EXAMPLES_MAX {
-            self.errors.push(words);
-        }
+        take_some(&mut self.errors, &[words]);
     }
 
     /// Adds what another worker or interval measured.
@@ -550,6 +551,20 @@ mod tests {
         }
         assert_eq!(recorder.errors.len(), EXAMPLES_MAX);
         assert_eq!(recorder.error_kinds["no answer to request "], 50);
+    }
+
+    #[test]
+    fn an_error_that_repeats_leaves_room_for_others() {
+        let mut recorder = Recorder::default();
+        for _ in 0..50 {
+            recorder.error(|| "connection refused".into());
+        }
+        let mut total = Recorder::default();
+        total.merge(&recorder);
+        recorder.error(|| "reset".into());
+        total.merge(&recorder);
+        assert_eq!(total.errors, ["connection refused", "reset"]);
+        assert_eq!(total.error_kinds["connection refused"], 100);
     }
 
     #[test]
