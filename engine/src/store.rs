@@ -422,6 +422,11 @@ impl<E: Env> Store<E> {
             None => Ok(()),
         }
     }
+
+    /// Why nothing is written any more, if so. It stays so until the store is opened again.
+    pub fn failure(&self) -> Option<Rc<str>> {
+        self.0.poison()
+    }
 }
 
 impl<E: Env> Inner<E> {

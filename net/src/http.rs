@@ -221,7 +221,7 @@ async fn carry_out(
                 return Err(Problem::method_not_allowed("GET, HEAD"));
             }
             match route {
-                Route::Health => Ok(Response::json(200, r#"{"status":"ok"}"#)),
+                Route::Health => admin::health(&service).await,
                 Route::Ready => admin::ready(&service).await,
                 Route::Metrics => admin::metrics(&service).await,
                 _ => Ok(page::response()),

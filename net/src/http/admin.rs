@@ -1,4 +1,4 @@
-//! `/ready`, `/metrics` and `/admin/…`: what operators and their tools ask and order.
+//! `/health`, `/ready`, `/metrics` and `/admin/…`: what operators and their tools ask and order.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -30,13 +30,40 @@ const SPREAD_INTERVAL: Duration = Duration::from_millis(5);
 /// How fast a scrub reads on each shard: slow enough for the disk to serve requests meanwhile.
 const SCRUB_BYTES_PER_S: u64 = 64 << 20;
 
+/// `/health`: 200 while every shard can write.
+///
+/// # Errors
+/// 503 once one cannot, until the process is started again: a write or sync of its log failed, and that is final.
+pub async fn health(service: &Service) -> Result<Response, Problem> {
+    match write_failure(service).await {
+        None => Ok(Response::json(200, r#"{"status":"ok"}"#)),
+        Some(why) => Err(Problem::failed(why)),
+    }
+}
+
+/// Which shards of this node write nothing any more, and why.
+async fn write_failure(service: &Service) -> Option<String> {
+    let shards = on_every_shard(&service.handle, |service: Rc<Service>| async move {
+        let cause = service.store.failure()?;
+        Some(format!(
+            "shard {} writes nothing more until this process is started again: {cause}",
+            service.env.shard()
+        ))
+    });
+    let failures: Vec<_> = shards.await.into_iter().flatten().flatten().collect();
+    (!failures.is_empty()).then(|| failures.join("; "))
+}
+
 /// `/ready`: 200 once every shard of this node is in the ring and serves.
 ///
 /// # Errors
-/// 503 until then, and while it stops.
+/// 503 until then, while it stops, and when one of them cannot write any more.
 pub async fn ready(service: &Service) -> Result<Response, Problem> {
     if service.stop.is_raised() {
         return Err(Problem::not_ready("this node is stopping"));
+    }
+    if let Some(why) = write_failure(service).await {
+        return Err(Problem::failed(why));
     }
     // Shards learn of an epoch one after the other, and any of them may get the next request.
     let shards = on_every_shard(&service.handle, |service: Rc<Service>| async move {
@@ -64,7 +91,8 @@ pub async fn metrics(service: &Rc<Service>) -> Result<Response, Problem> {
     for shard in shards.await.into_iter().flatten() {
         all.add(shard);
     }
-    let ready = service.node.ready() && !service.stop.is_raised();
+    let can_write = write_failure(service).await.is_none();
+    let ready = service.node.ready() && !service.stop.is_raised() && can_write;
     all.greatest.extend([
         ("ready".into(), u64::from(ready)),
         ("shards".into(), u64::from(service.env.shard_count())),
@@ -99,6 +127,10 @@ pub async fn handle(
         Admin::Status => {
             only(&request, &[Method::Get, Method::Head], "GET, HEAD")?;
             let mut status = status(&service);
+            if let Some(why) = write_failure(&service).await {
+                status["ready"] = json!(false);
+                status["trouble"] = json!(why);
+            }
             status["damage_waiting"] = json!(damage::waiting(&service).await);
             Ok(answer(&status))
         }

@@ -274,6 +274,11 @@ impl Problem {
         }
     }
 
+    /// 503 of a node of which a part has failed: asking again does not help.
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self::new(503, "failed", message)
+    }
+
     /// 503 of a bound of this node.
     pub fn overloaded(message: impl Into<String>) -> Self {
         Self {

@@ -22,7 +22,7 @@ use rand_xoshiro::rand_core::{RngCore, SeedableRng};
 use torc_env::{Disk, Env, OpenMode};
 use torc_runtime::{Background, Runtime, RuntimeConfig};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, http_status, wait_until};
 use history::{Survivors, Writer};
 use operator::Operator;
 use volume::{Cut, FileSystem, Volume};
@@ -243,6 +243,41 @@ fn a_directory_of_a_file_system_that_has_shut_down_is_not_called_synced() {
         });
         assert!(!synced.unwrap(), "{kind}");
     }
+}
+
+#[test]
+fn a_node_that_cannot_write_any_more_says_so_until_it_is_started_again() {
+    let volume = match Volume::create(FileSystem::Ext4) {
+        Ok(volume) => volume,
+        Err(why) => return not_available(FileSystem::Ext4, &why),
+    };
+    let mut node = Node::configure(volume, 1);
+    node.recover();
+    let endpoint = node.cluster.endpoint(0);
+    let asked = |path: &str| http_status(&format!("{endpoint}{path}"));
+    assert_eq!((asked("/health"), asked("/ready")), (Some(200), Some(200)));
+
+    node.volume.cut(Cut::Hard);
+    let put = node.cluster.command(&["put", "key", "value"]).output();
+    assert!(!put.unwrap().status.success());
+    wait_until(
+        || format!("no word of it:\n{}", node.cluster.torc(&["status"])),
+        || asked("/health") == Some(503),
+    );
+    assert_eq!(asked("/ready"), Some(503));
+    let status = node.cluster.torc(&["status"]);
+    let trouble = "trouble: shard 0 writes nothing more until this process is started again: ";
+    assert!(status.contains(trouble), "{status}");
+    assert!(status.contains("ready: false"), "{status}");
+    assert_eq!(node.metric("torc_store_poisoned"), 1);
+    assert_eq!(node.metric("torc_ready"), 0);
+
+    node.cluster.kill(0);
+    node.volume.unmount().unwrap();
+    node.volume.mount().unwrap();
+    node.recover();
+    assert_eq!((asked("/health"), asked("/ready")), (Some(200), Some(200)));
+    node.cluster.torc(&["put", "key", "value"]);
 }
 
 #[test]
