@@ -353,7 +353,12 @@ fn read(path: &Path) -> Result<Vec<Outcome>, Failure> {
             })?,
     };
     let text = std::fs::read_to_string(&file).map_err(|error| failed(&file, &error))?;
-    let document = serde_json::from_str(&text).map_err(|error| failed(&file, &error))?;
+    let document = serde_json::from_str(&text).map_err(|error| {
+        Failure::new(format!(
+            "{}: not JSON ({error}); expected run.json or runs.json, or their directory",
+            file.display()
+        ))
+    })?;
     let results = match document {
         Value::Array(results) => results,
         result => vec![result],
@@ -387,6 +392,18 @@ mod tests {
     use crate::load::recorder::Status;
     use hdrhistogram::serialization::Deserializer;
     use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
+
+    #[test]
+    fn what_is_no_result_is_refused_with_what_is_expected() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("latency.hlog");
+        std::fs::write(&file, "#[Histogram log format version 1.3]\n").unwrap();
+        let words = read(&file).err().unwrap().to_string();
+        assert!(
+            words.contains("latency.hlog") && words.contains("run.json"),
+            "{words}"
+        );
+    }
 
     #[test]
     fn the_interval_log_is_read_back_by_the_hdr_reader() {
