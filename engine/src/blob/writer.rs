@@ -15,7 +15,7 @@ use crate::error::JobError;
 use crate::le;
 use crate::table::body::{self, Compressor};
 use crate::table::chunk::ChunkWriter;
-use crate::table::format::{BLOCK_ALIGN, BLOCK_HEADER_BYTES, CODEC_LZ4, FOOTER_BYTES, PAGE_BYTES};
+use crate::table::format::{BLOCK_ALIGN, BLOCK_HEADER_BYTES, CODEC_LZ4, FOOTER_BYTES};
 
 /// A blob in the making.
 pub struct BlobWriter<D: Disk> {
@@ -82,7 +82,7 @@ impl<D: Disk> BlobWriter<D> {
     async fn append(&mut self, codec: u8, raw_len: usize) -> io::Result<BlobRef> {
         let tag_bytes = self.key.as_ref().map_or(0, |_| TAG_BYTES);
         let stored_len = BLOCK_HEADER_BYTES + self.stored.len() + tag_bytes;
-        let to_page = PAGE_BYTES - self.out.offset() % PAGE_BYTES;
+        let to_page = self.out.to_page();
         if to_page < le::len64(stored_len) && to_page <= le::len64(stored_len) / 16 {
             self.out.pad_to(SECTOR_BYTES).await?;
         }

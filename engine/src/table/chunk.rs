@@ -5,6 +5,7 @@ use std::io;
 
 use torc_env::{AlignedBuf, File, SECTOR_BYTES};
 
+use super::format::PAGE_BYTES;
 use crate::le;
 
 /// Bytes of one write. Larger ones gain nothing on any device that we know.
@@ -38,6 +39,11 @@ impl<F: File> ChunkWriter<F> {
     /// Offset of the next byte.
     pub(crate) fn offset(&self) -> u64 {
         self.written + le::len64(self.filled)
+    }
+
+    /// Bytes up to the next page.
+    pub(crate) fn to_page(&self) -> u64 {
+        PAGE_BYTES - self.offset() % PAGE_BYTES
     }
 
     pub(crate) async fn append(&mut self, mut bytes: &[u8]) -> io::Result<()> {

@@ -223,7 +223,7 @@ impl<D: Disk> TableWriter<D> {
     /// Body size at which the stored block should just fill the page that it begins in, or the next
     /// one when less than half of that is left.
     fn body_bytes_target(&self) -> usize {
-        let room = match to_page(self.out.offset()) {
+        let room = match self.out.to_page() {
             0..=PADDING_BYTES_MAX => PAGE_BYTES,
             rest if rest < PAGE_BYTES / 2 => rest + PAGE_BYTES,
             rest => rest,
@@ -262,7 +262,7 @@ impl<D: Disk> TableWriter<D> {
 
         let result = async {
             let len = le::len64(BLOCK_HEADER_BYTES + stored.len() + tag_bytes);
-            let rest = to_page(self.out.offset());
+            let rest = self.out.to_page();
             if rest < len && rest <= PADDING_BYTES_MAX {
                 self.out.pad_to(SECTOR_BYTES).await?;
             }
@@ -364,11 +364,6 @@ impl<D: Disk> TableWriter<D> {
             checksum: checksum(self.file_id, offset, &[&bytes]),
         })
     }
-}
-
-/// Bytes up to the next page.
-fn to_page(offset: u64) -> u64 {
-    PAGE_BYTES - offset % PAGE_BYTES
 }
 
 /// A moving average with weight 1/4.
