@@ -273,6 +273,15 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Whether it has written something, or may have.
+    pub fn may_have_written(&self) -> bool {
+        match self {
+            Outcome::Written(Ok(_)) => true,
+            Outcome::Written(Err(failure)) => failure.in_doubt,
+            Outcome::Got(_) => false,
+        }
+    }
+
     /// Bytes of the values that were read.
     pub fn value_bytes(&self) -> usize {
         match self {

@@ -192,7 +192,7 @@ pub(super) fn write_outcome(out: &mut BytesMut, id: u64, outcome: &Outcome) {
     let context = outcome_context(outcome);
     let message = Answer::Single(outcome_message(outcome, &context));
     let bytes = outcome_bytes(outcome, &context);
-    write_checked(out, id, bytes, &message, has_written(outcome));
+    write_checked(out, id, bytes, &message, outcome.may_have_written());
 }
 
 /// Writes the answers to a batch.
@@ -200,7 +200,7 @@ pub(super) fn write_batch(out: &mut BytesMut, id: u64, outcomes: &[Outcome]) {
     let contexts: Vec<String> = outcomes.iter().map(outcome_context).collect();
     let pairs = || outcomes.iter().zip(&contexts);
     let bytes = pairs().map(|(outcome, context)| outcome_bytes(outcome, context));
-    let in_doubt = outcomes.iter().any(has_written);
+    let in_doubt = outcomes.iter().any(Outcome::may_have_written);
     let messages = pairs().map(|(outcome, context)| outcome_message(outcome, context));
     let message = Answer::Batch(messages.collect());
     write_checked(out, id, bytes.sum(), &message, in_doubt);
@@ -243,15 +243,6 @@ fn write_checked(out: &mut BytesMut, id: u64, bytes: usize, message: &Answer<'_>
     );
     failure.in_doubt = in_doubt;
     write_failure(out, id, &failure);
-}
-
-/// Whether an operation has written something, or may have.
-fn has_written(outcome: &Outcome) -> bool {
-    match outcome {
-        Outcome::Written(Ok(_)) => true,
-        Outcome::Written(Err(failure)) => failure.in_doubt,
-        Outcome::Got(_) => false,
-    }
 }
 
 fn outcome_context(outcome: &Outcome) -> String {

@@ -300,7 +300,7 @@ impl Run {
     /// left something behind.
     async fn write_all(&self, mut operations: Vec<Operation>) -> Result<(), Failure> {
         let mut outcome = Ok(());
-        let mut has_written = false;
+        let mut may_have_written = false;
         while !operations.is_empty() {
             let rest = operations.split_off(operations.len().min(BATCH_OPERATIONS_MAX));
             let results = match self.service.node.batch(BatchRequest { operations }).await {
@@ -311,17 +311,16 @@ impl Run {
                 }
             };
             for result in results {
-                let result = match result {
+                may_have_written |= result.may_have_written();
+                outcome = outcome.and(match result {
                     Outcome::Written(written) => written.map(drop),
                     Outcome::Got(read) => read.map(drop),
-                };
-                has_written |= result.as_ref().err().is_none_or(|failure| failure.in_doubt);
-                outcome = outcome.and(result);
+                });
             }
             operations = rest;
         }
         outcome.map_err(|failure: Failure| {
-            if has_written {
+            if may_have_written {
                 failure.in_doubt()
             } else {
                 failure
