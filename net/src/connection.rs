@@ -304,8 +304,9 @@ struct Connection<P: Protocol> {
     end: Option<End>,
     /// The client sends nothing more; what it has sent is still answered.
     is_at_end_of_stream: bool,
-    /// When the request that is being received was the next one to arrive, and how much of it has come since.
+    /// When the request that is being received was the next one to arrive.
     request_since: Option<Instant>,
+    /// How much of it has come, with what a parser has taken out of the buffer.
     request_bytes: usize,
     send_since: Option<Instant>,
     active_at: Instant,
@@ -438,12 +439,9 @@ impl<P: Protocol> Connection<P> {
         };
         let mut operations = 0;
         let before = input.len();
-        // Of the next request, with what a parser has taken of it already.
-        let mut there = match self.request_since {
-            Some(_) => self.request_bytes,
-            None => before,
-        };
-        let mut is_next = false;
+        if self.request_since.is_none() {
+            self.request_bytes = before;
+        }
         let more = loop {
             self.is_held_up = !self.may_start();
             if self.is_held_up {
@@ -456,10 +454,10 @@ impl<P: Protocol> Connection<P> {
                 Some((request, touches, bytes)) => (Parsed::Request(request, touches), bytes),
                 None => {
                     let parsed = self.protocol.parse(&mut input);
-                    let bytes = there - input.len();
+                    let bytes = self.request_bytes - input.len();
                     if !matches!(parsed, Parsed::More) {
-                        there = input.len();
-                        is_next = true;
+                        self.request_since = None;
+                        self.request_bytes = input.len();
                     }
                     (parsed, bytes)
                 }
@@ -490,7 +488,7 @@ impl<P: Protocol> Connection<P> {
             }
         };
         self.input = Some(input);
-        self.note_partial_request(there, is_next);
+        self.note_partial_request();
         more
     }
 
@@ -540,15 +538,11 @@ impl<P: Protocol> Connection<P> {
         self.input_bytes.max(of_request)
     }
 
-    /// Keeps the clock of a request that is partly received: of `bytes`, which is another one than before if it
-    /// `is_next`.
-    fn note_partial_request(&mut self, bytes: usize, is_next: bool) {
+    /// Keeps the clock of a request that is partly received.
+    fn note_partial_request(&mut self) {
         let Some(input) = &self.input else { return };
         if self.end.is_none() && self.blocked.is_none() && self.protocol.in_request(input) {
-            if is_next || self.request_since.is_none() {
-                self.request_since = Some(self.env.now());
-                self.request_bytes = bytes;
-            }
+            self.request_since.get_or_insert_with(|| self.env.now());
         } else {
             self.request_since = None;
         }

@@ -91,8 +91,9 @@ pub async fn metrics(service: &Rc<Service>) -> Result<Response, Problem> {
     for shard in shards.await.into_iter().flatten() {
         all.add(shard);
     }
-    let can_write = write_failure(service).await.is_none();
-    let ready = service.node.ready() && !service.stop.is_raised() && can_write;
+    let mut greatest = all.greatest.iter();
+    let is_poisoned = greatest.any(|(name, value)| name == "store_poisoned" && *value > 0);
+    let ready = service.node.ready() && !service.stop.is_raised() && !is_poisoned;
     all.greatest.extend([
         ("ready".into(), u64::from(ready)),
         ("shards".into(), u64::from(service.env.shard_count())),
