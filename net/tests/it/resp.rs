@@ -257,6 +257,15 @@ fn what_is_not_done_is_not_said_to_be() {
     assert!(redis.run("CLIENT TRACKING on").starts_with("-ERR"));
 }
 
+/// A node of one shard that holds so many bytes for its clients.
+fn holding_at_most(client_bytes: usize) -> Node {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = config(&dir);
+    settings.shards.count = 1;
+    settings.memory.client_bytes = client_bytes;
+    Node::start_with(dir, settings)
+}
+
 /// What the node says that it holds for its clients.
 fn held(node: &Node) -> u64 {
     let metrics = node.http("GET", "/metrics", &[], b"").body;
@@ -269,11 +278,7 @@ fn held(node: &Node) -> u64 {
 
 #[test]
 fn a_pipeline_that_is_always_in_a_request_costs_what_is_there_of_that_one() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut settings = config(&dir);
-    settings.shards.count = 1;
-    settings.memory.client_bytes = 4 << 20;
-    let node = Node::start_with(dir, settings);
+    let node = holding_at_most(4 << 20);
     let mut redis = Redis::connect(&node);
     let request = encoded(&[b"SET", b"key", &[7; 4000]]);
     let (first, rest) = request.split_at(request.len() / 2);
@@ -292,11 +297,7 @@ fn a_pipeline_that_is_always_in_a_request_costs_what_is_there_of_that_one() {
 
 #[test]
 fn clients_that_read_nothing_cost_a_bounded_amount() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut settings = config(&dir);
-    settings.shards.count = 1;
-    settings.memory.client_bytes = 24 << 20;
-    let node = Node::start_with(dir, settings);
+    let node = holding_at_most(24 << 20);
     let raw = [("Content-Type", "application/octet-stream")];
     assert_eq!(
         node.http("PUT", "/v1/keys/large", &raw, &vec![7; 1 << 20])
@@ -342,11 +343,7 @@ fn clients_that_read_nothing_cost_a_bounded_amount() {
 
 #[test]
 fn small_answers_that_nobody_reads_are_bounded_together() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut settings = config(&dir);
-    settings.shards.count = 1;
-    settings.memory.client_bytes = 16 << 20;
-    let node = Node::start_with(dir, settings);
+    let node = holding_at_most(16 << 20);
     let mut clients: Vec<Redis> = (0..40).map(|_| Redis::connect(&node)).collect();
     clients[0].send(&[b"SET", b"small", &[7; 60 << 10]]);
     assert_eq!(clients[0].reply(), "+OK");
