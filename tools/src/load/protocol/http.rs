@@ -253,34 +253,31 @@ fn answer_of(status: u16, version: Option<Bytes>, body: Bytes) -> Result<Answer,
             values: siblings(&body)?,
             version,
         },
-        404 if !names_another_fault(&body) => Answer::Missing { version },
-        _ => {
-            let error: Option<Value> = serde_json::from_slice(&body).ok();
-            let field = |name: &str| error.as_ref()?.pointer(&format!("/error/{name}")).cloned();
-            let words = format!(
-                "{status} {}",
-                field("message").map_or_else(String::new, |message| message.to_string())
-            );
-            let in_doubt = field("in_doubt").and_then(|flag| flag.as_bool());
-            // A server that says nothing about the outcome may have done anything.
-            if in_doubt.unwrap_or(status >= 500) {
-                Answer::InDoubt(words)
-            } else {
-                Answer::Refused(words)
-            }
-        }
+        _ => failure_of(status, version, &body),
     })
 }
 
-/// Whether the body of a 404 says that something else than the key is missing, such as its keyspace. Then
-/// neither was a read answered nor a write carried out.
-fn names_another_fault(body: &[u8]) -> bool {
+/// What a status says that is none of the good ones.
+fn failure_of(status: u16, version: Option<Bytes>, body: &[u8]) -> Answer {
     let error: Option<Value> = serde_json::from_slice(body).ok();
-    let code = error
-        .as_ref()
-        .and_then(|error| error.pointer("/error/code"));
-    code.and_then(Value::as_str)
-        .is_some_and(|code| code != "not_found")
+    let field = |name: &str| error.as_ref()?.pointer(&format!("/error/{name}"));
+    // Where something else than the key is missing, such as its keyspace, neither was a read answered nor a write
+    // carried out.
+    let code = field("code").and_then(Value::as_str);
+    if status == 404 && code.is_none_or(|code| code == "not_found") {
+        return Answer::Missing { version };
+    }
+    let words = format!(
+        "{status} {}",
+        field("message").map_or_else(String::new, Value::to_string)
+    );
+    // A server that says nothing about the outcome may have done anything.
+    let in_doubt = field("in_doubt").and_then(Value::as_bool);
+    if in_doubt.unwrap_or(status >= 500) {
+        Answer::InDoubt(words)
+    } else {
+        Answer::Refused(words)
+    }
 }
 
 fn siblings(body: &[u8]) -> Result<Vec<Bytes>, ProtocolError> {
